@@ -1,0 +1,348 @@
+"""From YAML and the command line to checked dataclasses: the only file that speaks Hydra and OmegaConf.
+
+In: the YAML tree beside this file, the defaults of a schema dataclass, and overrides such as `optimizer.lr=3e-4`.
+Out: one instance of the schema, or a `ConfigError` that lists *every* problem found.
+
+Hydra composes; we decide. Hydra alone accepts `+typo=1`, turns `name=2026_11_20` into an integer and one value into a
+pair, so the schema is handed to it as plain values (nothing is converted on the way) and `build` then refuses every key
+without a reader and every value of the wrong type. Relations between values belong to the dataclass that owns them: a
+method `problems()` that returns messages.
+"""
+
+import dataclasses
+import difflib
+import enum
+import hashlib
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CONF_FOLDER = Path(__file__).resolve().parent
+REQUIRED = "???"  # OmegaConf's mark for a value that must be given
+
+
+class ConfigError(Exception):
+    """What the user asked for cannot be run. Carries all problems, one message each."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        noun = "problem" if len(self.problems) == 1 else "problems"
+        lines = [f"{len(self.problems)} {noun} in the configuration; nothing was started."]
+        lines += [f"  {i}. {problem}" for i, problem in enumerate(self.problems, 1)]
+        super().__init__("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class App:
+    """One entry point: the primary YAML file, its schema, and the schemas of groups whose options differ in kind.
+
+    `options` maps a group to {option: dataclass}; each is registered as `base_<option>` in that group, and each of
+    these dataclasses carries a field `kind` whose default names it.
+    """
+
+    config_name: str
+    schema: type
+    options: dict[str, dict[str, type]]
+
+
+def entry(app: App, task: Callable[[Any], int | None]) -> None:
+    """Runs `task(config)` for the command line at hand and leaves the process with its exit code.
+
+    Hydra's own flags (--help, --cfg job, --multirun, shell completion) go to Hydra; a plain list of overrides is
+    composed here, so that mistakes are answered in our words: exit 2 for the configuration, else the error's own code.
+    """
+    overrides = sys.argv[1:]
+    try:
+        if any(word.startswith("-") for word in overrides):
+            _through_hydra(app, task)
+        else:
+            sys.exit(task(compose(app, overrides)) or 0)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(code)
+
+
+def compose(app: App, overrides: Sequence[str]) -> Any:
+    """The checked configuration for these overrides. Raises ConfigError with every problem found."""
+    return build(app.schema, _compose_tree(app, overrides))
+
+
+def build(schema: type, tree: dict[str, Any]) -> Any:
+    """Turns a tree of plain values into `schema`. Raises ConfigError on unknown keys, wrong types, broken relations."""
+    problems: list[str] = []
+    config = _build(schema, tree, "", problems)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """The dataclass as plain dicts, lists, strings and numbers: what config.yaml holds and what digests are made of."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(schema: type, text: str) -> Any:
+    """Reads back what `to_yaml` wrote. Plain YAML: no interpolation, no resolvers, nothing is run."""
+    import yaml
+
+    tree = yaml.safe_load(text)
+    if not isinstance(tree, dict):
+        raise ConfigError(["the saved configuration is not a mapping"])
+    return build(schema, tree)
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over the canonical JSON of a tree of plain values."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} becomes {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# --- composition ---------------------------------------------------------------------------------------------------
+
+
+def _register(app: App) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name=f"base_{app.config_name}", node=_defaults(app.schema))
+    for group, options in app.options.items():
+        for option, schema in options.items():
+            store.store(group=group, name=f"base_{option}", node=_defaults(schema))
+
+
+def _defaults(schema: type) -> dict[str, Any]:
+    """The defaults of a dataclass as plain values; a field without default becomes `???`, a union of kinds stays empty."""
+    hints = typing.get_type_hints(schema)
+    tree: dict[str, Any] = {}
+    for field in dataclasses.fields(schema):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            tree[field.name] = _defaults(typing.cast(type, hint))
+        elif _kinds(hint):
+            tree[field.name] = {}
+        elif field.default is not dataclasses.MISSING:
+            tree[field.name] = field.default.value if isinstance(field.default, enum.Enum) else field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            tree[field.name] = field.default_factory()
+        else:
+            tree[field.name] = REQUIRED
+    return tree
+
+
+def _compose_tree(app: App, overrides: Sequence[str]) -> dict[str, Any]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _register(app)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_FOLDER)):
+
+        def composed(words: Sequence[str]) -> dict[str, Any]:
+            config = hydra_compose(app.config_name, list(words))
+            return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+        try:
+            return composed(overrides)
+        except (HydraException, OmegaConfBaseException, AssertionError) as error:
+            problems = _unknown_keys(app, overrides, composed) or [_one_line(error)]
+            raise ConfigError(problems) from None
+
+
+def _unknown_keys(app: App, overrides: Sequence[str], composed: Callable[[Sequence[str]], dict[str, Any]]) -> list[str]:
+    """Names each override whose key does not exist, with the nearest key that does: Hydra would advise to append it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    groups = {folder.name for folder in CONF_FOLDER.iterdir() if folder.is_dir()}
+    problems: list[str] = []
+    choices: list[str] = []
+    keys: list[str] = []
+    for word in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+        except HydraException:
+            return [f"`{word}` is not an override; write key=value, and quote a value with special characters"]
+        if parsed.key_or_group in groups:
+            choices.append(word)
+        else:
+            keys.append(parsed.key_or_group)
+    try:
+        known = composed(choices)
+    except Exception:
+        return []
+    sections = _sections(known)
+    for key in keys:
+        if key not in sections:
+            problems.append(f"unknown key `{key}`{_nearest(key, list(sections) + sorted(groups))}")
+    return problems
+
+
+def _sections(tree: dict[str, Any], prefix: str = "") -> set[str]:
+    keys: set[str] = set()
+    for key, value in tree.items():
+        keys.add(prefix + key)
+        if isinstance(value, dict):
+            keys |= _sections(typing.cast(dict[str, Any], value), f"{prefix}{key}.")
+    return keys
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    leaf = key.rpartition(".")[2]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [
+        name for name in known if difflib.get_close_matches(leaf, [name.rpartition(".")[2]], n=1, cutoff=0.75)
+    ]
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    section = key.rpartition(".")[0]
+    siblings = sorted(name for name in known if name.rpartition(".")[0] == section)
+    return f"; known here: {', '.join(siblings[:20])}" if siblings else ""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split("\nfull_key")[0].split())
+
+
+def _through_hydra(app: App, task: Callable[[Any], int | None]) -> None:
+    import hydra
+    from omegaconf import DictConfig, OmegaConf
+
+    _register(app)
+
+    def run(config: DictConfig) -> None:
+        tree = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        code = task(build(app.schema, tree))
+        if code:
+            sys.exit(code)
+
+    hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name=app.config_name)(run)()
+
+
+# --- checking --------------------------------------------------------------------------------------------------------
+
+
+def _build(schema: type, tree: dict[str, Any], prefix: str, problems: list[str]) -> Any:
+    hints = typing.get_type_hints(schema)
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    n_before = len(problems)
+    for key in tree:
+        if key == "_target_":
+            problems.append(f"`{prefix}_target_` is refused: a configuration never names code to run")
+        elif key not in fields:
+            known = [prefix + name for name in fields]
+            problems.append(f"unknown key `{prefix}{key}`{_nearest(prefix + str(key), known)}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if name not in tree and has_default:
+            continue
+        if tree.get(name, REQUIRED) == REQUIRED:
+            problems.append(f"`{prefix}{name}` is required: pass {prefix}{name}=VALUE")
+        else:
+            values[name] = _value(hints[name], tree[name], f"{prefix}{name}", problems)
+    if len(problems) > n_before:
+        return None
+    config = schema(**values)
+    if hasattr(config, "problems"):
+        problems.extend(config.problems())
+    return config
+
+
+def _value(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
+    """`value` as the type `hint`, without conversion (an int may stand for a float); a mismatch is noted as a problem."""
+    kinds = _kinds(hint)
+    if kinds:
+        kind = value.get("kind") if isinstance(value, dict) else None
+        if kind not in kinds:
+            group = key.replace(".", "/")
+            problems.append(f"`{key}` has no kind `{kind}`; choose one with {group}=" + " | ".join(sorted(kinds)))
+            return None
+        return _build(kinds[kind], value, f"{key}.", problems)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            problems.append(f"`{key}` is a section with keys of its own, not the value {value!r}")
+            return None
+        return _build(typing.cast(type, hint), typing.cast(dict[str, Any], value), f"{key}.", problems)
+    alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
+    for alternative in alternatives:
+        if _fits(alternative, value):
+            if isinstance(alternative, type) and issubclass(alternative, enum.Enum):
+                return alternative(value)
+            return float(value) if alternative is float else value
+    problems.append(_wrong_type(alternatives, value, key))
+    return None
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    if hint is types.NoneType:
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if typing.get_origin(hint) is list:
+        (item,) = typing.get_args(hint)
+        return isinstance(value, list) and all(_fits(item, element) for element in typing.cast(list[Any], value))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return value in [member.value for member in hint]
+    return isinstance(value, hint)
+
+
+def _wrong_type(alternatives: Sequence[Any], value: Any, key: str) -> str:
+    wanted = " or ".join(_type_name(alternative) for alternative in alternatives)
+    message = f"`{key}` must be {wanted}, got {_type_name(type(value))} {value!r}"
+    if str in alternatives and isinstance(value, int | float):
+        message += f" (YAML reads it as a number; to keep it as text write {key}=\\'...\\')"
+    if alternatives == (int,) and isinstance(value, float) and value.is_integer():
+        message += f"; write {int(value):_}"
+    return message
+
+
+def _type_name(hint: Any) -> str:
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return "one of " + ", ".join(str(member.value) for member in hint)
+    if typing.get_origin(hint) is list:
+        return f"a list (each {_type_name(typing.get_args(hint)[0])})"
+    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
+    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _kinds(hint: Any) -> dict[str, type]:
+    """For a union of dataclasses: {the default of its field `kind`: the dataclass}; empty for any other type."""
+    members = typing.get_args(hint) if _is_union(hint) else ()
+    if not members or not all(dataclasses.is_dataclass(member) for member in members):
+        return {}
+    return {_defaults(member)["kind"]: member for member in members}

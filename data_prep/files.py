@@ -1,0 +1,91 @@
+"""Files that are either whole or absent: temporary name, fsync, rename. Stdlib only; used by every package that writes.
+
+Also the checksums by which a file is recognised later, and the error that a user's data can cause.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+BLOCK_BYTES = 1 << 20
+
+
+class DataError(Exception):
+    """The data on disk cannot be used, or cannot be written. The message names the file and what to do."""
+
+    exit_code = 3
+
+
+@contextlib.contextmanager
+def published(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears under `path` only when the block ends well; on any error nothing is left behind.
+
+    The temporary file lies beside its target (rename is atomic only inside one file system) and its content reaches
+    the disk before the name does. Raises DataError for a full disk or missing permission.
+    """
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def publish_bytes(path: Path, content: bytes) -> None:
+    with published(path) as stream:
+        stream.write(content)
+
+
+def publish_json(path: Path, content: Any) -> None:
+    """NaN and infinity are refused: they are not JSON, and a summary that holds them is a mistake of ours."""
+    publish_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes names created or renamed in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_error(error: OSError, path: Path) -> DataError:
+    """The four errors a writer meets, in words a person can act on. `path` is what was being written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DataError(
+            f"no room to write {path}: {error.strerror}{_free_space(path)}. Nothing half-written is left under that "
+            "name; free some space or choose another folder, then run the same command again."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return DataError(f"no permission to write {path}: {error.strerror}. Choose a folder that you may write to.")
+    return DataError(f"cannot write {path}: {error.strerror or error}")
+
+
+def _free_space(path: Path) -> str:
+    for folder in path.parents:
+        if folder.is_dir():
+            return f" ({shutil.disk_usage(folder).free / 2**20:,.1f} MiB free on its disk)"
+    return ""
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
