@@ -123,27 +123,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# --- composition ---------------------------------------------------------------------------------------------------
-
-
-def _register(app: App) -> None:
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    store.store(name=f"base_{app.config_name}", node=_defaults(app.schema))
-    for group, options in app.options.items():
-        for option, schema in options.items():
-            store.store(group=group, name=f"base_{option}", node=_defaults(schema))
-
-
-def _defaults(schema: type) -> dict[str, Any]:
+def defaults_of(schema: type) -> dict[str, Any]:
     """The defaults of a dataclass as plain values; a field without default becomes `???`, a union of kinds stays empty."""
     hints = typing.get_type_hints(schema)
     tree: dict[str, Any] = {}
     for field in dataclasses.fields(schema):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint):
-            tree[field.name] = _defaults(typing.cast(type, hint))
+            tree[field.name] = defaults_of(typing.cast(type, hint))
         elif _kinds(hint):
             tree[field.name] = {}
         elif field.default is not dataclasses.MISSING:
@@ -155,13 +142,24 @@ def _defaults(schema: type) -> dict[str, Any]:
     return tree
 
 
+# --- composition ---------------------------------------------------------------------------------------------------
+
+
+def _register(app: App) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name=f"base_{app.config_name}", node=defaults_of(app.schema))
+    for group, options in app.options.items():
+        for option, schema in options.items():
+            store.store(group=group, name=f"base_{option}", node=defaults_of(schema))
+
+
 def _compose_tree(app: App, overrides: Sequence[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     _register(app)
     GlobalHydra.instance().clear()
@@ -173,7 +171,7 @@ def _compose_tree(app: App, overrides: Sequence[str]) -> dict[str, Any]:
 
         try:
             return composed(overrides)
-        except (HydraException, OmegaConfBaseException, AssertionError) as error:
+        except Exception as error:  # Hydra answers a bad override with its own errors, ValueError or AssertionError
             problems = _unknown_keys(app, overrides, composed) or [_one_line(error)]
             raise ConfigError(problems) from None
 
@@ -217,19 +215,19 @@ def _sections(tree: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
-    leaf = key.rpartition(".")[2]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [
-        name for name in known if difflib.get_close_matches(leaf, [name.rpartition(".")[2]], n=1, cutoff=0.75)
-    ]
+    """A hint to the key that was meant: one of the same section if that section exists, else the closest of all."""
+    section, _, leaf = key.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    candidates = siblings if siblings and section else {name: name for name in known}
+    close = difflib.get_close_matches(leaf if candidates is siblings else key, candidates, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean `{close[0]}`?"
-    section = key.rpartition(".")[0]
-    siblings = sorted(name for name in known if name.rpartition(".")[0] == section)
-    return f"; known here: {', '.join(siblings[:20])}" if siblings else ""
+        return f"; did you mean `{candidates[close[0]]}`?"
+    return f"; known here: {', '.join(sorted(siblings))}" if siblings else ""
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split("\nfull_key")[0].split())
+    text = str(error).split("\nfull_key")[0].split("\nConfig search path")[0]
+    return " ".join(text.split())
 
 
 def _through_hydra(app: App, task: Callable[[Any], int | None]) -> None:
@@ -345,4 +343,4 @@ def _kinds(hint: Any) -> dict[str, type]:
     members = typing.get_args(hint) if _is_union(hint) else ()
     if not members or not all(dataclasses.is_dataclass(member) for member in members):
         return {}
-    return {_defaults(member)["kind"]: member for member in members}
+    return {defaults_of(member)["kind"]: member for member in members}

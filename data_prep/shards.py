@@ -1,0 +1,313 @@
+"""THE on-disk format of tokens: writer and reader. numpy and the standard library only; `train` imports this.
+
+A shard X is three files. `X.bin`: token ids, little-endian, no header, uint16 where the vocabulary fits, else int32.
+`X.idx`: Megatron's index, byte for byte: 9 B magic, u64 version 1, u8 dtype code, u64 documents, u64 documents + 1,
+int32 lengths in tokens, int64 offsets in bytes, int64 document bounds. `X.json`: the sidecar, published last: what made
+the shard, counts, checksums, and which input gave how many documents.
+
+Every document's ids are followed by one end-of-text id, which counts in its length. Boundaries come from the index,
+never from looking for that id. Documents do not straddle shards; nothing is shuffled.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.files import DataError, publish_bytes, publish_json, published
+
+SCHEMA_VERSION = 1
+EOS_POLICY = "after_every_document"
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPE_CODES = {"uint16": 8, "int32": 4}  # Megatron's; it has no uint32
+IDX_BYTES_PER_DOCUMENT = 4 + 8 + 8
+LONGEST_DOCUMENT = 2**31 - 1  # the index holds lengths as int32
+
+Ids = npt.NDArray[Any]
+
+
+def dtype_for(vocab_size: int) -> str:
+    """uint16 while every id fits, else int32."""
+    return "uint16" if vocab_size <= 65_536 else "int32"
+
+
+def file_of(stem: Path, ending: str) -> Path:
+    """`folder/X` and `.bin` make `folder/X.bin`, whatever dots X holds."""
+    return stem.with_name(stem.name + ending)
+
+
+@dataclass(frozen=True)
+class InputCount:
+    """What one input file gave to one shard. `documents_in` = documents of all splits + all of `rejected`."""
+
+    path: str
+    bytes: int
+    sha256: str
+    documents_in: int
+    documents: int
+    rejected: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Content of X.json. `text_bytes`: UTF-8 bytes of the documents; `tokens` counts the end-of-text ids too."""
+
+    schema_version: int
+    task: str
+    tokenizer_sha256: str
+    vocab_size: int
+    dtype: str
+    eos_policy: str
+    eos_id: int
+    documents: int
+    tokens: int
+    text_bytes: int
+    bin_sha256: str
+    idx_sha256: str
+    inputs: tuple[InputCount, ...]
+
+    @property
+    def bin_bytes(self) -> int:
+        return self.tokens * np.dtype(self.dtype).itemsize
+
+    @property
+    def idx_bytes(self) -> int:
+        return HEADER.size + IDX_BYTES_PER_DOCUMENT * self.documents + 8
+
+
+Record = TypeVar("Record")
+
+
+def parsed(schema: type[Record], tree: Any, file: Path) -> Record:
+    """A flat record from JSON. Raises DataError unless exactly the fields of `schema` are there, each of its type."""
+    fields = {item.name: item.type for item in dataclasses.fields(cast(Any, schema))}
+    if not isinstance(tree, dict):
+        raise DataError(f"{file} does not hold what it should: expected a record of {', '.join(fields)}")
+    record = cast(dict[str, Any], tree)
+    wrong = sorted(fields.keys() ^ record.keys())
+    wrong += [name for name, kind in fields.items() if kind in (int, str) and type(record.get(name)) is not kind]
+    if wrong:
+        raise DataError(f"{file} is not a {schema.__name__} of schema {SCHEMA_VERSION}; see {', '.join(wrong)}")
+    return schema(**record)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises DataError when the file is missing, unreadable, not JSON, or of another schema version."""
+    try:
+        tree: Any = json.loads(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON ({error}); it was altered after it was written") from error
+    found = cast(dict[str, Any], tree).get("schema_version") if isinstance(tree, dict) else None
+    if found != SCHEMA_VERSION:
+        raise DataError(f"{file} has schema version {found}, this program reads {SCHEMA_VERSION}")
+    return cast(dict[str, Any], tree)
+
+
+def read_sidecar(stem: Path) -> Sidecar:
+    file = file_of(stem, ".json")
+    tree = read_json(file)
+    inputs = tuple(parsed(InputCount, item, file) for item in cast(list[Any], tree.get("inputs") or []))
+    sidecar = parsed(Sidecar, tree | {"inputs": inputs}, file)
+    if sidecar.dtype not in DTYPE_CODES:
+        raise DataError(f"{file}: unknown dtype {sidecar.dtype!r}; known: {', '.join(DTYPE_CODES)}")
+    return sidecar
+
+
+def size_problems(stem: Path, sidecar: Sidecar) -> list[str]:
+    """One message for each of .bin and .idx that is missing or not as long as the sidecar says."""
+    problems: list[str] = []
+    for ending, expected in ((".bin", sidecar.bin_bytes), (".idx", sidecar.idx_bytes)):
+        file = file_of(stem, ending)
+        try:
+            found = file.stat().st_size
+        except OSError as error:
+            problems.append(f"{file}: {error.strerror}")
+            continue
+        if found != expected:
+            how = "is truncated" if found < expected else "is too long"
+            problems.append(f"{file} {how}: expected {expected} bytes, found {found}")
+    return problems
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShardHead:
+    """What every document of a shard has in common."""
+
+    task: str
+    tokenizer_sha256: str
+    vocab_size: int
+    eos_id: int
+
+
+class ShardWriter:
+    """Takes documents one by one; made by `shard_writer`, which publishes what was taken.
+
+    Memory: 4 bytes a document, whatever its length.
+    """
+
+    def __init__(self, stream: IO[bytes], head: ShardHead):
+        self.head = head
+        self.dtype = dtype_for(head.vocab_size)
+        self.lengths = array("i")
+        self.text_bytes = 0
+        self.inputs: list[InputCount] = []
+        self._stream = stream
+        self._sha256 = hashlib.sha256()
+
+    def add(self, ids: Ids, text_bytes: int) -> None:
+        """Appends one document: `ids` (n,) of any integer type, without end-of-text. Raises DataError on an id
+        outside the vocabulary: a cast to uint16 would wrap it silently."""
+        if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < self.head.vocab_size):
+            raise DataError(f"a token id lies outside 0 ... {self.head.vocab_size - 1}: the tokenizer does not match")
+        if ids.size >= LONGEST_DOCUMENT:
+            raise DataError(f"a document of {ids.size} tokens does not fit the index (at most {LONGEST_DOCUMENT - 1})")
+        row = np.empty(ids.size + 1, dtype=np.dtype(self.dtype).newbyteorder("<"))
+        row[:-1] = ids
+        row[-1] = self.head.eos_id
+        content = memoryview(row).cast("B")
+        self._stream.write(content)
+        self._sha256.update(content)
+        self.lengths.append(row.size)
+        self.text_bytes += text_bytes
+
+    def index(self) -> bytes:
+        return megatron_index(np.array(self.lengths, dtype=np.int32), self.dtype)
+
+    def sidecar(self, idx_sha256: str) -> Sidecar:
+        return Sidecar(
+            schema_version=SCHEMA_VERSION,
+            task=self.head.task,
+            tokenizer_sha256=self.head.tokenizer_sha256,
+            vocab_size=self.head.vocab_size,
+            dtype=self.dtype,
+            eos_policy=EOS_POLICY,
+            eos_id=self.head.eos_id,
+            documents=len(self.lengths),
+            tokens=int(np.array(self.lengths, dtype=np.int64).sum()),
+            text_bytes=self.text_bytes,
+            bin_sha256=self._sha256.hexdigest(),
+            idx_sha256=idx_sha256,
+            inputs=tuple(self.inputs),
+        )
+
+
+@contextlib.contextmanager
+def shard_writer(stem: Path, head: ShardHead) -> Iterator[ShardWriter]:
+    """A shard that appears, sidecar last, only when the block ends well. On any error none of its files is left.
+
+    Raises DataError for a full disk or missing permission.
+    """
+    try:
+        with published(file_of(stem, ".bin")) as stream:
+            writer = ShardWriter(stream, head)
+            yield writer
+        index = writer.index()
+        publish_bytes(file_of(stem, ".idx"), index)
+        sidecar = writer.sidecar(hashlib.sha256(index).hexdigest())
+        publish_json(file_of(stem, ".json"), dataclasses.asdict(sidecar))
+    except BaseException:
+        remove_shard(stem)
+        raise
+
+
+def remove_shard(stem: Path) -> None:
+    """Sidecar first, so that a half-removed shard is never taken for a whole one."""
+    for ending in (".json", ".idx", ".bin"):
+        with contextlib.suppress(OSError):
+            file_of(stem, ending).unlink(missing_ok=True)
+
+
+def megatron_index(lengths: npt.NDArray[np.int32], dtype: str) -> bytes:
+    """The .idx bytes for one sequence per document. lengths: (documents,) tokens."""
+    n = len(lengths)
+    ends = np.cumsum(lengths, dtype=np.int64) * np.dtype(dtype).itemsize
+    offsets = np.concatenate([np.zeros(1, np.int64), ends])[:n]
+    parts = (lengths.astype("<i4"), offsets.astype("<i8"), np.arange(n + 1, dtype="<i8"))
+    return HEADER.pack(MAGIC, 1, DTYPE_CODES[dtype], n, n + 1) + b"".join(part.tobytes() for part in parts)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class ShardReader:
+    """One shard, opened by its stem `folder/X`. Sizes are checked at once, files are mapped when first used.
+
+    May be pickled or used after a fork: the other process maps the files anew.
+    """
+
+    def __init__(self, stem: Path):
+        """Raises DataError when a file is missing, truncated, too long, or not of this format."""
+        self.stem = Path(stem)
+        self.sidecar = read_sidecar(self.stem)
+        problems = size_problems(self.stem, self.sidecar)
+        if problems:
+            raise DataError("; ".join(problems))
+
+    def __reduce__(self) -> tuple[Callable[[Path], "ShardReader"], tuple[Path]]:
+        return ShardReader, (self.stem,)
+
+    @property
+    def n_documents(self) -> int:
+        return self.sidecar.documents
+
+    @property
+    def n_tokens(self) -> int:
+        return self.sidecar.tokens
+
+    @cached_property
+    def document_starts(self) -> npt.NDArray[np.int64]:
+        """(documents + 1,) token positions where documents begin; the last is `n_tokens`."""
+        file = file_of(self.stem, ".idx")
+        with file.open("rb") as stream:
+            head = stream.read(HEADER.size)
+            lengths = np.frombuffer(stream.read(4 * self.n_documents), dtype="<i4")
+        expected = HEADER.pack(MAGIC, 1, DTYPE_CODES[self.sidecar.dtype], self.n_documents, self.n_documents + 1)
+        starts = np.zeros(self.n_documents + 1, dtype=np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        if head != expected or starts[-1] != self.n_tokens:
+            raise DataError(f"{file} does not describe {file_of(self.stem, '.bin').name}: it was altered or exchanged")
+        return starts
+
+    def tokens(self, start: int, stop: int) -> Ids:
+        """Ids at positions start ... stop - 1 as a read-only view, (stop - start,). Raises IndexError outside."""
+        if not 0 <= start <= stop <= self.n_tokens:
+            raise IndexError(f"{self.stem.name}: tokens {start} ... {stop} of {self.n_tokens}")
+        return self._ids[start:stop]
+
+    def document(self, i: int) -> Ids:
+        """Ids of document i, its end-of-text id included."""
+        if not 0 <= i < self.n_documents:
+            raise IndexError(f"{self.stem.name}: document {i} of {self.n_documents}")
+        starts = self.document_starts
+        return self.tokens(int(starts[i]), int(starts[i + 1]))
+
+    @cached_property
+    def _ids(self) -> Ids:
+        dtype = np.dtype(self.sidecar.dtype).newbyteorder("<")
+        if self.n_tokens == 0:  # an empty file cannot be mapped
+            return np.empty(0, dtype=dtype)
+        return np.memmap(file_of(self.stem, ".bin"), dtype=dtype, mode="r")
+
+
+def rejected_total(counts: Sequence[InputCount]) -> Mapping[str, int]:
+    total: dict[str, int] = {}
+    for count in counts:
+        for reason, n in count.rejected.items():
+            total[reason] = total.get(reason, 0) + n
+    return total

@@ -1,0 +1,37 @@
+"""Causal grouped-query attention. Shapes: B batch, T positions, C d_model, H query heads, K key/value heads, D head_dim.
+
+Head counts are inferred with -1 from the width of the projections, so that a shard with fewer heads passes through
+unaware (DESIGN of tensor parallelism: layers are replaced from outside).
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.rope import rotate
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(D)) v over earlier positions, several query heads sharing one key/value head.
+
+    After Ainslie et al., arXiv 2305.13245 (grouped queries).
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_dim = config.head_width
+        self.q = nn.Linear(config.d_model, config.q_width, bias=False)
+        self.k = nn.Linear(config.d_model, config.kv_width, bias=False)
+        self.v = nn.Linear(config.d_model, config.kv_width, bias=False)
+        self.o = nn.Linear(config.q_width, config.d_model, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x: (B, T, C); cos, sin: (T, D)."""
+        b, t, _ = x.shape
+        q = self.q(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = self.k(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        v = self.v(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        grouped = q.shape[1] != k.shape[1]
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return self.o(out.transpose(1, 2).reshape(b, t, -1))

@@ -1,0 +1,149 @@
+"""Configuration: composed by Hydra, decided by us."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conf.compose import CONF_FOLDER, App, ConfigError, build, compose, defaults_of, flatten, from_yaml, to_yaml
+from data_prep.__main__ import APP as DATA_APP
+from train.__main__ import APP as TRAIN_APP
+from train.config import OPTIONS, TrainConfig, WsdSchedule
+
+
+def problems_of(*overrides: str, app: App = TRAIN_APP) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compose(app, overrides)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF_FOLDER / "experiment").glob("*.yaml")))
+def test_every_experiment_composes(experiment: str):
+    assert isinstance(compose(TRAIN_APP, [f"experiment={experiment}", "run.name=x"]), TrainConfig)
+
+
+@pytest.mark.parametrize("app", [TRAIN_APP, DATA_APP], ids=lambda app: app.config_name)
+def test_every_option_of_every_group_composes(app: App):
+    groups = {"source"} if app is DATA_APP else {"model", "data", "optimizer", "schedule", "parallel", "cluster"}
+    required = ["run.name=x"] if app is TRAIN_APP else ["out=x", "source.paths=[a]"]
+    for group in groups:
+        for option in sorted(path.stem for path in (CONF_FOLDER / group).glob("*.yaml")):
+            words = [word for word in required if "paths" not in word or option in ("text", "jsonl")]
+            compose(app, [f"{group}={option}", *words])
+
+
+@pytest.mark.parametrize("kind", sorted(OPTIONS["schedule"]))
+def test_each_schedule_arrives_as_its_own_class(kind: str):
+    config = compose(TRAIN_APP, [f"schedule={kind}", "run.name=x"])
+    assert type(config.schedule) is OPTIONS["schedule"][kind]
+
+
+def test_an_experiment_wins_over_groups_and_the_command_line_over_both():
+    assert compose(TRAIN_APP, ["experiment=debug", "run.name=x"]).total_tokens != TrainConfig.total_tokens
+    assert compose(TRAIN_APP, ["experiment=debug", "run.name=x", "total_tokens=77"]).total_tokens == 77
+
+
+@pytest.mark.parametrize("path", sorted(CONF_FOLDER.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_yaml_file_never_says_a_default_again(path: Path):
+    """One home per default: a value said twice drifts."""
+    app = DATA_APP if path.parent.name in ("source", "tokenizer") else TRAIN_APP
+    said = flatten({key: value for key, value in (yaml.safe_load(path.read_text()) or {}).items() if key != "defaults"})
+    defaults = flatten(defaults_of(app.schema))
+    prefix = "" if path.parent.name == "experiment" else f"{path.parent.name}."
+    assert [key for key, value in said.items() if defaults.get(prefix + key, "no default") == value] == []
+
+
+def test_unknown_keys_are_named_with_the_nearest_right_one_all_at_once():
+    found = problems_of("run.name=x", "optimizer.peak_lrr=1", "btch.global_batch_size=3")
+    assert found == [
+        "unknown key `optimizer.peak_lrr`; did you mean `optimizer.peak_lr`?",
+        "unknown key `btch.global_batch_size`; did you mean `batch.global_batch_size`?",
+    ]
+
+
+def test_a_key_appended_with_plus_is_refused():
+    assert problems_of("run.name=x", "+optimizer.momentum=1")[0].startswith("unknown key `optimizer.momentum`; known here")
+
+
+def test_a_key_misspelled_in_a_yaml_file_is_refused():
+    tree = {"run": {"name": "x"}, "schedule": {"kind": "wsd", "decay_fracton": 0.1}}
+    with pytest.raises(ConfigError, match=r"schedule\.decay_fracton.*did you mean `schedule\.decay_fraction`"):
+        build(TrainConfig, tree)
+
+
+def test_code_cannot_be_named():
+    assert "never names code to run" in problems_of("run.name=x", "+model._target_=os.system")[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("run.name=2026_11_20", "`run.name` must be text, got an integer 20261120"),
+        ("total_tokens=1e6", "`total_tokens` must be an integer, got a number 1000000.0; write 1_000_000"),
+        ("total_tokens=true", "`total_tokens` must be an integer, got true or false True"),
+        ("optimizer.peak_lr=fast", "`optimizer.peak_lr` must be a number, got text 'fast'"),
+        ("parallel.precision=int4", "`parallel.precision` must be one of fp32, bf16"),
+        ("schedule.min_lr_ratio=[0.1]", "`schedule.min_lr_ratio` must be a number"),
+        ("model=5", "`model` is a section|must be a string"),
+        ("sample.prompts=hello", "`sample.prompts` must be a list"),
+        ("schedule.kind=cosin", "`schedule` has no kind `cosin`"),
+        ("=3", "override|string"),
+        ("model=debgu", "Could not find 'model/debgu'"),
+        ("run.name=../x", "1 to 64 letters"),
+        ("parallel.zero_stage=0", "zero_stage=1 on one process is plain training"),
+        ("model.n_heads=5", "does not divide by model.n_heads=5; nearest widths 190 and 195"),
+        ("model.n_kv_heads=4", "n_kv_heads can be one of"),
+        ("schedule.warmup_tokens=9000000", "longer than total_tokens"),
+        ("checkpoint.keep_last=1", "at least 2"),
+        ("optimizer.beta2=1", r"must lie in \[0, 1\)"),
+        ("cluster.usd_per_device_hour=2.0", "needs cluster.price_date"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_it_must_be(override: str, words: str):
+    import re
+
+    overrides = [override] if override.startswith("run.name") else ["run.name=x", override]
+    found = problems_of(*overrides)
+    assert any(re.search(words if "|" in words else words, problem) for problem in found) or any(
+        words in problem for problem in found
+    ), found
+
+
+def test_a_missing_run_name_is_asked_for():
+    assert problems_of("experiment=debug") == ["`run.name` is required: pass run.name=VALUE"]
+
+
+def test_all_problems_come_in_one_list():
+    found = problems_of("run.name=a/b", "total_tokens=0", "data.seq_len=1", "parallel.zero_stage=7")
+    assert len(found) == 4
+
+
+def test_a_saved_configuration_reads_back_equal():
+    config = compose(TRAIN_APP, ["experiment=debug", "schedule=wsd", "run.name=x"])
+    again = from_yaml(TrainConfig, to_yaml(config))
+    assert again == config
+    assert isinstance(again.schedule, WsdSchedule)
+
+
+def test_every_setting_has_a_reader():
+    """A key that nothing reads would be silently ignored."""
+    import train.config
+
+    root = Path(train.config.__file__).parents[1]
+    code = "\n".join(
+        path.read_text()
+        for folder in ("train", "model", "launch")
+        for path in (root / folder).glob("*.py")
+        if path.name != "config.py"
+    )
+    schemas = [value for value in vars(train.config).values() if dataclasses.is_dataclass(value)]
+    unread = [
+        f"{schema.__name__}.{field.name}"
+        for schema in schemas
+        for field in dataclasses.fields(schema)
+        if field.name != "kind" and f".{field.name}" not in code and f"{field.name}=" not in code
+    ]
+    # head_dim and the like are read through properties of the configuration itself
+    own = (root / "model" / "config.py").read_text()
+    assert [name for name in unread if f"self.{name.split('.')[1]}" not in own] == []

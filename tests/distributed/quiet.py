@@ -1,0 +1,7 @@
+"""Imported by the fork server: what is set before the first rank is forked holds for all of them."""
+
+import logging
+import warnings
+
+warnings.simplefilter("ignore", FutureWarning)
+logging.disable(logging.INFO)

@@ -1,0 +1,38 @@
+"""Trains a model, or goes on with a run that was stopped: the same command does both.
+
+    python -m train experiment=debug run.name=hello                            # one process, CPU or one GPU
+    torchrun --nproc-per-node 2 -m train experiment=debug run.name=two         # the same run on two ranks
+    python -m train experiment=debug run.name=short total_tokens=200_000       # any key can be overridden
+
+`--help` lists the groups and every key with its value, `--cfg job` prints the configuration of a command.
+"""
+
+from conf.compose import App, entry
+from train.config import OPTIONS, TrainConfig
+
+APP = App("train", TrainConfig, OPTIONS)
+
+
+def run(config: TrainConfig) -> int:
+    """Exit code: 0 at the last step, 143 when stopped and saved. Errors carry their own: 2 configuration, 3 data,
+    4 checkpoint, 5 numerics."""
+    from train.parallel import rank_grid
+    from train.setup import check, is_finished
+
+    setup = check(config, rank_grid())
+    if is_finished(setup):
+        if setup.grid.is_first:
+            print(f"{setup.folder.path} is finished: {setup.batch.total_steps} steps. To train anew, choose another run.name.")
+        return 0
+
+    from train.loop import train
+
+    return train(setup)
+
+
+def main() -> None:
+    entry(APP, run)
+
+
+if __name__ == "__main__":
+    main()

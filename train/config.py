@@ -1,0 +1,334 @@
+"""Every setting of a training run: type, default, unit, and the rules that a value must keep. Imports no torch.
+
+YAML under conf/ holds choices and differences only; each default lives here, once.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from model.config import ModelConfig
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass
+class RunConfig:
+    name: str
+    """the run's folder below `folder`; the same name and configuration again continues the run"""
+    folder: str = "runs"
+    seed: int = 0
+    """decides the initial weights and the order of the data"""
+    stop_at_step: int | None = None
+    """stop after this many steps, with a checkpoint, as if the time were up; null means go on to the end"""
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        plain = all(c.isascii() and (c.isalnum() or c in "._-") for c in self.name)
+        if not plain or not 1 <= len(self.name) <= 64 or self.name.startswith("."):
+            found.append(
+                f"run.name={self.name!r} names a folder: 1 to 64 letters, digits, '.', '_' or '-', not starting with '.'"
+            )
+        if self.seed < 0:
+            found.append(f"run.seed={self.seed} must be 0 or more")
+        if self.stop_at_step is not None and self.stop_at_step < 1:
+            found.append(f"run.stop_at_step={self.stop_at_step} must be at least 1, or null")
+        return found
+
+
+@dataclass
+class DataConfig:
+    folder: str
+    """a dataset made by data_prep: the folder that holds manifest.json"""
+    seq_len: int = 256
+    """T: predictions per training row; T + 1 ids are read for it"""
+
+    def problems(self) -> list[str]:
+        return [f"data.seq_len={self.seq_len} must be at least 2"] if self.seq_len < 2 else []
+
+
+@dataclass
+class BatchConfig:
+    global_batch_size: int = 32
+    """sequences per optimizer step, over all ranks"""
+    micro_batch_size: int = 8
+    """sequences per device per forward"""
+
+    def problems(self) -> list[str]:
+        return [
+            f"batch.{name}={getattr(self, name)} must be at least 1"
+            for name in ("global_batch_size", "micro_batch_size")
+            if getattr(self, name) < 1
+        ]
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101). Matrices decay, norms do not."""
+
+    peak_lr: float = 3e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    """gradients are scaled down to this global norm; 0 means no clipping"""
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if self.peak_lr <= 0:
+            found.append(f"optimizer.peak_lr={self.peak_lr} must be above 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                found.append(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1)")
+        if self.eps <= 0:
+            found.append(f"optimizer.eps={self.eps} must be above 0")
+        for name in ("weight_decay", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                found.append(f"optimizer.{name}={getattr(self, name)} must be 0 or more")
+        return found
+
+
+@dataclass
+class CosineSchedule:
+    kind: str = "cosine"
+    warmup_tokens: int = 0
+    """tokens over which the learning rate rises linearly from 0 to its peak"""
+    min_lr_ratio: float = 0.1
+    """learning rate at the last step, as a share of the peak"""
+
+    def problems(self) -> list[str]:
+        return _schedule_problems(self.warmup_tokens, self.min_lr_ratio)
+
+
+@dataclass
+class LinearSchedule:
+    kind: str = "linear"
+    warmup_tokens: int = 0
+    min_lr_ratio: float = 0.0
+
+    def problems(self) -> list[str]:
+        return _schedule_problems(self.warmup_tokens, self.min_lr_ratio)
+
+
+@dataclass
+class ConstantSchedule:
+    kind: str = "constant"
+    warmup_tokens: int = 0
+
+    def problems(self) -> list[str]:
+        return _schedule_problems(self.warmup_tokens, 1.0)
+
+
+@dataclass
+class WsdSchedule:
+    """Warmup, stable, decay (Hu et al., MiniCPM, arXiv 2404.06395, section 4)."""
+
+    kind: str = "wsd"
+    warmup_tokens: int = 0
+    decay_fraction: float = 0.2
+    """share of all tokens spent in the linear decay at the end"""
+    min_lr_ratio: float = 0.0
+
+    def problems(self) -> list[str]:
+        found = _schedule_problems(self.warmup_tokens, self.min_lr_ratio)
+        if not 0 <= self.decay_fraction <= 1:
+            found.append(f"schedule.decay_fraction={self.decay_fraction} must lie in [0, 1]")
+        return found
+
+
+Schedule = CosineSchedule | LinearSchedule | ConstantSchedule | WsdSchedule
+
+OPTIONS: dict[str, dict[str, type]] = {
+    "schedule": {
+        "cosine": CosineSchedule,
+        "linear": LinearSchedule,
+        "constant": ConstantSchedule,
+        "wsd": WsdSchedule,
+    }
+}
+"""groups whose options differ in kind: see conf/compose.py"""
+
+
+def _schedule_problems(warmup_tokens: int, min_lr_ratio: float) -> list[str]:
+    found: list[str] = []
+    if warmup_tokens < 0:
+        found.append(f"schedule.warmup_tokens={warmup_tokens} must be 0 or more")
+    if not 0 <= min_lr_ratio <= 1:
+        found.append(f"schedule.min_lr_ratio={min_lr_ratio} must lie in [0, 1]")
+    return found
+
+
+@dataclass
+class ParallelConfig:
+    zero_stage: int = 1
+    """what the data-parallel ranks share out: 1 optimizer states, 2 and gradients, 3 and weights"""
+    precision: Precision = Precision.fp32
+    """fp32 throughout, or bf16 weights with fp32 masters and fp32 gradient sums"""
+    bucket_elements: int = 50_000_000
+    """gradients are reduced in buckets of this many numbers"""
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if self.zero_stage == 0:
+            found.append(
+                "parallel.zero_stage=0 is refused: DeepSpeed's stage 0 takes an Adam step at construction in bf16 and does "
+                "not skip NaN gradients in fp32; zero_stage=1 on one process is plain training with fp32 masters"
+            )
+        elif self.zero_stage not in (1, 2, 3):
+            found.append(f"parallel.zero_stage={self.zero_stage} must be 1, 2 or 3")
+        if self.bucket_elements < 1:
+            found.append(f"parallel.bucket_elements={self.bucket_elements} must be at least 1")
+        return found
+
+
+@dataclass
+class EvaluationConfig:
+    every_steps: int = 100
+    """validation after every so many steps, and always after the last"""
+    max_sequences: int = 64
+    """validation rows used each time: always the first ones of the val split, all of them if there are fewer"""
+
+    def problems(self) -> list[str]:
+        return [
+            f"evaluation.{name}={getattr(self, name)} must be at least 1"
+            for name in ("every_steps", "max_sequences")
+            if getattr(self, name) < 1
+        ]
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 100
+    """a checkpoint after every so many steps, and always after the last"""
+    keep_last: int = 2
+    """older checkpoints are removed after a new one is complete"""
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if self.every_steps < 1:
+            found.append(f"checkpoint.every_steps={self.every_steps} must be at least 1")
+        if self.keep_last < 2:
+            found.append(
+                f"checkpoint.keep_last={self.keep_last} must be at least 2: with a single one, a fault while it is "
+                "replaced would leave none"
+            )
+        return found
+
+
+@dataclass
+class LogConfig:
+    every_steps: int = 10
+    """console lines (away from a terminal) and TensorBoard points; metrics.jsonl has every step"""
+
+    def problems(self) -> list[str]:
+        return [f"log.every_steps={self.every_steps} must be at least 1"] if self.every_steps < 1 else []
+
+
+@dataclass
+class SampleConfig:
+    """The text written at the end of a run (samples.txt)."""
+
+    prompts: list[str] = field(default_factory=lambda: ["The "])
+    n_tokens: int = 100
+    temperature: float = 0.8
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if self.n_tokens < 1:
+            found.append(f"sample.n_tokens={self.n_tokens} must be at least 1")
+        if self.temperature < 0:
+            found.append(f"sample.temperature={self.temperature} must be 0 or more")
+        return found
+
+
+@dataclass
+class ClusterConfig:
+    """The machine: what it can do, and what it costs. null means: look, or measure, when the run starts."""
+
+    name: str = "this machine"
+    device: Device = Device.auto
+    n_devices: int | None = None
+    """devices the run is meant for; null means as many as were started (a plan then assumes one)"""
+    peak_flops_per_second: float | None = None
+    """dense peak of one device in the run's precision; null means known by its name, else measured by a matmul"""
+    memory_gib: float | None = None
+    """memory of one device; null means as found"""
+    expected_mfu: float = 0.4
+    """share of the peak that the plan reckons with"""
+    usd_per_device_hour: float | None = None
+    price_rule: str = "no price given"
+    """what the price covers, and where it comes from"""
+    price_date: str | None = None
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if self.n_devices is not None and self.n_devices < 1:
+            found.append(f"cluster.n_devices={self.n_devices} must be at least 1, or null")
+        for name in ("peak_flops_per_second", "memory_gib"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                found.append(f"cluster.{name}={value} must be above 0, or null")
+        if not 0 < self.expected_mfu <= 1:
+            found.append(f"cluster.expected_mfu={self.expected_mfu} must lie in (0, 1]")
+        if self.usd_per_device_hour is not None and self.usd_per_device_hour < 0:
+            found.append(f"cluster.usd_per_device_hour={self.usd_per_device_hour} must be 0 or more, or null")
+        if self.usd_per_device_hour is not None and self.price_date is None:
+            found.append("cluster.usd_per_device_hour needs cluster.price_date: a price without a date says little")
+        return found
+
+
+@dataclass
+class TrainConfig:
+    run: RunConfig
+    data: DataConfig
+    schedule: Schedule
+    total_tokens: int = 2_000_000
+    """length of the run, and of its schedule; rounded up to whole steps, which the plan shows"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if self.total_tokens < 1:
+            return [f"total_tokens={self.total_tokens} must be at least 1"]
+        if self.schedule.warmup_tokens > self.total_tokens:
+            found.append(
+                f"schedule.warmup_tokens={self.schedule.warmup_tokens:_} is longer than total_tokens={self.total_tokens:_}"
+            )
+        elif isinstance(self.schedule, WsdSchedule):
+            decay = round(self.schedule.decay_fraction * self.total_tokens)
+            if self.schedule.warmup_tokens + decay > self.total_tokens:
+                found.append(
+                    f"schedule.warmup_tokens={self.schedule.warmup_tokens:_} and a decay over {decay:_} tokens "
+                    f"(schedule.decay_fraction={self.schedule.decay_fraction}) overlap: total_tokens={self.total_tokens:_}"
+                )
+        return found
+
+
+WITHOUT_EFFECT_ON_THE_NUMBERS = (
+    "run.folder",
+    "run.stop_at_step",
+    "data.folder",  # the data itself is recognised by the digest of its manifest
+    "parallel.bucket_elements",
+    "checkpoint.",
+    "log.",
+    "sample.",
+    "cluster.",
+)
+"""keys (and sections, with a dot) that may change when a run is continued; any other makes it another run"""

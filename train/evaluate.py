@@ -1,0 +1,124 @@
+"""Validation loss and bits per byte of a model, during a run and alone.
+
+    python -m train.evaluate run=runs/hello                          # the newest checkpoint, the run's own val split
+    python -m train.evaluate run=runs/hello step=200                 # an earlier one
+    python -m train.evaluate run=runs/hello max_sequences=1000000    # the whole val split
+
+Always the same rows in the same order, whatever the number of ranks, so two figures of one dataset can be compared.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.compose import App, entry
+from train.config import EvaluationConfig
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    val_loss: float
+    """nats per token"""
+    val_loss_stderr: float | None
+    """standard error of val_loss over sequences; None for a single sequence"""
+    bits_per_byte: float
+    """Σ nats / (ln 2 · Σ UTF-8 bytes of the target text): comparable across tokenizers"""
+    n_tokens: int
+
+
+def evaluate(logits: Callable, batches: Iterable, token_bytes, sum_over_ranks: Callable, device: str) -> Evaluation:
+    """Runs `logits` over this rank's (tokens, targets) batches and adds up over all ranks.
+
+    logits: (B, T) int64 to (B, T, V); token_bytes: (V',) bytes of text that each id stands for.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from model.loss import IGNORED_TARGET
+
+    widths = torch.as_tensor(token_bytes, dtype=torch.float64, device=device)
+    sums = torch.zeros(5, dtype=torch.float64, device=device)  # nats, tokens, bytes, Σ mean², Σ mean, see below
+    n_rows = torch.zeros((), dtype=torch.float64, device=device)
+    for tokens, targets in batches:
+        targets = targets.to(device)
+        scores = logits(tokens)
+        nats = F.cross_entropy(
+            scores.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_TARGET, reduction="none"
+        ).view(targets.shape)
+        real = targets != IGNORED_TARGET
+        per_row = real.sum(1)
+        nonempty = per_row > 0
+        row_means = nats.double().sum(1)[nonempty] / per_row[nonempty]
+        sums[0] += nats.double().sum()
+        sums[1] += real.sum()
+        sums[2] += widths[targets[real]].sum()
+        sums[3] += row_means.square().sum()
+        sums[4] += row_means.sum()
+        n_rows += nonempty.sum()
+    total, n_tokens, n_bytes, squares, means = sum_over_ranks(sums).tolist()
+    rows = float(sum_over_ranks(n_rows))
+    return Evaluation(
+        val_loss=total / n_tokens,
+        val_loss_stderr=_standard_error(squares, means, rows),
+        bits_per_byte=total / (math.log(2) * n_bytes),
+        n_tokens=int(n_tokens),
+    )
+
+
+def _standard_error(squares: float, total: float, count: float) -> float | None:
+    """Of the mean of `count` values with this sum and sum of squares."""
+    if count < 2:
+        return None
+    variance = max(0.0, (squares - total * total / count) / (count - 1))
+    return math.sqrt(variance / count)
+
+
+@dataclass
+class EvaluateCommand:
+    run: str
+    """the run's folder"""
+    step: int | None = None
+    """which checkpoint; null means the newest"""
+    data: str | None = None
+    """another dataset made with the same tokenizer; null means the run's own"""
+    max_sequences: int = 64
+
+    def problems(self) -> list[str]:
+        return EvaluationConfig(max_sequences=self.max_sequences).problems()
+
+
+def _run(command: EvaluateCommand) -> None:
+    import numpy as np
+
+    from data_prep.files import DataError
+    from data_prep.manifest import Manifest
+    from train.data import TokenStream, ValidationBatches
+    from train.trained import load_trained
+
+    trained = load_trained(Path(command.run), command.step)
+    folder = Path(command.data or trained.config.data.folder)
+    manifest = Manifest.load(folder)
+    manifest.check(folder)
+    if manifest.tokenizer_sha256 != trained.tokenizer_sha256:
+        raise DataError(f"{folder} was made with another tokenizer than the run's: its ids mean other text")
+    batches = ValidationBatches(
+        TokenStream(folder, manifest, "val"),
+        seq_len=trained.config.data.seq_len,
+        max_sequences=command.max_sequences,
+        batch_size=trained.config.batch.micro_batch_size,
+        dp_size=1,
+    )
+    token_bytes = np.load(folder / "token_bytes.npy", allow_pickle=False)
+    result = evaluate(trained.logits, batches.batches(0), token_bytes, lambda sums: sums, trained.device)
+    error = "" if result.val_loss_stderr is None else f" ± {result.val_loss_stderr:.4f}"
+    print(f"step {trained.step}: val loss {result.val_loss:.4f}{error} nats/token, {result.bits_per_byte:.4f} bits/byte "
+          f"over {result.n_tokens:,} tokens of {folder}")  # fmt: skip
+
+
+def main() -> None:
+    entry(App("evaluate", EvaluateCommand, {}), _run)
+
+
+if __name__ == "__main__":
+    main()

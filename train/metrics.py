@@ -1,0 +1,249 @@
+"""What a run tells: metrics.jsonl (the truth, every step once), TensorBoard, the console line, and summary.json.
+
+Only rank 0 has these. A log that cannot be written warns and never stops training.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from train.batch import BatchPlan
+from train.engine import StepResult
+from train.evaluate import Evaluation
+from train.plan import Plan
+
+
+@dataclass
+class DeviceSeconds:
+    """Seconds that all devices together spent, by purpose; carried over restarts inside the checkpoint."""
+
+    train: float = 0.0
+    eval: float = 0.0
+    checkpoint: float = 0.0
+    idle: float = 0.0
+    """start-up, and work that a kill threw away"""
+
+    def hours(self) -> dict[str, float]:
+        return {name: seconds / 3600 for name, seconds in vars(self).items()}
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+class Stopwatch:
+    """Charges the time since the last call to one purpose, times the number of devices."""
+
+    def __init__(self, spent: DeviceSeconds, n_devices: int, started: float):
+        self.spent, self._n_devices, self._last = spent, n_devices, started
+
+    def charge(self, purpose: str) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        setattr(self.spent, purpose, getattr(self.spent, purpose) + seconds * self._n_devices)
+        return seconds
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, steps in order, each exactly once."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Forgets rows after `step` (they will be made again) and a line torn by a kill. Returns what was forgotten."""
+        kept, dropped = [], []
+        for row in read_rows(self._path):
+            (kept if row["step"] <= step else dropped).append(row)
+        self.rows = kept
+        self._guarded(lambda: _write_lines(self._path, kept))
+        return dropped
+
+    def append(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self._guarded(lambda: _append_line(self._path, row))
+
+    def _guarded(self, action: Any) -> None:
+        try:
+            action()
+        except OSError as error:
+            print(f"warning: {self._path}: {error.strerror}; training goes on", file=sys.stderr)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line cut short by a kill is left out. [] if there is no file."""
+    rows: list[dict[str, Any]] = []
+    if not path.exists():
+        return rows
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _append_line(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    temporary.replace(path)
+
+
+class Metrics:
+    """Takes each step and each evaluation, and passes it to file, TensorBoard and console."""
+
+    def __init__(self, file: MetricsFile, tensorboard: Path, batch: BatchPlan, plan: Plan, every_steps: int):
+        self.file, self._batch, self._plan, self._every = file, batch, plan, every_steps
+        self._console = Console(batch, every_steps)
+        self._curves = TensorBoardCurves(tensorboard, plan)
+        for row in file.rows:
+            self._curve(row)
+
+    def step(self, step: int, result: StepResult, lr: float, seconds: float) -> None:
+        rate = self._batch.tokens_per_step / seconds
+        peak = self._plan.machine.peak_flops_per_second * self._plan.machine.n_devices
+        row = {
+            "step": step,
+            "tokens_seen": step * self._batch.tokens_per_step,
+            "loss": result.loss,
+            "grad_norm": result.grad_norm,
+            "lr": lr,
+            "seconds": round(seconds, 6),
+            "tokens_per_second": round(rate, 1),
+            "mfu": round(self._plan.flops_causal_per_token * rate / peak, 5),
+            "mfu_full": round(self._plan.flops_full_per_token * rate / peak, 5),
+        }
+        self.file.append(row)
+        self._curve(row)
+        self._console.step(row)
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        row = {
+            "step": step,
+            "tokens_seen": step * self._batch.tokens_per_step,
+            "val_loss": evaluation.val_loss,
+            "val_loss_stderr": evaluation.val_loss_stderr,
+            "bits_per_byte": evaluation.bits_per_byte,
+            "val_tokens": evaluation.n_tokens,
+        }
+        self.file.append(row)
+        self._curve(row)
+        self._console.say(f"step {step:>6}  val loss {row['val_loss']:.4f}  {row['bits_per_byte']:.4f} bits/byte")
+
+    def say(self, message: str) -> None:
+        self._console.say(message)
+
+    def last(self, key: str) -> Any:
+        """The newest value of `key`, or None."""
+        return next((row[key] for row in reversed(self.file.rows) if key in row), None)
+
+    def mean_of_last_steps(self, key: str, count: int) -> float | None:
+        values = [row[key] for row in self.file.rows if key in row][-count:]
+        return sum(values) / len(values) if values else None
+
+    def close(self) -> None:
+        self._console.close()
+        self._curves.close()
+
+    def _curve(self, row: dict[str, Any]) -> None:
+        if "val_loss" in row or row["step"] % self._every == 0:
+            self._curves.add(row)
+
+
+class TensorBoardCurves:
+    """Event files made anew from the rows at every start, so each step is there exactly once after any number of kills.
+
+    Loss is drawn against step, and as runs `by_tokens` and `by_gigaflops` against tokens and FLOPs.
+    """
+
+    TAGS = {
+        "loss": "loss/train",
+        "val_loss": "loss/val",
+        "bits_per_byte": "loss/bits_per_byte",
+        "lr": "optimizer/lr",
+        "grad_norm": "optimizer/grad_norm",
+        "tokens_per_second": "throughput/tokens_per_second",
+        "mfu": "throughput/mfu",
+    }
+
+    def __init__(self, folder: Path, plan: Plan):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._gigaflops_per_token = plan.flops_causal_per_token / 1e9
+        self._broken = False
+        for stale in folder.rglob("events.out.tfevents.*"):
+            stale.unlink()
+        self._by_step = SummaryWriter(str(folder))
+        self._by_tokens = SummaryWriter(str(folder / "by_tokens"))
+        self._by_gigaflops = SummaryWriter(str(folder / "by_gigaflops"))
+
+    def add(self, row: dict[str, Any]) -> None:
+        try:
+            for key, tag in self.TAGS.items():
+                if key in row:
+                    self._by_step.add_scalar(tag, row[key], row["step"])
+                if key in row and tag.startswith("loss/"):
+                    self._by_tokens.add_scalar(tag, row[key], row["tokens_seen"])
+                    self._by_gigaflops.add_scalar(tag, row[key], int(row["tokens_seen"] * self._gigaflops_per_token))
+        except OSError as error:
+            if not self._broken:
+                print(f"warning: TensorBoard: {error}; metrics.jsonl goes on", file=sys.stderr)
+            self._broken = True
+
+    def close(self) -> None:
+        for writer in (self._by_step, self._by_tokens, self._by_gigaflops):
+            try:
+                writer.close()
+            except OSError as error:
+                print(f"warning: TensorBoard: {error}", file=sys.stderr)
+
+
+@dataclass
+class Console:
+    """At a terminal one line that is written over; elsewhere one line every so many steps."""
+
+    batch: BatchPlan
+    every_steps: int
+    _started: float = field(default_factory=time.perf_counter)
+    _first_step: int | None = None
+    _open_line: bool = False
+
+    def step(self, row: dict[str, Any]) -> None:
+        now, step, total = time.perf_counter(), row["step"], self.batch.total_steps
+        if self._first_step is None:
+            self._first_step, self._started = step, now  # the first step warms up; it tells nothing about the rest
+        done = step - self._first_step
+        eta = _clock((now - self._started) / done * (total - step)) if done else "--:--"
+        line = (
+            f"step {step:>6}/{total}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  norm {row['grad_norm']:.2f}  "
+            f"{row['tokens_per_second']:>9,.0f} tokens/s  MFU {row['mfu']:.1%}  ETA {eta}"
+        )
+        if sys.stdout.isatty():
+            print(f"\r\033[2K{line}", end="", flush=True)
+            self._open_line = True
+        elif step % self.every_steps == 0 or step == total:
+            print(line, flush=True)
+
+    def say(self, message: str) -> None:
+        print(("\n" if self._open_line else "") + message, flush=True)
+        self._open_line = False
+
+    def close(self) -> None:
+        if self._open_line:
+            print(flush=True)
+        self._open_line = False
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"

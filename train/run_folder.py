@@ -1,0 +1,89 @@
+"""The folder of one run: where its files lie, whose configuration it holds, and what happened to it (events.jsonl)."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from conf.compose import ConfigError, digest, flatten, from_yaml, to_tree, to_yaml
+from data_prep.files import publish_bytes, write_error
+from train.config import WITHOUT_EFFECT_ON_THE_NUMBERS, TrainConfig
+
+
+class RunFolder:
+    def __init__(self, config: TrainConfig):
+        self.path = Path(config.run.folder) / config.run.name
+        self.config_yaml = self.path / "config.yaml"
+        self.plan_json = self.path / "plan.json"
+        self.summary_json = self.path / "summary.json"
+        self.metrics_jsonl = self.path / "metrics.jsonl"
+        self.events_jsonl = self.path / "events.jsonl"
+        self.tokenizer_model = self.path / "tokenizer.model"
+        self.samples_txt = self.path / "samples.txt"
+        self.curve_svg = self.path / "loss.svg"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+
+    def differences(self, config: TrainConfig) -> list[str]:
+        """What this configuration would change in a run that the folder already holds; empty if it may go on.
+
+        Keys without effect on the numbers may change. Touches nothing.
+        """
+        try:
+            text = self.config_yaml.read_text()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            return [f"{self.config_yaml} cannot be read: {error.strerror}"]
+        try:
+            held = identity(from_yaml(TrainConfig, text))
+        except ConfigError as error:
+            return [f"{self.config_yaml} was written by another version: {'; '.join(error.problems)}"]
+        asked = identity(config)
+        changed = [
+            f"{key} {held.get(key)!r} → {asked.get(key)!r}"
+            for key in sorted(held.keys() | asked.keys())
+            if held.get(key) != asked.get(key)
+        ]
+        if not changed:
+            return []
+        return [f"run.name={self.path.name} already holds another run ({self.path}): {', '.join(changed)}. Choose another "
+                "run.name, or take these keys back to continue it"]  # fmt: skip
+
+    def claim(self, config: TrainConfig, tokenizer: Path) -> None:
+        """Makes the folder, writes the configuration, copies the tokenizer. Raises DataError if that is not permitted."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(error, self.path) from None
+        publish_bytes(self.config_yaml, to_yaml(config).encode())
+        publish_bytes(self.tokenizer_model, tokenizer.read_bytes())
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Appends to events.jsonl. A log that cannot be written never stops a run."""
+        row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts}
+        try:
+            with self.events_jsonl.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+        except OSError as error:
+            print(f"warning: {self.events_jsonl}: {error.strerror}")
+
+    def count(self, event: str) -> int:
+        try:
+            with self.events_jsonl.open() as stream:
+                return sum(f'"event": "{event}"' in line for line in stream)
+        except FileNotFoundError:
+            return 0
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the numbers: a run continues only where all of them are equal."""
+    return {
+        key: value
+        for key, value in flatten(to_tree(config)).items()
+        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in WITHOUT_EFFECT_ON_THE_NUMBERS)
+    }
+
+
+def config_sha256(config: TrainConfig) -> str:
+    return digest(identity(config))

@@ -1,0 +1,85 @@
+"""Text that a trained model writes, and what it thinks comes next.
+
+    python -m train.sample run=runs/hello prompt="def "
+    python -m train.sample run=runs/hello prompt="import " n_tokens=200 temperature=0.7
+    python -m train.sample run=runs/hello prompt="for i in " table=12
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.compose import App, entry
+
+
+@dataclass
+class SampleCommand:
+    run: str
+    """the run's folder"""
+    prompt: str = "\n"
+    n_tokens: int = 100
+    temperature: float = 0.8
+    """0 takes the likeliest token each time"""
+    seed: int = 0
+    step: int | None = None
+    """which checkpoint; null means the newest"""
+    table: int = 8
+    """rows of the next-token table"""
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if not self.prompt:
+            found.append("prompt is empty: there is nothing to continue")
+        for name in ("n_tokens", "table"):
+            if getattr(self, name) < 1:
+                found.append(f"{name}={getattr(self, name)} must be at least 1")
+        if self.temperature < 0:
+            found.append(f"temperature={self.temperature} must be 0 or more")
+        return found
+
+
+def write_sample(trained, tokenizer, command: SampleCommand) -> str:
+    """The prompt with its continuation, then the likeliest next tokens after the prompt, as text."""
+    from model.generate import generate, next_token_probabilities
+
+    prompt = [int(i) for i in tokenizer.encode(command.prompt)]
+    context = trained.config.data.seq_len
+    ids = generate(
+        trained.logits,
+        prompt,
+        n_tokens=command.n_tokens,
+        context=context,
+        temperature=command.temperature,
+        seed=command.seed,
+        stop_id=tokenizer.eos_id,
+    )
+    text = tokenizer.decode(prompt + [i for i in ids if i < tokenizer.vocab_size])
+    likely = next_token_probabilities(trained.logits, prompt, context).topk(command.table)
+    rows = [
+        f"  {p:6.1%}  {_visible(tokenizer, i)}" for p, i in zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
+    ]
+    return f"{text}\n\nnext token after {command.prompt!r}:\n" + "\n".join(rows) + "\n"
+
+
+def _visible(tokenizer, token: int) -> str:
+    return repr(tokenizer.decode([token])) if 3 < token < tokenizer.vocab_size else tokenizer.piece(token)
+
+
+def run_sample(command: SampleCommand) -> None:
+    from data_prep.files import DataError
+    from data_prep.tokenizer import Tokenizer
+    from train.trained import load_trained
+
+    trained = load_trained(Path(command.run), command.step)
+    tokenizer = Tokenizer.load(Path(command.run) / "tokenizer.model")
+    if tokenizer.sha256 != trained.tokenizer_sha256:
+        raise DataError(f"{command.run}/tokenizer.model is not the tokenizer that this run was trained with")
+    print(f"step {trained.step}, temperature {command.temperature}, seed {command.seed}\n")
+    print(write_sample(trained, tokenizer, command), end="")
+
+
+def main() -> None:
+    entry(App("sample", SampleCommand, {}), run_sample)
+
+
+if __name__ == "__main__":
+    main()

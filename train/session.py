@@ -1,0 +1,301 @@
+"""One process's share of a run in progress: the verbs of the loop, and how a run starts, saves, stops and ends.
+
+Rank 0 alone writes files and speaks; it takes the decisions that the other ranks follow (which checkpoint to take up,
+whether a save succeeded), and tells them through a sum over ranks.
+"""
+
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from data_prep.files import DataError, publish_bytes, publish_json
+from data_prep.tokenizer import Tokenizer
+from model.init import initialize
+from model.transformer import Transformer
+from train import checkpoint, engine
+from train.checkpoint import Checkpoint, CheckpointError
+from train.curve import write_curve
+from train.data import TokenStream, TrainBatches, ValidationBatches
+from train.engine import StepResult
+from train.evaluate import evaluate
+from train.machine import find_machine
+from train.metrics import DeviceSeconds, Metrics, MetricsFile, Stopwatch
+from train.plan import make_plan
+from train.sample import SampleCommand, write_sample
+from train.schedule import lr_at
+from train.setup import Setup, introduce
+from train.summary import Status, baselines, summarize
+from train.trained import load_trained
+
+EXIT_PREEMPTED = 143  # "saved; run me again": the code of a process that SIGTERM ended
+
+
+class Session:
+    """A context: entering takes the run up where it stands, leaving closes its files and notes how it ended."""
+
+    step: int
+    """optimizer steps completed"""
+    saved_step: int
+    """step of the newest checkpoint; 0 if there is none"""
+    last_step: int
+    """where this process stops: the end of the run, or run.stop_at_step"""
+
+    def __init__(self, setup: Setup, device: str, started: float):
+        self._setup, self._config = setup, setup.config
+        self._is_first = setup.grid.is_first
+        machine = find_machine(self._config.cluster, self._config.parallel.precision, device, setup.grid.world_size)
+        self._plan = make_plan(self._config, setup.batch, machine, setup.manifest.tokens("train"))
+        self._stop = _StopSignals()
+        self._open_data()
+        found = self._claim() if self._is_first else None
+        model = Transformer(self._config.model)
+        initialize(model, self._config.run.seed)
+        self.engine = engine.start(
+            model,
+            plan=setup.batch,
+            optimizer=self._config.optimizer,
+            parallel=self._config.parallel,
+            grid=setup.grid,
+            device=device,
+        )
+        self._take_up(found, started)
+
+    # --- the verbs of the loop ---------------------------------------------------------------------------------------
+
+    def lr(self) -> float:
+        """Learning rate of the coming step."""
+        batch = self._setup.batch
+        return lr_at(
+            self._config.schedule,
+            (self.step + 1) * batch.tokens_per_step,
+            peak_lr=self._config.optimizer.peak_lr,
+            total_tokens=batch.total_tokens,
+        )
+
+    def is_due(self, every_steps: int) -> bool:
+        return self.step % every_steps == 0 or self.step == self._setup.batch.total_steps
+
+    def stop_requested(self) -> bool:
+        """True on all ranks if one of them was told to stop."""
+        return self.engine.any_rank(self._stop.name is not None)
+
+    def finish_step(self, result: StepResult, lr: float) -> None:
+        self.step += 1
+        seconds = self._watch.charge("train")
+        if self._is_first:
+            self._metrics.step(self.step, result, lr, seconds)
+
+    def evaluate(self) -> None:
+        result = evaluate(
+            self.engine.logits,
+            self._validation.batches(self._setup.grid.dp_rank),
+            self._token_bytes,
+            self.engine.sum_over_ranks,
+            self.engine.device,
+        )
+        self._watch.charge("eval")
+        if self._is_first:
+            self._metrics.evaluation(self.step, result)
+
+    def save(self) -> None:
+        """Writes a checkpoint. If the disk is full or away: a warning, the older ones stay, and the next save tries again.
+
+        Raises CheckpointError only at the last step, where no next save would come.
+        """
+        folder = self._setup.folder
+        problem = checkpoint.save(
+            folder.checkpoints, self.step, self.engine, self._state(), is_first=self._is_first
+        )
+        self._watch.charge("checkpoint")
+        if problem and self.step == self.last_step:
+            raise CheckpointError(problem)
+        if problem:
+            self._say(f"warning: {problem}\n         training goes on; the newest checkpoint is of step {self.saved_step}")
+            self._note("save_failed", step=self.step, problem=problem)
+            return
+        self.saved_step = self.step
+        if self._is_first:
+            checkpoint.remove_old(folder.checkpoints, self._config.checkpoint.keep_last)
+            self._write_summary(Status.running)
+
+    def conclude(self) -> int:
+        """Ends the run, or leaves it ready to be continued. Returns the exit code."""
+        finished = self.step == self._setup.batch.total_steps
+        if self.step > self.saved_step:
+            self.save()
+        if self._is_first:
+            if finished:
+                self._write_samples()
+            self._write_summary(Status.finished if finished else Status.preempted)
+            self._draw()
+            self._note("finished" if finished else "stopped", step=self.step, reason=self._stop.name)
+            self._say(self._last_words(finished))
+        self.engine.barrier()
+        reached = self.step >= self.last_step
+        return 0 if reached else EXIT_PREEMPTED
+
+    # --- start ---------------------------------------------------------------------------------------------------------
+
+    def _open_data(self) -> None:
+        config, grid, manifest = self._config, self._setup.grid, self._setup.manifest
+        train_split = TokenStream(self._setup.data, manifest, "train")
+        self.batches = TrainBatches(train_split, self._setup.batch, config.run.seed, grid.dp_rank)
+        self._validation = ValidationBatches(
+            TokenStream(self._setup.data, manifest, "val"),
+            seq_len=config.data.seq_len,
+            max_sequences=config.evaluation.max_sequences,
+            batch_size=config.batch.micro_batch_size,
+            dp_size=grid.dp_size,
+        )
+        self._token_bytes = np.load(self._setup.data / "token_bytes.npy", allow_pickle=False)
+
+    def _claim(self) -> Checkpoint | None:
+        """Rank 0: makes the run folder, and finds the checkpoint to go on from."""
+        folder, manifest = self._setup.folder, self._setup.manifest
+        print(introduce(self._setup, self._plan), flush=True)
+        folder.claim(self._config, self._setup.data / "tokenizer.model")
+        publish_json(folder.plan_json, self._plan.to_tree())
+        checkpoint.remove_leftovers(folder.checkpoints)
+        found, damaged = checkpoint.newest_valid(folder.checkpoints)
+        for message in damaged:
+            print(f"warning: {message}; an older checkpoint is used", flush=True)
+            folder.note("checkpoint_damaged", problem=message)
+        if found and found.state["data"]["manifest_sha256"] != manifest.sha256:
+            raise DataError(
+                f"{self._setup.data} is not the dataset that this run has trained on until step {found.step}: its manifest "
+                "differs. Point data.folder at that dataset, or choose another run.name."
+            )
+        return found
+
+    def _take_up(self, found: Checkpoint | None, started: float) -> None:
+        """All ranks: state from rank 0's checkpoint, or a fresh start; then the logs."""
+        total_steps = self._setup.batch.total_steps
+        asked = self._config.run.stop_at_step
+        self.last_step = total_steps if asked is None else min(asked, total_steps)
+        step = torch.tensor(found.step if found else 0, device=self.engine.device)
+        self.step = self.saved_step = int(self.engine.sum_over_ranks(step))
+        spent = DeviceSeconds()
+        if self.step:
+            checkpoints = self._setup.folder.checkpoints
+            taken = found or checkpoint.opened(checkpoints, self.step)
+            self.engine.write_state(taken.tensors(), self.step)
+            spent = DeviceSeconds(**taken.state["device_seconds"])
+        self._watch = Stopwatch(spent, self._setup.grid.world_size, started)
+        if self._is_first:
+            self._start_logs(spent)
+        self._watch.charge("idle")
+
+    def _start_logs(self, spent: DeviceSeconds) -> None:
+        folder, world_size = self._setup.folder, self._setup.grid.world_size
+        self._restarts = folder.count("started")
+        file = MetricsFile(folder.metrics_jsonl)
+        repeated = file.rewind(self.step)
+        spent.idle += world_size * sum(row.get("seconds", 0.0) for row in repeated)
+        self._metrics = Metrics(file, folder.tensorboard, self._setup.batch, self._plan, self._config.log.every_steps)
+        self._note("started", step=self.step, world_size=world_size, repeated_steps=sum("loss" in r for r in repeated))
+        if self.step:
+            self._say(f"resumed at step {self.step} of {self._setup.batch.total_steps}")
+
+    # --- files ---------------------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        manifest = self._setup.manifest
+        return {
+            "step": self.step,
+            "tokens_seen": self.step * self._setup.batch.tokens_per_step,
+            "world_size": self._setup.grid.world_size,
+            "data": {"manifest_sha256": manifest.sha256, "tokenizer_sha256": manifest.tokenizer_sha256},
+            "device_seconds": vars(self._watch.spent),
+        }
+
+    def _write_summary(self, status: Status) -> None:
+        summary = summarize(
+            self._config,
+            self._plan,
+            self._setup.manifest,
+            self._metrics,
+            self._watch.spent,
+            step=self.step,
+            status=status,
+            restarts=self._restarts,
+        )
+        try:
+            publish_json(self._setup.folder.summary_json, summary)
+        except DataError as error:
+            self._say(f"warning: {error}")
+
+    def _write_samples(self) -> None:
+        folder, config = self._setup.folder, self._config
+        tokenizer = Tokenizer.load(folder.tokenizer_model)
+        trained = load_trained(folder.path)
+        texts = [
+            write_sample(
+                trained,
+                tokenizer,
+                SampleCommand(
+                    run=str(folder.path),
+                    prompt=prompt,
+                    n_tokens=config.sample.n_tokens,
+                    temperature=config.sample.temperature,
+                ),
+            )
+            for prompt in config.sample.prompts
+        ]
+        publish_bytes(folder.samples_txt, "\n----\n\n".join(texts).encode())
+
+    def _draw(self) -> None:
+        write_curve(self._setup.folder.curve_svg, self._metrics.file.rows, baselines(self._config, self._setup.manifest))
+
+    # --- end -----------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.restore()
+        if not self._is_first:
+            return
+        if error is not None:
+            self._note("failed", step=self.step, error=f"{type(error).__name__}: {error}")
+            diverged = getattr(error, "exit_code", None) == 5
+            self._write_summary(Status.diverged if diverged else Status.failed)
+        self._metrics.close()
+
+    def _last_words(self, finished: bool) -> str:
+        folder = self._setup.folder.path
+        if finished:
+            return f"finished: {self.step} steps in {folder}"
+        why = f"on {self._stop.name}" if self._stop.name else "as asked (run.stop_at_step)"
+        return f"stopped {why} and saved at step {self.step}; the same command goes on from here"
+
+    def _say(self, message: str) -> None:
+        if self._is_first:
+            self._metrics.say(message)
+
+    def _note(self, event: str, **facts: Any) -> None:
+        if self._is_first:
+            self._setup.folder.note(event, **facts)
+
+
+class _StopSignals:
+    """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a checkpoint and an end after the step in hand; nothing is cut short."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT and self.name == name:
+            raise KeyboardInterrupt
+        self.name = self.name or name
+        again = " (Ctrl-C again: leave at once)" if number == signal.SIGINT else ""
+        print(f"\n{name}: saving after this step{again}", file=sys.stderr, flush=True)
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
