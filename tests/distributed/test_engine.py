@@ -1,0 +1,180 @@
+"""DeepSpeed in every stage, precision and accumulation against plain torch, and its state in and out bit for bit."""
+
+import functools
+import math
+
+import pytest
+
+from tests.distributed.ranks import run_ranks
+
+VOCAB, SEQ_LEN, GLOBAL, STEPS = 131, 32, 8, 6
+PEAK_LR, CLIP, DECAY = 1e-2, 0.5, 0.1
+
+
+def build():
+    from model.config import ModelConfig
+    from model.init import initialize
+    from model.transformer import Transformer
+
+    # sizes that do not divide by the number of ranks, so that padding and uneven shards are met
+    model = Transformer(ModelConfig(vocab_size=VOCAB, n_layers=2, d_model=36, n_heads=6, n_kv_heads=2, d_ff=50))
+    initialize(model, 0)
+    return model
+
+
+def rows(step: int):
+    import torch
+
+    generator = torch.Generator().manual_seed(step)
+    return torch.randint(0, VOCAB, (GLOBAL, SEQ_LEN + 1), generator=generator)
+
+
+def lr_of(step: int) -> float:
+    return PEAK_LR * (step + 1) / STEPS
+
+
+def plain_torch() -> tuple[list[tuple[float, float]], dict]:
+    """The reference: one process, no DeepSpeed, the whole batch at once, torch's own clipping and AdamW."""
+    import torch
+
+    from model.loss import cross_entropy
+
+    model = build()
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    norms = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.95), eps=1e-8)
+    curve = []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_of(step)
+        ids = rows(step)
+        nats, count = cross_entropy(model(ids[:, :-1]), ids[:, 1:])
+        loss = nats / count
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        curve.append((float(loss.detach()), float(norm)))
+    return curve, {name: p.detach().numpy() for name, p in model.named_parameters()}
+
+
+def engine_run(stage: int, precision: str, accumulation: int, interrupted_after: int | None = None):
+    """(curve, weights) of the same steps through the engine; after `interrupted_after` steps a new engine takes over."""
+    from train.batch import solve_batch
+    from train.config import OptimizerConfig, ParallelConfig, Precision
+    from train.engine import start
+    from train.parallel import prepare_environment, rank_grid
+
+    grid = rank_grid()
+    prepare_environment("cpu", grid)
+    plan = solve_batch(
+        global_batch_size=GLOBAL,
+        micro_batch_size=GLOBAL // grid.dp_size // accumulation,
+        dp_size=grid.dp_size,
+        seq_len=SEQ_LEN,
+        total_tokens=GLOBAL * SEQ_LEN * STEPS,
+    )
+
+    def make():
+        optimizer = OptimizerConfig(peak_lr=PEAK_LR, weight_decay=DECAY, max_grad_norm=CLIP)
+        parallel = ParallelConfig(zero_stage=stage, precision=Precision(precision))
+        return start(build(), plan=plan, optimizer=optimizer, parallel=parallel, grid=grid, device="cpu")
+
+    engine, curve = make(), []
+    for step in range(STEPS):
+        if step == interrupted_after:
+            state = list(engine.read_state())
+            engine = make()
+            engine.write_state(state, step)
+            again = list(engine.read_state())
+            assert all(a[:2] == b[:2] and bool((a[2] == b[2]).all()) for a, b in zip(state, again, strict=True))
+        mine = rows(step)[grid.dp_rank * plan.sequences_per_rank :][: plan.sequences_per_rank]
+        micro_batches = [(ids[:, :-1], ids[:, 1:]) for ids in mine.split(plan.micro_batch_size)]
+        result = engine.train_step(micro_batches, lr_of(step))
+        curve.append((result.loss, result.grad_norm))
+    return curve, {name: tensor.numpy() for kind, name, tensor in engine.read_state() if kind == "master"}
+
+
+@functools.cache
+def reference():
+    return run_ranks(plain_torch, 1)[0]
+
+
+CASES = [(dp, stage, ga) for dp in (1, 2) for stage in (1, 2, 3) for ga in (1, 2)]
+
+
+@pytest.mark.parametrize(("dp_size", "stage", "accumulation"), CASES)
+def test_fp32_equals_plain_torch(dp_size: int, stage: int, accumulation: int):
+    """The same operations; only the order of the sums over sequences differs, hence 1e-5 on the weights after six steps.
+
+    Adam divides by the root of the second moment: where a gradient is nearly zero, its rounding decides the sign of the
+    update, so weights get an absolute bound of a thousandth of the summed learning rates beside the relative one.
+    """
+    curve, weights = run_ranks(engine_run, dp_size, stage, "fp32", accumulation)[0]
+    expected_curve, expected_weights = reference()
+    for (loss, norm), (expected_loss, expected_norm) in zip(curve, expected_curve, strict=True):
+        assert loss == pytest.approx(expected_loss, rel=1e-6)
+        assert norm == pytest.approx(expected_norm, rel=1e-5)
+    for name, tensor in expected_weights.items():
+        bound = 1e-3 * sum(lr_of(step) for step in range(STEPS)) + 1e-5 * float(abs(tensor).max())
+        assert float(abs(weights[name] - tensor).max()) < bound, name
+
+
+@pytest.mark.parametrize(("dp_size", "stage"), [(1, 1), (2, 1), (2, 2), (2, 3)])
+def test_bf16_stays_near_plain_torch(dp_size: int, stage: int):
+    """bf16 keeps 8 bits of a number: losses near 5 agree to about 1e-3 over a few steps."""
+    curve, _ = run_ranks(engine_run, dp_size, stage, "bf16", 2)[0]
+    expected, _ = reference()
+    assert [loss for loss, _ in curve] == pytest.approx([loss for loss, _ in expected], abs=5e-3)
+    assert [norm for _, norm in curve] == pytest.approx([norm for _, norm in expected], rel=2e-2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("dp_size", "stage"), [(1, 1), (2, 1), (2, 2), (2, 3)])
+def test_state_read_out_and_put_back_continues_bit_for_bit(dp_size: int, stage: int, precision: str):
+    whole = run_ranks(engine_run, dp_size, stage, precision, 1)[0]
+    halves = run_ranks(engine_run, dp_size, stage, precision, 1, 3)[0]
+    assert whole[0] == halves[0]
+    assert all(bool((whole[1][name] == halves[1][name]).all()) for name in whole[1])
+
+
+def nonfinite_step() -> tuple[float, float, bool]:
+    """Weights that make every logit NaN, on one rank's engine."""
+    from train.batch import solve_batch
+    from train.config import OptimizerConfig, ParallelConfig
+    from train.engine import start
+    from train.parallel import prepare_environment, rank_grid
+
+    grid = rank_grid()
+    prepare_environment("cpu", grid)
+    plan = solve_batch(global_batch_size=8, micro_batch_size=8, dp_size=1, seq_len=SEQ_LEN, total_tokens=1)
+    engine = start(build(), plan=plan, optimizer=OptimizerConfig(), parallel=ParallelConfig(), grid=grid, device="cpu")
+    ids = rows(0)
+    engine.train_step([(ids[:, :-1], ids[:, 1:])], 1e-3)
+    before = {name: tensor for kind, name, tensor in engine.read_state() if kind == "master"}
+    engine.write_state([("master", "norm.weight", before["norm.weight"] * math.nan)], 1)
+    result = engine.train_step([(ids[:, :-1], ids[:, 1:])], 1e-3)
+    after = {name: tensor for kind, name, tensor in engine.read_state() if kind == "master"}
+    untouched = all(bool((before[name] == after[name]).all()) for name in before if name != "norm.weight")
+    return result.loss, result.grad_norm, untouched
+
+
+def test_a_step_that_is_not_finite_is_reported_and_not_applied():
+    loss, norm, untouched = run_ranks(nonfinite_step, 1)[0]
+    assert math.isnan(loss)
+    assert not math.isfinite(norm)
+    assert untouched
+
+
+def without_a_compiler() -> int:
+    """A start of the engine where no program can be found at all."""
+    import os
+
+    os.environ["PATH"] = "/nonexistent"
+    curve, _ = engine_run(1, "fp32", 1)
+    return len(curve)
+
+
+def test_no_compiler_is_needed():
+    assert run_ranks(without_a_compiler, 1) == [STEPS]

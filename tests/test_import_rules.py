@@ -1,0 +1,114 @@
+"""Who may import whom. The rules keep planning instant, the model free of parallel code, and each library in one place."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("train", "model", "data_prep", "launch", "conf")
+
+ALLOWED = {
+    "model": set[str](),
+    "data_prep": {"conf.compose"},
+    "train": {
+        "conf.compose",
+        "data_prep.files",
+        "data_prep.manifest",
+        "data_prep.shards",
+        "model",
+    },
+    "launch": {
+        "conf.compose",
+        "data_prep.config",
+        "data_prep.files",
+        "data_prep.manifest",
+        "model.arithmetic",
+        "model.config",
+        "train.batch",
+        "train.config",
+        "train.plan",
+    },
+    "conf": set[str](),
+}
+ALSO = {
+    "train/sample.py": {"data_prep.tokenizer"},
+    "train/session.py": {"data_prep.tokenizer"},
+}
+ONLY_IN = {
+    "deepspeed": {"train/engine.py"},
+    "sentencepiece": {"data_prep/tokenizer.py"},
+    "hydra": {"conf/compose.py"},
+    "omegaconf": {"conf/compose.py"},
+}
+
+
+def sources() -> Iterator[Path]:
+    for package in PACKAGES:
+        yield from sorted((ROOT / package).glob("**/*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of everything that the file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            # `from train import engine` imports the module train.engine
+            yield from ((f"{module}.{a.name}" if module in PACKAGES else module) for a in node.names)
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_packages_import_only_what_they_may(path: Path):
+    relative = path.relative_to(ROOT)
+    package = relative.parts[0]
+    allowed = ALLOWED[package] | ALSO.get(relative.as_posix(), set())
+    for name in imports(path):
+        first = name.split(".")[0]
+        if first in PACKAGES and first != package:
+            assert any(name == rule or name.startswith(f"{rule}.") for rule in allowed), f"{relative} imports {name}"
+        if first in ONLY_IN:
+            assert relative.as_posix() in ONLY_IN[first], f"{relative} imports {first}"
+
+
+def test_the_environment_is_read_in_one_place():
+    readers = {
+        path.relative_to(ROOT).as_posix() for path in sources() for name in ("os.environ", "os.getenv") if name in path.read_text()
+    }
+    assert readers == {"train/parallel.py"}
+
+
+def test_package_init_files_are_empty():
+    for package in PACKAGES:
+        assert (ROOT / package / "__init__.py").read_text() == "", package
+
+
+MODULES_WITHOUT_TORCH = sorted(
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+    for package in ("launch", "data_prep", "conf")
+    for path in (ROOT / package).glob("**/*.py")
+) + ["train.config", "train.batch", "train.plan", "train.schedule", "train.setup", "train.__main__", "model.config", "model.arithmetic"]
+
+
+def test_planning_and_data_preparation_import_no_torch():
+    """In a fresh interpreter, so that nothing that other tests imported can help."""
+    code = (
+        "import importlib, sys\n"
+        f"for name in {MODULES_WITHOUT_TORCH!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    heavy = {'torch', 'deepspeed', 'transformers'} & set(sys.modules)\n"
+        "    assert not heavy, f'{name} imports {heavy}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_modules_do_not_shadow_the_standard_library():
+    """`python data_prep/tokenize.py` would put its folder first on the path and break torch."""
+    names = {path.stem for path in sources() if not path.stem.startswith("__")}
+    assert names & sys.stdlib_module_names == set()
