@@ -24,6 +24,7 @@ from typing import Any
 
 CONF_FOLDER = Path(__file__).resolve().parent
 REQUIRED = "???"  # OmegaConf's mark for a value that must be given
+_INVALID = object()  # stands for a value that was refused, so that what depends on it is not checked
 
 
 class ConfigError(Exception):
@@ -101,8 +102,8 @@ def from_yaml(schema: type, text: str) -> Any:
     """Reads back what `to_yaml` wrote. Plain YAML: no interpolation, no resolvers, nothing is run."""
     import yaml
 
-    tree = yaml.safe_load(text)
-    if not isinstance(tree, dict):
+    tree = _as_tree(yaml.safe_load(text))
+    if tree is None:
         raise ConfigError(["the saved configuration is not a mapping"])
     return build(schema, tree)
 
@@ -116,15 +117,18 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} becomes {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
+        section = _as_tree(value)
+        if section is None:
             flat[f"{prefix}{key}"] = value
+        else:
+            flat |= flatten(section, f"{prefix}{key}.")
     return flat
 
 
 def defaults_of(schema: type) -> dict[str, Any]:
-    """The defaults of a dataclass as plain values; a field without default becomes `???`, a union of kinds stays empty."""
+    """The defaults of a dataclass as plain values; a field without default becomes `???`, a union of kinds stays
+    empty.
+    """
     hints = typing.get_type_hints(schema)
     tree: dict[str, Any] = {}
     for field in dataclasses.fields(schema):
@@ -201,7 +205,7 @@ def _unknown_keys(app: App, overrides: Sequence[str], composed: Callable[[Sequen
     sections = _sections(known)
     for key in keys:
         if key not in sections:
-            problems.append(f"unknown key `{key}`{_nearest(key, list(sections) + sorted(groups))}")
+            problems.append(f"unknown key `{key}`{_nearest(key, sorted(sections))}")
     return problems
 
 
@@ -209,8 +213,9 @@ def _sections(tree: dict[str, Any], prefix: str = "") -> set[str]:
     keys: set[str] = set()
     for key, value in tree.items():
         keys.add(prefix + key)
-        if isinstance(value, dict):
-            keys |= _sections(typing.cast(dict[str, Any], value), f"{prefix}{key}.")
+        section = _as_tree(value)
+        if section is not None:
+            keys |= _sections(section, f"{prefix}{key}.")
     return keys
 
 
@@ -251,7 +256,6 @@ def _through_hydra(app: App, task: Callable[[Any], int | None]) -> None:
 def _build(schema: type, tree: dict[str, Any], prefix: str, problems: list[str]) -> Any:
     hints = typing.get_type_hints(schema)
     fields = {field.name: field for field in dataclasses.fields(schema)}
-    n_before = len(problems)
     for key in tree:
         if key == "_target_":
             problems.append(f"`{prefix}_target_` is refused: a configuration never names code to run")
@@ -265,10 +269,11 @@ def _build(schema: type, tree: dict[str, Any], prefix: str, problems: list[str])
             continue
         if tree.get(name, REQUIRED) == REQUIRED:
             problems.append(f"`{prefix}{name}` is required: pass {prefix}{name}=VALUE")
+            values[name] = _INVALID
         else:
             values[name] = _value(hints[name], tree[name], f"{prefix}{name}", problems)
-    if len(problems) > n_before:
-        return None
+    if _INVALID in values.values():
+        return _INVALID
     config = schema(**values)
     if hasattr(config, "problems"):
         problems.extend(config.problems())
@@ -276,20 +281,22 @@ def _build(schema: type, tree: dict[str, Any], prefix: str, problems: list[str])
 
 
 def _value(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
-    """`value` as the type `hint`, without conversion (an int may stand for a float); a mismatch is noted as a problem."""
-    kinds = _kinds(hint)
+    """`value` as the type `hint`, without conversion (an int may stand for a float); a mismatch is noted as a
+    problem.
+    """
+    kinds, section = _kinds(hint), _as_tree(value)
     if kinds:
-        kind = value.get("kind") if isinstance(value, dict) else None
-        if kind not in kinds:
+        kind = None if section is None else section.get("kind")
+        if section is None or kind not in kinds:
             group = key.replace(".", "/")
             problems.append(f"`{key}` has no kind `{kind}`; choose one with {group}=" + " | ".join(sorted(kinds)))
-            return None
-        return _build(kinds[kind], value, f"{key}.", problems)
+            return _INVALID
+        return _build(kinds[kind], section, f"{key}.", problems)
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
+        if section is None:
             problems.append(f"`{key}` is a section with keys of its own, not the value {value!r}")
-            return None
-        return _build(typing.cast(type, hint), typing.cast(dict[str, Any], value), f"{key}.", problems)
+            return _INVALID
+        return _build(typing.cast(type, hint), section, f"{key}.", problems)
     alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
     for alternative in alternatives:
         if _fits(alternative, value):
@@ -297,7 +304,7 @@ def _value(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
                 return alternative(value)
             return float(value) if alternative is float else value
     problems.append(_wrong_type(alternatives, value, key))
-    return None
+    return _INVALID
 
 
 def _fits(hint: Any, value: Any) -> bool:
@@ -330,8 +337,18 @@ def _type_name(hint: Any) -> str:
         return "one of " + ", ".join(str(member.value) for member in hint)
     if typing.get_origin(hint) is list:
         return f"a list (each {_type_name(typing.get_args(hint)[0])})"
-    names = {int: "an integer", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
-    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
+    names: dict[Any, str] = {
+        int: "an integer",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        types.NoneType: "null",
+    }
+    return names.get(hint) or f"a {hint.__name__}"
+
+
+def _as_tree(value: Any) -> dict[str, Any] | None:
+    return typing.cast(dict[str, Any], value) if isinstance(value, dict) else None
 
 
 def _is_union(hint: Any) -> bool:

@@ -15,7 +15,7 @@ MAXIMUM_SAMPLE_BYTES = 1 << 30  # the trainer indexes its text with 32-bit posit
 class Stage(StrEnum):
     all = "all"
     tokenizer = "tokenizer"
-    encode = "encode"
+    encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which no stage needs
     verify = "verify"
 
 
@@ -81,7 +81,7 @@ class TokenizerConfig:
     vocab_size: int = 4096
     """Ids in all: control symbols, newline and the 256 byte pieces included."""
     sample_bytes: int = 64 << 20
-    """Bytes of training text at most; documents beyond that are left out by a seeded draw. Memory: about ten times it."""
+    """Bytes of training text at most; documents beyond that are left out by a seeded draw. Memory: ten times it."""
     seed: int = 0
     """Seed of that draw; without effect while the whole corpus fits into `sample_bytes`."""
 
@@ -104,7 +104,7 @@ class TokenizerConfig:
         return found
 
     def _idle_settings(self) -> list[str]:
-        """A given model brings its own vocabulary: training settings beside it would be ignored, so they are refused."""
+        """A given model is not trained: settings of training beside it would be ignored, so they are refused."""
         defaults = {item.name: item.default for item in dataclasses.fields(self)}
         return [
             f"tokenizer.{name}={getattr(self, name)} has no effect together with tokenizer.model={self.model}; "
@@ -121,11 +121,11 @@ class DataPrepConfig:
     source: Source
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     stage: Stage = Stage.all
-    """`tokenizer` stops after the tokenizer; `encode` expects it; `verify` checks every checksum of a finished dataset."""
+    """`tokenizer` stops after the tokenizer, `encode` expects it, `verify` checks every checksum of a dataset."""
     val_fraction: float = 0.02
     """Share of the documents held out, chosen by the hash of their text; 0 holds out nothing."""
     task_bytes: int = 256 << 20
-    """Input bytes (as stored) in one task, that is one shard of each split; whole files, so one large file is one task."""
+    """Input bytes (as stored) in one task, which makes one shard of each split; a larger single file is one task."""
     on_bad_document: OnBad = OnBad.error
     """`error` stops at the first document that cannot be read; `skip` leaves it out and counts it by reason."""
 

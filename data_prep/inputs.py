@@ -32,7 +32,7 @@ class Input:
 
 
 def find(source: Source) -> tuple[Input, ...]:
-    """The input files sorted by name. Raises DataError: nothing found, missing or unreadable path, a file named twice."""
+    """The input files sorted by name. Raises DataError: none found, missing or unreadable, named twice."""
     match source:
         case PythonStdlib():
             found = _below(Path(sysconfig.get_path("stdlib")), (".py",), without=NOT_STDLIB)
@@ -81,7 +81,7 @@ def _asked_for(patterns: Sequence[str], endings: tuple[str, ...]) -> Iterator[Na
 
 
 def _matching(pattern: str) -> Iterator[Named]:
-    files = [path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file()]
+    files = [path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file()]  # noqa: PTH207 Path.glob refuses absolute ones
     if not files:
         raise DataError(f"source.paths: the pattern {pattern} matches no file (looked from {Path.cwd()})")
     yield from ((path.as_posix(), path) for path in files)

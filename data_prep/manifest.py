@@ -1,4 +1,4 @@
-"""What a dataset is: its shards, counts, checksums, tokenizer, and where it came from. numpy-free; `train` imports this.
+"""What a dataset is: its shards, counts, checksums, tokenizer, and where it came from. `train` imports this.
 
 A dataset is a folder whose `manifest.json` was written last, so a folder with a manifest is complete. `Manifest.load`
 reads it, `check` compares the folder with it in the time of a few file look-ups, `verify` reads every byte.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from data_prep.files import DataError, publish_json, sha256_file
-from data_prep.shards import SCHEMA_VERSION, file_of, parsed, read_json, read_sidecar, size_problems
+from data_prep.shards import file_of, parsed, read_json, read_sidecar, size_problem
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
@@ -128,66 +128,54 @@ class Manifest:
         _raise_if(self._cheap_problems(Path(folder)), folder)
 
     def verify(self, folder: Path) -> int:
-        """Reads every byte; returns how many. Raises DataError naming every file whose checksum differs."""
+        """Reads every byte; returns how many. Raises DataError naming every file whose content was altered."""
         folder = Path(folder)
         problems = self._cheap_problems(folder)
-        named = " ".join(problems)
         n_bytes = 0
-        for name, size, sha256 in self._all_files():
-            file = folder / name
-            if str(file) in named:
-                continue  # already reported
-            n_bytes += size
-            if sha256_file(file) != sha256:
-                problems.append(f"{file}: checksum differs from the manifest; its content was altered")
+        for entry in self.all_files():
+            file = folder / entry.name
+            if file in problems:
+                continue
+            n_bytes += entry.bytes
+            if sha256_file(file) != entry.sha256:
+                problems[file] = f"{file}: its checksum differs from the manifest's, so its content was altered"
         _raise_if(problems, folder)
         return n_bytes
 
-    def _all_files(self) -> Iterator[tuple[str, int, str]]:
-        for entry in self.files:
-            yield entry.name, entry.bytes, entry.sha256
-        for entry in self.shards:
-            yield f"{entry.name}.bin", entry.bin_bytes, entry.bin_sha256
-            yield f"{entry.name}.idx", entry.idx_bytes, entry.idx_sha256
-            yield f"{entry.name}.json", entry.json_bytes, entry.json_sha256
+    def all_files(self) -> Iterator[FileEntry]:
+        """Every file of the dataset but the manifest."""
+        yield from self.files
+        for shard in self.shards:
+            yield FileEntry(f"{shard.name}.bin", shard.bin_bytes, shard.bin_sha256)
+            yield FileEntry(f"{shard.name}.idx", shard.idx_bytes, shard.idx_sha256)
+            yield FileEntry(f"{shard.name}.json", shard.json_bytes, shard.json_sha256)
 
-    def _cheap_problems(self, folder: Path) -> list[str]:
-        problems = self._tokenizer_problems(folder)
-        for entry in self.shards:
-            problems += self._shard_problems(folder, entry)
-        for entry in self.files:
-            problems += _size_problem(folder / entry.name, entry.bytes)
-        problems += [
-            f"{folder / name}: a shard that the manifest does not know; remove it or move it away"
-            for name in sorted(shard_stems(folder) - {entry.name for entry in self.shards})
-        ]
+    def _cheap_problems(self, folder: Path) -> dict[Path, str]:
+        """At most one message for each file."""
+        sizes = {folder / entry.name: size_problem(folder / entry.name, entry.bytes) for entry in self.all_files()}
+        problems = {file: problem for file, problem in sizes.items() if problem}
+        tokenizer = folder / TOKENIZER
+        if tokenizer.is_file() and (found := sha256_file(tokenizer)) != self.tokenizer_sha256:
+            problems[tokenizer] = f"{tokenizer} is another tokenizer: {found}, the dataset's is {self.tokenizer_sha256}"
+        for shard in self.shards:
+            problems |= self._sidecar_problem(folder / shard.name, shard)
+        for name in sorted(shard_stems(folder) - {shard.name for shard in self.shards}):
+            problems[folder / name] = f"{folder / name}: a shard that the manifest does not know; move it away"
         return problems
 
-    def _tokenizer_problems(self, folder: Path) -> list[str]:
-        file = folder / TOKENIZER
-        if not file.is_file():
-            return []  # named with the other files
-        found = sha256_file(file)
-        if found == self.tokenizer_sha256:
-            return []
-        return [f"{file} is not the tokenizer of this dataset: {found} instead of {self.tokenizer_sha256}"]
-
-    def _shard_problems(self, folder: Path, entry: ShardEntry) -> list[str]:
-        stem = folder / entry.name
+    def _sidecar_problem(self, stem: Path, shard: ShardEntry) -> dict[Path, str]:
+        file = file_of(stem, ".json")
         try:
-            sidecar = read_sidecar(stem)
+            found = read_sidecar(stem)
         except DataError as error:
-            return [str(error)]
-        if sidecar.tokenizer_sha256 != self.tokenizer_sha256:
-            return [
-                f"{stem}: a shard made with another tokenizer: {sidecar.tokenizer_sha256}, "
-                f"the dataset's is {self.tokenizer_sha256}"
-            ]
-        theirs = (sidecar.documents, sidecar.tokens, sidecar.text_bytes, sidecar.bin_sha256, sidecar.idx_sha256)
-        ours = (entry.documents, entry.tokens, entry.text_bytes, entry.bin_sha256, entry.idx_sha256)
-        if theirs != ours:
-            return [f"{file_of(stem, '.json')} tells of another shard than the manifest does"]
-        return size_problems(stem, sidecar)
+            return {file: str(error)}
+        if found.tokenizer_sha256 != self.tokenizer_sha256:
+            digests = f"{found.tokenizer_sha256}, the dataset's is {self.tokenizer_sha256}"
+            return {file: f"{stem} is a shard made with another tokenizer: {digests}"}
+        theirs = (found.task, found.documents, found.tokens, found.text_bytes, found.bin_sha256, found.idx_sha256)
+        if theirs != (shard.task, shard.documents, shard.tokens, shard.text_bytes, shard.bin_sha256, shard.idx_sha256):
+            return {file: f"{file} tells of another shard than the manifest does"}
+        return {}
 
 
 def shard_stems(folder: Path) -> set[str]:
@@ -203,17 +191,7 @@ def _entries(schema: type[Any], tree: dict[str, Any], key: str, file: Path) -> t
     return tuple(parsed(schema, item, file) for item in cast(list[Any], tree.get(key) or []))
 
 
-def _size_problem(file: Path, expected: int) -> list[str]:
-    found = file.stat().st_size if file.is_file() else None
-    if found == expected:
-        return []
-    return [f"{file} is missing" if found is None else f"{file}: expected {expected} bytes, found {found}"]
-
-
-def _raise_if(problems: list[str], folder: Path) -> None:
+def _raise_if(problems: dict[Path, str], folder: Path) -> None:
     if problems:
-        lines = "\n".join(f"  {problem}" for problem in problems)
+        lines = "\n".join(f"  {problem}" for problem in problems.values())
         raise DataError(f"the dataset in {folder} is damaged ({len(problems)} found):\n{lines}\n{REPAIR}")
-
-
-__all__ = ["MANIFEST", "SCHEMA_VERSION", "SPLITS", "FileEntry", "InputEntry", "Manifest", "ShardEntry"]

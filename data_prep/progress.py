@@ -45,9 +45,9 @@ class Progress:
         self._shown = time.monotonic()
         seconds = max(1e-9, self._shown - self._started)
         share = min(1.0, (self._before + self._now) / self._total_bytes)
-        left = f"{seconds / share - seconds:,.0f} s left" if share > 0.01 else "time left unknown"
-        line = (
-            f"{self._label} {share:6.1%}  {self.text_bytes / 1e6:,.1f} MB text  {self.text_bytes / 1e6 / seconds:.2f} MB/s"
-            f"  {self.tokens / seconds:,.0f} tokens/s  {left if share < 1 else f'{seconds:.1f} s'}"
-        )
+        megabytes = self.text_bytes / 1e6
+        line = f"{self._label} {share:6.1%}  {megabytes:,.1f} MB text  {megabytes / seconds:.2f} MB/s"
+        if self.tokens:
+            line += f"  {self.tokens / seconds:,.0f} tokens/s"
+        line += f"  {seconds:.1f} s" if share == 1 else f"  {seconds / max(share, 1e-3) - seconds:,.0f} s left"
         print(f"{start}{line:<100}" if self._live else line, end=end, file=self._stream, flush=True)

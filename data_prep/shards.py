@@ -15,7 +15,7 @@ import hashlib
 import json
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,20 +126,22 @@ def read_sidecar(stem: Path) -> Sidecar:
     return sidecar
 
 
-def size_problems(stem: Path, sidecar: Sidecar) -> list[str]:
+def size_problems(stem: Path, sidecar: Sidecar) -> dict[Path, str]:
     """One message for each of .bin and .idx that is missing or not as long as the sidecar says."""
-    problems: list[str] = []
-    for ending, expected in ((".bin", sidecar.bin_bytes), (".idx", sidecar.idx_bytes)):
-        file = file_of(stem, ending)
-        try:
-            found = file.stat().st_size
-        except OSError as error:
-            problems.append(f"{file}: {error.strerror}")
-            continue
-        if found != expected:
-            how = "is truncated" if found < expected else "is too long"
-            problems.append(f"{file} {how}: expected {expected} bytes, found {found}")
-    return problems
+    sizes = {file_of(stem, ".bin"): sidecar.bin_bytes, file_of(stem, ".idx"): sidecar.idx_bytes}
+    problems = {file: size_problem(file, expected) for file, expected in sizes.items()}
+    return {file: problem for file, problem in problems.items() if problem}
+
+
+def size_problem(file: Path, expected: int) -> str:
+    """Empty when the file has exactly `expected` bytes."""
+    try:
+        found = file.stat().st_size
+    except OSError as error:
+        return f"{file} is missing or out of reach: {error.strerror}"
+    if found == expected:
+        return ""
+    return f"{file} is {'truncated' if found < expected else 'too long'}: expected {expected} bytes, found {found}"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -173,14 +175,14 @@ class ShardWriter:
     def add(self, ids: Ids, text_bytes: int) -> None:
         """Appends one document: `ids` (n,) of any integer type, without end-of-text. Raises DataError on an id
         outside the vocabulary: a cast to uint16 would wrap it silently."""
-        if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < self.head.vocab_size):
+        if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= self.head.vocab_size):
             raise DataError(f"a token id lies outside 0 ... {self.head.vocab_size - 1}: the tokenizer does not match")
         if ids.size >= LONGEST_DOCUMENT:
             raise DataError(f"a document of {ids.size} tokens does not fit the index (at most {LONGEST_DOCUMENT - 1})")
         row = np.empty(ids.size + 1, dtype=np.dtype(self.dtype).newbyteorder("<"))
         row[:-1] = ids
         row[-1] = self.head.eos_id
-        content = memoryview(row).cast("B")
+        content = row.tobytes()
         self._stream.write(content)
         self._sha256.update(content)
         self.lengths.append(row.size)
@@ -208,7 +210,7 @@ class ShardWriter:
 
 
 @contextlib.contextmanager
-def shard_writer(stem: Path, head: ShardHead) -> Iterator[ShardWriter]:
+def shard_writer(stem: Path, head: ShardHead) -> Generator[ShardWriter, None, None]:
     """A shard that appears, sidecar last, only when the block ends well. On any error none of its files is left.
 
     Raises DataError for a full disk or missing permission.
@@ -257,7 +259,7 @@ class ShardReader:
         self.sidecar = read_sidecar(self.stem)
         problems = size_problems(self.stem, self.sidecar)
         if problems:
-            raise DataError("; ".join(problems))
+            raise DataError("; ".join(problems.values()))
 
     def __reduce__(self) -> tuple[Callable[[Path], "ShardReader"], tuple[Path]]:
         return ShardReader, (self.stem,)
@@ -303,11 +305,3 @@ class ShardReader:
         if self.n_tokens == 0:  # an empty file cannot be mapped
             return np.empty(0, dtype=dtype)
         return np.memmap(file_of(self.stem, ".bin"), dtype=dtype, mode="r")
-
-
-def rejected_total(counts: Sequence[InputCount]) -> Mapping[str, int]:
-    total: dict[str, int] = {}
-    for count in counts:
-        for reason, n in count.rejected.items():
-            total[reason] = total.get(reason, 0) + n
-    return total

@@ -46,7 +46,7 @@ def _jsonl(file: BinaryIO, item: Input, text_field: str) -> Iterator[Outcome]:
     try:
         for number, line in enumerate(_uncompressed(file, item.path), 1):
             yield _json_line(line, number, item.name, file.tell(), text_field)
-    except _BrokenArchive as error:
+    except _BrokenArchiveError as error:
         yield Rejected(Reason.broken_archive, f"{item.name}:{number + 1}", item.name, item.bytes, str(error))
 
 
@@ -79,12 +79,12 @@ def _not_utf8(error: UnicodeDecodeError, what: str) -> str:
     return f"byte {error.start} of {what} (0x{error.object[error.start]:02X}) is not UTF-8: {error.reason}"
 
 
-class _BrokenArchive(Exception):
+class _BrokenArchiveError(Exception):
     pass
 
 
 def _uncompressed(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    """Lines of the file, uncompressed by its ending. Raises _BrokenArchive when it is cut short or damaged."""
+    """Lines of the file, uncompressed by its ending. Raises _BrokenArchiveError when it is cut short or damaged."""
     match path.suffix:
         case ".gz":
             yield from _lines(gzip.GzipFile(fileobj=file))
@@ -101,4 +101,4 @@ def _lines(stream: BinaryIO | io.BufferedReader | gzip.GzipFile) -> Iterator[byt
     try:
         yield from stream
     except (OSError, EOFError, zlib.error) as error:
-        raise _BrokenArchive(f"the compressed file is damaged or cut short ({error})") from error
+        raise _BrokenArchiveError(f"the compressed file is damaged or cut short ({error})") from error

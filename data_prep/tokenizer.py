@@ -1,7 +1,7 @@
 """SentencePiece, behind one door: nothing else in the project imports it.
 
-In: texts. Out: ids and back, losing nothing: `decode(encode(x)) == x` for every text that UTF-8 can express, and the sum
-of `token_bytes()[ids]` is exactly the text's length in bytes. Text that spells a control symbol (`</s>`, `<0x41>`)
+In: texts. Out: ids and back, losing nothing: `decode(encode(x)) == x` for every text that UTF-8 can express, and the
+sum of `token_bytes()[ids]` is exactly the text's length in bytes. Text that spells a control symbol (`</s>`, `<0x41>`)
 becomes ordinary pieces. Also the training of a model with settings under which that holds.
 """
 
@@ -118,7 +118,7 @@ def train(texts: Iterable[str], settings: TokenizerConfig) -> bytes:
 
     lines = [line for text in texts for line in training_lines(text)]
     if not lines:
-        raise DataError("the corpus is empty: there is no text to train a tokenizer on")
+        raise DataError("the corpus is empty: outside the held-out part there is no text to train a tokenizer on")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -1,8 +1,8 @@
 """Before and after the GPUs.
 
-    python -m launch plan experiment=debug                       # what it needs in memory, time and money
-    python -m launch plan experiment=llama_100m cluster=h100     # on another machine than this one
-    python -m launch plan experiment=debug total_tokens=5_000_000
+python -m launch plan experiment=debug                       # what it needs in memory, time and money
+python -m launch plan experiment=llama_100m cluster=h100     # on another machine than this one
+python -m launch plan experiment=debug total_tokens=5_000_000
 """
 
 import sys

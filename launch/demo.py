@@ -21,7 +21,11 @@ def main() -> None:
     train = ["train", "experiment=debug", f"run.name={RUN.name}", *sys.argv[1:]]
     _step("1  Text to token shards", "data_prep", "source=python_stdlib", f"out={DATA}")
     if not (RUN / "summary.json").exists():
-        _step(f"2  Train, and stop after {STOP_AT_STEP} steps as if the job's time were up", *train, f"run.stop_at_step={STOP_AT_STEP}")
+        _step(
+            f"2  Train, and stop after {STOP_AT_STEP} steps as if the job's time were up",
+            *train,
+            f"run.stop_at_step={STOP_AT_STEP}",
+        )
     _step("3  The same command again: the run goes on where it stopped", *train)
     summary = json.loads((RUN / "summary.json").read_text())
     print(f"\n== What it writes ({RUN}/samples.txt)\n\n{(RUN / 'samples.txt').read_text()}")

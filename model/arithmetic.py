@@ -1,7 +1,8 @@
 """What a network costs, from its shape alone: parameters, FLOPs, bytes. Python integers, no torch.
 
 Conventions (one place for the whole project):
-  * `n_params` counts every stored number once (a tied head is not stored twice); `n_params_matmul` counts what a token is
+  * `n_params` counts every stored number once (a tied head is not stored twice); `n_params_matmul` counts what a
+  token is
     multiplied with (head included, embedding look-up not); `n_params_non_embedding` leaves embedding and head out.
   * FLOPs per token of training = 6 per matmul parameter (2 forward, 4 backward) plus the attention scores:
     12·n_layers·n_heads·head_dim·T when the full T x T square counts (PaLM, arXiv 2204.02311, appendix B), half of that
@@ -75,7 +76,8 @@ def state_bytes(n_params: int, weight_bytes: int, zero_stage: int, dp_size: int)
 def activation_bytes(config: ModelConfig, micro_batch_size: int, seq_len: int, element_bytes: int) -> int:
     """Bytes that autograd keeps from forward to backward, without recomputation, the loss left out (see `logit_bytes`).
 
-    Per token, in elements, from what `model/transformer.py` saves: for each norm its fp32 input, the normalised value and
+    Per token, in elements, from what `model/transformer.py` saves: for each norm its fp32 input, the normalised
+    value and
     the result; rotated q and k, v, the attention output; gate, silu(gate), up and their product. Attention scores are
     never stored (flash attention).
     """

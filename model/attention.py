@@ -1,4 +1,5 @@
-"""Causal grouped-query attention. Shapes: B batch, T positions, C d_model, H query heads, K key/value heads, D head_dim.
+"""Causal grouped-query attention. Shapes: B batch, T positions, C d_model, H query heads, K key/value heads, D
+head_dim.
 
 Head counts are inferred with -1 from the width of the projections, so that a shard with fewer heads passes through
 unaware (DESIGN of tensor parallelism: layers are replaced from outside).

@@ -1,4 +1,6 @@
-"""Text from a model, one token at a time. The whole context is run again for each token: simple, and short enough here."""
+"""Text from a model, one token at a time. The whole context is run again for each token: simple, and short enough
+here.
+"""
 
 from collections.abc import Callable, Iterator
 

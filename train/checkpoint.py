@@ -56,7 +56,8 @@ def folder_name(step: int) -> str:
 
 
 def save(folder: Path, step: int, engine: Engine, state: dict[str, Any], *, is_first: bool) -> str | None:
-    """Writes step's checkpoint below `folder`. A collective; rank 0 writes. Returns None, or why it could not be written.
+    """Writes step's checkpoint below `folder`. A collective; rank 0 writes. Returns None, or why it could not be
+    written.
 
     On failure nothing is left but the checkpoints there were before.
     """
@@ -187,6 +188,7 @@ class _Writer:
             return
         path = self._temporary / f"{self._pending_kind}-{self._n_parts:05d}.safetensors"
         save_file(self._pending, path)
+        path.chmod(self._temporary.stat().st_mode & 0o666)  # safetensors lets only the owner read
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         self._pending = {}

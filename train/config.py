@@ -35,7 +35,7 @@ class RunConfig:
         plain = all(c.isascii() and (c.isalnum() or c in "._-") for c in self.name)
         if not plain or not 1 <= len(self.name) <= 64 or self.name.startswith("."):
             found.append(
-                f"run.name={self.name!r} names a folder: 1 to 64 letters, digits, '.', '_' or '-', not starting with '.'"
+                f"run.name={self.name!r} names a folder: 1 to 64 of letters, digits, '.', '_', '-', not '.' first"
             )
         if self.seed < 0:
             found.append(f"run.seed={self.seed} must be 0 or more")
@@ -180,8 +180,8 @@ class ParallelConfig:
         found: list[str] = []
         if self.zero_stage == 0:
             found.append(
-                "parallel.zero_stage=0 is refused: DeepSpeed's stage 0 takes an Adam step at construction in bf16 and does "
-                "not skip NaN gradients in fp32; zero_stage=1 on one process is plain training with fp32 masters"
+                "parallel.zero_stage=0 is refused: DeepSpeed's stage 0 takes an Adam step at construction in bf16 and "
+                "does not skip NaN gradients in fp32; zero_stage=1 on one process is plain training with fp32 masters"
             )
         elif self.zero_stage not in (1, 2, 3):
             found.append(f"parallel.zero_stage={self.zero_stage} must be 1, 2 or 3")
@@ -309,14 +309,16 @@ class TrainConfig:
             return [f"total_tokens={self.total_tokens} must be at least 1"]
         if self.schedule.warmup_tokens > self.total_tokens:
             found.append(
-                f"schedule.warmup_tokens={self.schedule.warmup_tokens:_} is longer than total_tokens={self.total_tokens:_}"
+                f"schedule.warmup_tokens={self.schedule.warmup_tokens:_} is longer than "
+                f"total_tokens={self.total_tokens:_}"
             )
         elif isinstance(self.schedule, WsdSchedule):
             decay = round(self.schedule.decay_fraction * self.total_tokens)
             if self.schedule.warmup_tokens + decay > self.total_tokens:
                 found.append(
                     f"schedule.warmup_tokens={self.schedule.warmup_tokens:_} and a decay over {decay:_} tokens "
-                    f"(schedule.decay_fraction={self.schedule.decay_fraction}) overlap: total_tokens={self.total_tokens:_}"
+                    f"(schedule.decay_fraction={self.schedule.decay_fraction}) overlap: "
+                    f"total_tokens={self.total_tokens:_}"
                 )
         return found
 

@@ -12,19 +12,21 @@ from xml.sax.saxutils import escape
 from data_prep.files import publish_bytes
 
 WIDTH, HEIGHT = 860, 480
-LEFT, RIGHT, TOP, BOTTOM = 70, 200, 40, 56
-_LINES = {"uniform": "every token equally likely", "gzip": "gzip -9", "xz": "xz"}
+LEFT, RIGHT, TOP, BOTTOM = 70, 200, 66, 56
+Point = tuple[float, float]  # tokens seen, nats per token
+_LINES = {"uniform": "uniform guess", "gzip": "gzip -9", "xz": "xz"}
 
 
 def write_curve(path: Path, rows: list[dict[str, Any]], baselines: dict[str, float]) -> None:
     """rows: as in metrics.jsonl; baselines: uniform_loss and NAME_bits_per_byte. Writes nothing before a first loss."""
     train = [(row["tokens_seen"], row["loss"]) for row in rows if "loss" in row]
     val = [(row["tokens_seen"], row["val_loss"]) for row in rows if "val_loss" in row]
+    bits = [row["bits_per_byte"] for row in rows if "val_loss" in row]
     if train:
-        publish_bytes(path, _draw(train, val, baselines).encode())
+        publish_bytes(path, _draw(train, val, bits, baselines).encode())
 
 
-def _draw(train: list[tuple[float, float]], val: list[tuple[float, float]], baselines: dict[str, float]) -> str:
+def _draw(train: list[Point], val: list[Point], bits: list[float], baselines: dict[str, float]) -> str:
     bits_per_nat = baselines["uniform_bits_per_byte"] / baselines["uniform_loss"]
     levels = {
         label: baselines[f"{name}_bits_per_byte"] / bits_per_nat
@@ -43,7 +45,7 @@ def _draw(train: list[tuple[float, float]], val: list[tuple[float, float]], base
         _line(frame, _smoothed(train), "#2171b5", 2),
         _line(frame, val, "#d94801", 2),
         *(f'<circle cx="{frame.x(t):.1f}" cy="{frame.y(v):.1f}" r="3" fill="#d94801"/>' for t, v in val),
-        *_legend(train, val, bits_per_nat),
+        *_legend(train, val, bits),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -73,7 +75,7 @@ def _axes(frame: _Frame, bits_per_nat: float) -> list[str]:
         parts.append(_text(frame.x(value), bottom + 18, _count(value), "middle"))
     parts.append(f'<path d="M{LEFT},{TOP} V{bottom} H{right}" fill="none" stroke="#444"/>')
     parts.append(_text((LEFT + right) / 2, HEIGHT - 12, "tokens seen", "middle"))
-    parts.append(_text(LEFT, TOP - 14, f"loss, nats per token (x {bits_per_nat:.3f} = bits per byte)", "start"))
+    parts.append(_text(LEFT, 22, f"loss, nats per token (x {bits_per_nat:.3f} = bits per byte)", "start"))
     return parts
 
 
@@ -88,26 +90,25 @@ def _levels(frame: _Frame, levels: dict[str, float], bits_per_nat: float) -> lis
     return parts
 
 
-def _legend(train: list[tuple[float, float]], val: list[tuple[float, float]], bits_per_nat: float) -> list[str]:
-    entries = [("#2171b5", f"train {_smoothed(train)[-1][1]:.3f} (smoothed)")]
+def _legend(train: list[Point], val: list[Point], bits: list[float]) -> list[str]:
+    entries = [("#2171b5", f"train {_smoothed(train)[-1][1]:.3f} (running mean)")]
     if val:
-        entries.append(("#d94801", f"validation {val[-1][1]:.3f} = {val[-1][1] * bits_per_nat:.2f} bits/byte"))
-    x = WIDTH - RIGHT - 250
+        entries.append(("#d94801", f"validation {val[-1][1]:.3f} = {bits[-1]:.3f} bits/byte"))
     parts: list[str] = []
     for i, (color, label) in enumerate(entries):
-        y = TOP + 16 + 18 * i
-        parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>')
+        x, y = LEFT + 250 * i, TOP - 22
+        parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="3"/>')
         parts.append(_text(x + 30, y + 4, label, "start"))
     return parts
 
 
-def _line(frame: _Frame, points: list[tuple[float, float]], color: str, width: int) -> str:
+def _line(frame: _Frame, points: list[Point], color: str, width: int) -> str:
     path = " ".join(f"{frame.x(tokens):.1f},{frame.y(loss):.1f}" for tokens, loss in points)
     return f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="{width}"/>'
 
 
-def _smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """A running mean over the last twentieth of the run."""
+def _smoothed(points: list[Point]) -> list[Point]:
+    """A running mean over a twentieth of the run."""
     window = max(1, len(points) // 20)
     return [
         (tokens, sum(loss for _, loss in points[max(0, i + 1 - window) : i + 1]) / min(window, i + 1))

@@ -1,4 +1,5 @@
-"""Step number → token rows, as a pure function of (dataset, seed, sequence number): the loader's whole state is the step.
+"""Step number → token rows, as a pure function of (dataset, seed, sequence number): the loader's whole state is the
+step.
 
 The train split is read as one endless stream: all shards in manifest order, again and again. Sequence g, counted over
 the whole run, predicts the T tokens that follow position g·T of that stream, and reads T + 1 ids: every border id is
@@ -64,8 +65,8 @@ class TrainBatches:
     def __init__(self, stream: TokenStream, plan: BatchPlan, seed: int, dp_rank: int):
         if stream.n_tokens < plan.seq_len + 1:
             raise DataError(
-                f"the train split holds {stream.n_tokens} tokens; one sequence needs data.seq_len + 1 = {plan.seq_len + 1}. "
-                "Prepare more text, or lower data.seq_len."
+                f"the train split holds {stream.n_tokens} tokens; one sequence needs data.seq_len + 1 = "
+                f"{plan.seq_len + 1}. Prepare more text, or lower data.seq_len."
             )
         self._stream, self._plan, self._seed, self._dp_rank = stream, plan, seed, dp_rank
 
@@ -86,7 +87,9 @@ class TrainBatches:
 
 
 def sequence_starts(sequences: Int64Array, *, n_tokens: int, seq_len: int, seed: int) -> Int64Array:
-    """Where in the split each of these sequences begins. `sequences` count from the start of the run, over all epochs."""
+    """Where in the split each of these sequences begins. `sequences` count from the start of the run, over all
+    epochs.
+    """
     starts = np.empty_like(sequences)
     epochs = sequences * seq_len // n_tokens
     for epoch in np.unique(epochs):
@@ -101,8 +104,8 @@ def sequence_starts(sequences: Int64Array, *, n_tokens: int, seq_len: int, seed:
 def permute(indices: Int64Array, size: int, key: Sequence[int]) -> Int64Array:
     """The images of `indices` under a permutation of range(size) that `key` chooses.
 
-    A balanced Feistel network on the next even number of bits (Luby and Rackoff 1988), applied again to every image that
-    falls outside (cycle walking; Black and Rogaway 2002): at most four applications are needed on average.
+    A balanced Feistel network on the next even number of bits (Luby and Rackoff 1988), applied again to every image
+    that falls outside (cycle walking; Black and Rogaway 2002): at most four applications are needed on average.
     """
     half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     images = _feistel(indices.astype(np.uint64), half_bits, key)

@@ -1,6 +1,7 @@
 """The only door to DeepSpeed: our settings become its dictionary, and its engine becomes four verbs of ours.
 
-`start` initialises processes and engine; `train_step` runs one optimizer step; `logits` runs the model without gradients;
+`start` initialises processes and engine; `train_step` runs one optimizer step; `logits` runs the model without
+gradients;
 `read_state` and `write_state` move the optimizer's fp32 tensors in and out by parameter name, whole, whatever the ZeRO
 stage and the number of ranks. Everything private of DeepSpeed that the project touches is in this file, which therefore
 insists on the version it was measured with.
@@ -75,7 +76,9 @@ class Engine:
         return StepResult(loss=total / self._plan.tokens_per_step, grad_norm=math.nan if norm is None else float(norm))
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """(B, T) int64 to (B, T, V), without gradients. Every rank must call it equally often (ZeRO-3 gathers weights)."""
+        """(B, T) int64 to (B, T, V), without gradients. Every rank must call it equally often (ZeRO-3 gathers
+        weights).
+        """
         self._deepspeed.eval()
         try:
             with torch.no_grad():
@@ -100,7 +103,8 @@ class Engine:
     # --- the training state, by parameter name ---------------------------------------------------------------------
 
     def read_state(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(kind, name, whole fp32 tensor on the CPU) for each state kind and parameter. A collective: all ranks iterate.
+        """(kind, name, whole fp32 tensor on the CPU) for each state kind and parameter. A collective: all ranks
+        iterate.
 
         Only valid after a first step: before it there are no moments.
         """
@@ -179,7 +183,9 @@ def start(
     grid: RankGrid,
     device: str,
 ) -> Engine:
-    """Joins the ranks and hands the model to DeepSpeed. Raises EngineError if what is in force is not what was asked."""
+    """Joins the ranks and hands the model to DeepSpeed. Raises EngineError if what is in force is not what was
+    asked.
+    """
     deepspeed = _import_deepspeed(device)
     settings = deepspeed_settings(plan, optimizer, parallel)
     with _quiet():
@@ -193,7 +199,9 @@ def start(
 
 
 def deepspeed_settings(plan: BatchPlan, optimizer: OptimizerConfig, parallel: ParallelConfig) -> dict[str, Any]:
-    """The dictionary for DeepSpeed, every key of it chosen here: it ignores misspelled ones and clips at 1.0 unasked."""
+    """The dictionary for DeepSpeed, every key of it chosen here: it ignores misspelled ones and clips at 1.0
+    unasked.
+    """
     bf16 = parallel.precision == Precision.bf16
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
@@ -240,7 +248,9 @@ def _import_deepspeed(device: str) -> Any:
         import deepspeed
         import deepspeed.ops
     if deepspeed.__version__ != DEEPSPEED_VERSION:
-        raise EngineError(f"deepspeed {deepspeed.__version__} is installed; this project is made for {DEEPSPEED_VERSION}")
+        raise EngineError(
+            f"deepspeed {deepspeed.__version__} is installed; this project is made for {DEEPSPEED_VERSION}"
+        )
     if device == "cpu":
         # Only inference uses this op; compiling it takes minutes, needs a compiler, and a killed build leaves a lock on
         # which every later start hangs. Marked incompatible, DeepSpeed falls back to gloo.

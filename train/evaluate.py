@@ -112,8 +112,10 @@ def _run(command: EvaluateCommand) -> None:
     token_bytes = np.load(folder / "token_bytes.npy", allow_pickle=False)
     result = evaluate(trained.logits, batches.batches(0), token_bytes, lambda sums: sums, trained.device)
     error = "" if result.val_loss_stderr is None else f" ± {result.val_loss_stderr:.4f}"
-    print(f"step {trained.step}: val loss {result.val_loss:.4f}{error} nats/token, {result.bits_per_byte:.4f} bits/byte "
-          f"over {result.n_tokens:,} tokens of {folder}")  # fmt: skip
+    print(
+        f"step {trained.step}: val loss {result.val_loss:.4f}{error} nats/token, {result.bits_per_byte:.4f} bits/byte "
+        f"over {result.n_tokens:,} tokens of {folder}"
+    )
 
 
 def main() -> None:

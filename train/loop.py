@@ -20,7 +20,9 @@ class NumericsError(Exception):
 
 
 def train(setup: Setup) -> int:
-    """Runs, or goes on with, the run that was set up. Returns the exit code: 0 at the last step, 143 if stopped before."""
+    """Runs, or goes on with, the run that was set up. Returns the exit code: 0 at the last step, 143 if stopped
+    before.
+    """
     started = time.perf_counter()
     device = choose_device(setup.config.cluster.device, setup.grid)
     prepare_environment(device, setup.grid)
@@ -41,7 +43,7 @@ def _refuse_nonfinite(session: Session, result: StepResult) -> None:
     if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
         return
     raise NumericsError(
-        f"step {session.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}. Nothing of it was saved; the last "
-        f"checkpoint is of step {session.saved_step}. A lower optimizer.peak_lr or a longer warm-up is the usual cure, under "
-        "a new run.name."
+        f"step {session.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}. Nothing of it was saved; the "
+        f"last checkpoint is of step {session.saved_step}. A lower optimizer.peak_lr or a longer warm-up is the usual "
+        "cure, under a new run.name."
     )

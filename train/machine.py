@@ -8,6 +8,7 @@ import torch
 from train.config import ClusterConfig, Precision
 from train.plan import Machine, published_peak
 
+
 def find_machine(cluster: ClusterConfig, precision: Precision, device: str, n_devices: int) -> Machine:
     name = "CPU process" if device == "cpu" else torch.cuda.get_device_name(device)
     peak, source = cluster.peak_flops_per_second, "as configured"

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from train.batch import BatchPlan
 from train.engine import StepResult
@@ -165,7 +165,7 @@ class TensorBoardCurves:
     Loss is drawn against step, and as runs `by_tokens` and `by_gigaflops` against tokens and FLOPs.
     """
 
-    TAGS = {
+    TAGS: ClassVar = {
         "loss": "loss/train",
         "val_loss": "loss/val",
         "bits_per_byte": "loss/bits_per_byte",

@@ -1,4 +1,5 @@
-"""From the environment of a launcher to a grid of ranks and a device. The only file that reads environment variables here.
+"""From the environment of a launcher to a grid of ranks and a device. The only file that reads environment
+variables here.
 
 torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Without them this is a single
 process that needs no launcher, and the same variables are filled in for it.
@@ -66,21 +67,27 @@ def rank_grid() -> RankGrid:
 
 
 def choose_device(wanted: Device, grid: RankGrid) -> str:
-    """"cpu" or "cuda:N". Raises LaunchError if CUDA is asked for and missing, or has fewer devices than ranks here."""
+    """ "cpu" or "cuda:N". Raises LaunchError if CUDA is asked for and missing, or has fewer devices than ranks here."""
     import torch
 
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == Device.cpu or (wanted == Device.auto and found == 0):
         return "cpu"
     if found == 0:
-        raise LaunchError("cluster.device=cuda, but torch finds no CUDA device; check the driver, or cluster.device=cpu")
+        raise LaunchError(
+            "cluster.device=cuda, but torch finds no CUDA device; check the driver, or cluster.device=cpu"
+        )
     if grid.local_world_size > found:
-        raise LaunchError(f"{grid.local_world_size} ranks were started on this machine, which shows {found} CUDA devices")
+        raise LaunchError(
+            f"{grid.local_world_size} ranks were started on this machine, which shows {found} CUDA devices"
+        )
     return f"cuda:{grid.local_rank}"
 
 
 def prepare_environment(device: str, grid: RankGrid) -> None:
-    """What must be set before torch.distributed and DeepSpeed start: rendezvous of a single process, threads, accelerator."""
+    """What must be set before torch.distributed and DeepSpeed start: rendezvous of a single process, threads,
+    accelerator.
+    """
     import torch
 
     defaults = {

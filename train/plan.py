@@ -159,15 +159,19 @@ def render(plan: Plan) -> str:
     parts = ", ".join(f"{name} {_size(value)}" for name, value in asdict(memory).items() if value)
     room = "" if machine.memory_bytes is None else f" of {_size(machine.memory_bytes)}"
     verdict = {True: ": fits", False: ": DOES NOT FIT", None: ""}[plan.fits]
-    cost = plan.price["rule"] if plan.cost_usd is None else f"{plan.cost_usd:,.2f} USD ({plan.price['rule']}, {plan.price['date']})"
+    cost = (
+        plan.price["rule"]
+        if plan.cost_usd is None
+        else f"{plan.cost_usd:,.2f} USD ({plan.price['rule']}, {plan.price['date']})"
+    )
     rows = [
         ("parameters", f"{plan.n_params:,} stored, {plan.n_params_matmul:,} in matmuls, "
                        f"{plan.n_params_non_embedding:,} without embedding"),
         ("tokens", f"{used}; {plan.total_steps:,} steps of {plan.tokens_per_step:,}; {epochs}"),
         ("compute", f"{plan.flops_causal:.3g} FLOPs causal, {plan.flops_full:.3g} full"),
         ("memory", f"{_size(memory.total)} per device{room}{verdict} ({parts})"),
-        ("machine", f"{plan.cluster}: {machine.n_devices} x {machine.device}, {machine.peak_flops_per_second / 1e12:.3g} TFLOP/s "
-                    f"({machine.peak_source})"),
+        ("machine", f"{plan.cluster}: {machine.n_devices} x {machine.device}, "
+                    f"{machine.peak_flops_per_second / 1e12:.3g} TFLOP/s ({machine.peak_source})"),
         ("time", f"{_duration(plan.seconds)} at an MFU of {plan.expected_mfu:.0%} (assumed), "
                  f"{plan.device_hours:.3g} device-hours"),
         ("cost", cost),

@@ -47,11 +47,15 @@ class RunFolder:
         ]
         if not changed:
             return []
-        return [f"run.name={self.path.name} already holds another run ({self.path}): {', '.join(changed)}. Choose another "
-                "run.name, or take these keys back to continue it"]  # fmt: skip
+        return [
+            f"run.name={self.path.name} already holds another run ({self.path}): {', '.join(changed)}. "
+            "Choose another run.name, or take these keys back to continue it"
+        ]
 
     def claim(self, config: TrainConfig, tokenizer: Path) -> None:
-        """Makes the folder, writes the configuration, copies the tokenizer. Raises DataError if that is not permitted."""
+        """Makes the folder, writes the configuration, copies the tokenizer. Raises DataError if that is not
+        permitted.
+        """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -81,7 +85,9 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(to_tree(config)).items()
-        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in WITHOUT_EFFECT_ON_THE_NUMBERS)
+        if not any(
+            key == free or (free.endswith(".") and key.startswith(free)) for free in WITHOUT_EFFECT_ON_THE_NUMBERS
+        )
     }
 
 

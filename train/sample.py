@@ -1,8 +1,8 @@
 """Text that a trained model writes, and what it thinks comes next.
 
-    python -m train.sample run=runs/hello prompt="def "
-    python -m train.sample run=runs/hello prompt="import " n_tokens=200 temperature=0.7
-    python -m train.sample run=runs/hello prompt="for i in " table=12
+python -m train.sample run=runs/hello prompt="def "
+python -m train.sample run=runs/hello prompt="import " n_tokens=200 temperature=0.7
+python -m train.sample run=runs/hello prompt="for i in " table=12
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,8 @@ def write_sample(trained, tokenizer, command: SampleCommand) -> str:
     text = tokenizer.decode(prompt + [i for i in ids if i < tokenizer.vocab_size])
     likely = next_token_probabilities(trained.logits, prompt, context).topk(command.table)
     rows = [
-        f"  {p:6.1%}  {_visible(tokenizer, i)}" for p, i in zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
+        f"  {p:6.1%}  {_visible(tokenizer, i)}"
+        for p, i in zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
     ]
     return f"{text}\n\nnext token after {command.prompt!r}:\n" + "\n".join(rows) + "\n"
 

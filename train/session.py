@@ -102,19 +102,20 @@ class Session:
             self._metrics.evaluation(self.step, result)
 
     def save(self) -> None:
-        """Writes a checkpoint. If the disk is full or away: a warning, the older ones stay, and the next save tries again.
+        """Writes a checkpoint. If the disk is full or away: a warning, the older ones stay, and the next save tries
+        again.
 
         Raises CheckpointError only at the last step, where no next save would come.
         """
         folder = self._setup.folder
-        problem = checkpoint.save(
-            folder.checkpoints, self.step, self.engine, self._state(), is_first=self._is_first
-        )
+        problem = checkpoint.save(folder.checkpoints, self.step, self.engine, self._state(), is_first=self._is_first)
         self._watch.charge("checkpoint")
         if problem and self.step == self.last_step:
             raise CheckpointError(problem)
         if problem:
-            self._say(f"warning: {problem}\n         training goes on; the newest checkpoint is of step {self.saved_step}")
+            self._say(
+                f"warning: {problem}\n         training goes on; the newest checkpoint is of step {self.saved_step}"
+            )
             self._note("save_failed", step=self.step, problem=problem)
             return
         self.saved_step = self.step
@@ -138,7 +139,7 @@ class Session:
         reached = self.step >= self.last_step
         return 0 if reached else EXIT_PREEMPTED
 
-    # --- start ---------------------------------------------------------------------------------------------------------
+    # --- start -------------------------------------------------------------------------------------------------------
 
     def _open_data(self) -> None:
         config, grid, manifest = self._config, self._setup.grid, self._setup.manifest
@@ -166,8 +167,8 @@ class Session:
             folder.note("checkpoint_damaged", problem=message)
         if found and found.state["data"]["manifest_sha256"] != manifest.sha256:
             raise DataError(
-                f"{self._setup.data} is not the dataset that this run has trained on until step {found.step}: its manifest "
-                "differs. Point data.folder at that dataset, or choose another run.name."
+                f"{self._setup.data} is not the dataset that this run has trained on until step {found.step}: its "
+                "manifest differs. Point data.folder at that dataset, or choose another run.name."
             )
         return found
 
@@ -200,7 +201,7 @@ class Session:
         if self.step:
             self._say(f"resumed at step {self.step} of {self._setup.batch.total_steps}")
 
-    # --- files ---------------------------------------------------------------------------------------------------------
+    # --- files -------------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
         manifest = self._setup.manifest
@@ -248,14 +249,18 @@ class Session:
         publish_bytes(folder.samples_txt, "\n----\n\n".join(texts).encode())
 
     def _draw(self) -> None:
-        write_curve(self._setup.folder.curve_svg, self._metrics.file.rows, baselines(self._config, self._setup.manifest))
+        write_curve(
+            self._setup.folder.curve_svg, self._metrics.file.rows, baselines(self._config, self._setup.manifest)
+        )
 
-    # --- end -----------------------------------------------------------------------------------------------------------
+    # --- end ---------------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.restore()
         if not self._is_first:
             return
@@ -282,11 +287,15 @@ class Session:
 
 
 class _StopSignals:
-    """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a checkpoint and an end after the step in hand; nothing is cut short."""
+    """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a checkpoint and an end after the step in hand; nothing is cut
+    short.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        self._before = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        }
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

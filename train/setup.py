@@ -1,6 +1,8 @@
-"""What must be right before anything is started: everything a user can have got wrong, looked at first, reported together.
+"""What must be right before anything is started: everything a user can have got wrong, looked at first, reported
+together.
 
-No torch: a wrong configuration is answered in about a second, on every rank, before any process group or GPU is touched.
+No torch: a wrong configuration is answered in about a second, on every rank, before any process group or GPU is
+touched.
 """
 
 import json
@@ -81,8 +83,8 @@ def introduce(setup: Setup, plan: Plan) -> str:
         "data": f"{setup.data}: {manifest.tokens('train'):,} train and {manifest.tokens('val'):,} val tokens, "
         f"vocabulary {manifest.vocab_size:,}",
         "layout": f"{grid.dp_size} data-parallel, ZeRO {config.parallel.zero_stage}, {config.parallel.precision}; "
-        f"{batch.micro_batch_size} sequences x {batch.gradient_accumulation_steps} accumulated x {grid.dp_size} ranks = "
-        f"{batch.global_batch_size} of {batch.seq_len} tokens",
+        f"{batch.micro_batch_size} sequences x {batch.gradient_accumulation_steps} accumulated x {grid.dp_size} ranks "
+        f"= {batch.global_batch_size} of {batch.seq_len} tokens",
     }
     lines = [f"run {setup.folder.path}", render(plan), *(f"  {name:<11} {text}" for name, text in rows.items())]
     return "\n".join(lines)

@@ -41,10 +41,12 @@ def test_each_schedule_arrives_as_its_own_class(kind: str):
 
 def test_an_experiment_wins_over_groups_and_the_command_line_over_both():
     assert compose(TRAIN_APP, ["experiment=debug", "run.name=x"]).total_tokens != TrainConfig.total_tokens
-    assert compose(TRAIN_APP, ["experiment=debug", "run.name=x", "total_tokens=77"]).total_tokens == 77
+    assert compose(TRAIN_APP, ["experiment=debug", "run.name=x", "total_tokens=77_777"]).total_tokens == 77_777
 
 
-@pytest.mark.parametrize("path", sorted(CONF_FOLDER.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", sorted(CONF_FOLDER.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_a_yaml_file_never_says_a_default_again(path: Path):
     """One home per default: a value said twice drifts."""
     app = DATA_APP if path.parent.name in ("source", "tokenizer") else TRAIN_APP
@@ -63,7 +65,9 @@ def test_unknown_keys_are_named_with_the_nearest_right_one_all_at_once():
 
 
 def test_a_key_appended_with_plus_is_refused():
-    assert problems_of("run.name=x", "+optimizer.momentum=1")[0].startswith("unknown key `optimizer.momentum`; known here")
+    assert problems_of("run.name=x", "+optimizer.momentum=1")[0].startswith(
+        "unknown key `optimizer.momentum`; known here"
+    )
 
 
 def test_a_key_misspelled_in_a_yaml_file_is_refused():
@@ -80,7 +84,7 @@ def test_code_cannot_be_named():
     ("override", "words"),
     [
         ("run.name=2026_11_20", "`run.name` must be text, got an integer 20261120"),
-        ("total_tokens=1e6", "`total_tokens` must be an integer, got a number 1000000.0; write 1_000_000"),
+        ("total_tokens=1e6", "`total_tokens` must be an integer, got a number 1000000\\.0; write 1_000_000"),
         ("total_tokens=true", "`total_tokens` must be an integer, got true or false True"),
         ("optimizer.peak_lr=fast", "`optimizer.peak_lr` must be a number, got text 'fast'"),
         ("parallel.precision=int4", "`parallel.precision` must be one of fp32, bf16"),
@@ -88,9 +92,9 @@ def test_code_cannot_be_named():
         ("model=5", "`model` is a section|must be a string"),
         ("sample.prompts=hello", "`sample.prompts` must be a list"),
         ("schedule.kind=cosin", "`schedule` has no kind `cosin`"),
-        ("=3", "override|string"),
+        ("=3", "unknown key ``"),
         ("model=debgu", "Could not find 'model/debgu'"),
-        ("run.name=../x", "1 to 64 letters"),
+        ("run.name=../x", "1 to 64 of letters"),
         ("parallel.zero_stage=0", "zero_stage=1 on one process is plain training"),
         ("model.n_heads=5", "does not divide by model.n_heads=5; nearest widths 190 and 195"),
         ("model.n_kv_heads=4", "n_kv_heads can be one of"),
@@ -105,9 +109,7 @@ def test_a_wrong_value_is_answered_with_what_it_must_be(override: str, words: st
 
     overrides = [override] if override.startswith("run.name") else ["run.name=x", override]
     found = problems_of(*overrides)
-    assert any(re.search(words if "|" in words else words, problem) for problem in found) or any(
-        words in problem for problem in found
-    ), found
+    assert any(re.search(words, problem) for problem in found), found
 
 
 def test_a_missing_run_name_is_asked_for():
@@ -137,7 +139,9 @@ def test_every_setting_has_a_reader():
         for path in (root / folder).glob("*.py")
         if path.name != "config.py"
     )
-    schemas = [value for value in vars(train.config).values() if dataclasses.is_dataclass(value)]
+    schemas = [
+        value for value in vars(train.config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)
+    ]
     unread = [
         f"{schema.__name__}.{field.name}"
         for schema in schemas

@@ -20,13 +20,17 @@ _PRELOAD = [
     "deepspeed.runtime.zero.stage3",
     "torch._dynamo",
     "torch._inductor.compile_fx",
+    "torch.utils.tensorboard",
+    "train.loop",
     "tests.distributed.quiet",
 ]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOAD)
 
 
-def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 120) -> list[Any]:
+def run_ranks(
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 120
+) -> list[Any]:
     """[function(*arguments) on rank 0, 1, …]. The first rank that fails or hangs fails the test with its traceback."""
     port = _free_port()
     pipes: list[Connection] = []

@@ -60,7 +60,9 @@ def plain_torch() -> tuple[list[tuple[float, float]], dict]:
 
 
 def engine_run(stage: int, precision: str, accumulation: int, interrupted_after: int | None = None):
-    """(curve, weights) of the same steps through the engine; after `interrupted_after` steps a new engine takes over."""
+    """(curve, weights) of the same steps through the engine; after `interrupted_after` steps a new engine takes
+    over.
+    """
     from train.batch import solve_batch
     from train.config import OptimizerConfig, ParallelConfig, Precision
     from train.engine import start
@@ -106,7 +108,8 @@ CASES = [(dp, stage, ga) for dp in (1, 2) for stage in (1, 2, 3) for ga in (1, 2
 
 @pytest.mark.parametrize(("dp_size", "stage", "accumulation"), CASES)
 def test_fp32_equals_plain_torch(dp_size: int, stage: int, accumulation: int):
-    """The same operations; only the order of the sums over sequences differs, hence 1e-5 on the weights after six steps.
+    """The same operations; only the order of the sums over sequences differs, hence 1e-5 on the weights after six
+    steps.
 
     Adam divides by the root of the second moment: where a gradient is nearly zero, its rounding decides the sign of the
     update, so weights get an absolute bound of a thousandth of the summed learning rates beside the relative one.

@@ -44,7 +44,9 @@ def test_llama_3_2_1b_has_its_published_size():
 
 
 def test_flops_equal_torchs_counter():
-    """torch counts the scores of the whole square, forward and backward; recomputation is not counted on either side."""
+    """torch counts the scores of the whole square, forward and backward; recomputation is not counted on either
+    side.
+    """
     config, seq_len, batch = SHAPES[1], 64, 2
     model = Transformer(config)
     tokens = torch.zeros(batch, seq_len, dtype=torch.int64)

@@ -45,7 +45,9 @@ def llama(config: ModelConfig):
         SMALL,
         ModelConfig(vocab_size=101, n_layers=2, d_model=48, n_heads=6, n_kv_heads=6, d_ff=80, tie_embeddings=False),
         ModelConfig(vocab_size=101, n_layers=2, d_model=48, n_heads=4, n_kv_heads=1, d_ff=80, head_dim=20),
-        ModelConfig(vocab_size=101, n_layers=2, d_model=48, n_heads=6, n_kv_heads=3, d_ff=80, rope_theta=5e5, norm_eps=1e-3),
+        ModelConfig(
+            vocab_size=101, n_layers=2, d_model=48, n_heads=6, n_kv_heads=3, d_ff=80, rope_theta=5e5, norm_eps=1e-3
+        ),
     ],
     ids=["grouped, tied", "multi-head, untied", "multi-query, own head_dim", "other theta and eps"],
 )
@@ -67,7 +69,9 @@ def test_logits_and_gradients_equal_hugging_face_llama(config: ModelConfig):
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), tokens[:, 1:].flatten()).backward()
     for name, parameter in ours.named_parameters():
         reference = theirs.get_parameter(llama_name(name)).grad
-        torch.testing.assert_close(parameter.grad, reference, rtol=2e-4, atol=2e-6 * float(reference.abs().max()) + 1e-9)
+        torch.testing.assert_close(
+            parameter.grad, reference, rtol=2e-4, atol=2e-6 * float(reference.abs().max()) + 1e-9
+        )
 
 
 def test_fp32_logits_agree_with_float64():

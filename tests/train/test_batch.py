@@ -18,9 +18,7 @@ def test_the_parts_multiply_to_the_whole(global_size: int, micro: int, dp: int, 
     assert plan.sequences_per_rank * dp == global_size
 
 
-@pytest.mark.parametrize(
-    ("total_tokens", "steps"), [(1, 1), (1024, 1), (1025, 2), (10 * 1024, 10)]
-)
+@pytest.mark.parametrize(("total_tokens", "steps"), [(1, 1), (1024, 1), (1025, 2), (10 * 1024, 10)])
 def test_tokens_are_rounded_up_to_whole_steps(total_tokens: int, steps: int):
     plan = solve_batch(global_batch_size=8, micro_batch_size=8, dp_size=1, seq_len=128, total_tokens=total_tokens)
     assert (plan.total_steps, plan.total_tokens) == (steps, steps * 1024)

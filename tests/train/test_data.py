@@ -57,7 +57,8 @@ def test_the_permutation_of_a_trillion_needs_no_table():
     indices = np.arange(0, 10**6, dtype=np.int64)
     images = permute(indices, size, KEY)
     assert len(np.unique(images)) == len(indices)
-    assert 0 <= images.min() and images.max() < size
+    assert images.min() >= 0
+    assert images.max() < size
 
 
 def test_a_stream_reads_across_shards_and_round_the_end(tmp_path: Path):
@@ -90,7 +91,8 @@ def test_each_epoch_predicts_every_token_exactly_once(n_tokens: int, seq_len: in
 
 def test_epochs_are_shuffled_differently():
     first, second = (
-        sequence_starts(np.arange(e * 100, e * 100 + 100, dtype=np.int64), n_tokens=1000, seq_len=10, seed=1) for e in (0, 1)
+        sequence_starts(np.arange(e * 100, e * 100 + 100, dtype=np.int64), n_tokens=1000, seq_len=10, seed=1)
+        for e in (0, 1)
     )
     assert sorted(first) == sorted(second)
     assert list(first) != list(second)
@@ -128,7 +130,9 @@ def test_a_corpus_smaller_than_one_sequence_is_refused(tmp_path: Path):
         TrainBatches(stream, plan_of(), 0, 0)
 
 
-def validation(stream: TokenStream, dp_size: int = 1, batch_size: int = 2, max_sequences: int = 100) -> ValidationBatches:
+def validation(
+    stream: TokenStream, dp_size: int = 1, batch_size: int = 2, max_sequences: int = 100
+) -> ValidationBatches:
     return ValidationBatches(stream, seq_len=7, max_sequences=max_sequences, batch_size=batch_size, dp_size=dp_size)
 
 

@@ -16,7 +16,11 @@ TOTAL, PEAK = 1000, 2.0
         (CosineSchedule(warmup_tokens=100, min_lr_ratio=0.1), 1, PEAK * 0.01),
         (CosineSchedule(warmup_tokens=100, min_lr_ratio=0.1), 100, PEAK),
         (CosineSchedule(warmup_tokens=100, min_lr_ratio=0.1), 550, PEAK * 0.55),
-        (CosineSchedule(warmup_tokens=100, min_lr_ratio=0.1), 325, PEAK * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)),
+        (
+            CosineSchedule(warmup_tokens=100, min_lr_ratio=0.1),
+            325,
+            PEAK * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2),
+        ),
         (CosineSchedule(warmup_tokens=100, min_lr_ratio=0.1), TOTAL, PEAK * 0.1),
         (CosineSchedule(), 0, PEAK),
         (LinearSchedule(warmup_tokens=200), 600, PEAK * 0.5),
@@ -35,7 +39,9 @@ def test_learning_rate_table(schedule, at: int, expected: float):
     assert lr_at(schedule, at, peak_lr=PEAK, total_tokens=TOTAL) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("schedule", [CosineSchedule(warmup_tokens=100), LinearSchedule(warmup_tokens=100), WsdSchedule(warmup_tokens=100)])
+@pytest.mark.parametrize(
+    "schedule", [CosineSchedule(warmup_tokens=100), LinearSchedule(warmup_tokens=100), WsdSchedule(warmup_tokens=100)]
+)
 def test_the_rate_rises_then_never_rises_again(schedule):
     rates = [lr_at(schedule, tokens, peak_lr=PEAK, total_tokens=TOTAL) for tokens in range(1, TOTAL + 1)]
     assert rates[:100] == sorted(rates[:100])

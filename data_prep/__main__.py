@@ -1,0 +1,45 @@
+"""Text to token shards, from the command line.
+
+    python -m data_prep out=data/stdlib                                        # this Python's own library, no download
+    python -m data_prep out=data/site source=python_site tokenizer.vocab_size=16384 on_bad_document=skip
+    python -m data_prep out=data/stdlib stage=verify                           # every checksum of what the first made
+
+In: keys of `DataPrepConfig` as KEY=VALUE. Out: the folder `out`, and a table of what is in it. Exit codes: 2 when the
+configuration cannot be run, 3 when the data or the disk do not allow it. After a kill, the same command goes on.
+"""
+
+import sys
+
+from conf.compose import App, entry
+from data_prep.config import DataPrepConfig, Jsonl, PythonSite, PythonStdlib, Stage, TextFiles
+
+SOURCES: dict[str, type] = {
+    "python_stdlib": PythonStdlib,
+    "python_site": PythonSite,
+    "text": TextFiles,
+    "jsonl": Jsonl,
+}
+APP = App("data_prep", DataPrepConfig, {"source": SOURCES})
+
+
+def main() -> None:
+    try:
+        entry(APP, run)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from here")
+
+
+def run(config: DataPrepConfig) -> None:
+    # Imported here so that --help and mistakes are answered at once.
+    from data_prep.pipeline import prepare
+    from data_prep.report import table
+
+    manifest = prepare(config)
+    if manifest is None:
+        print(f"the tokenizer lies in {config.out}; go on with stage=encode")
+    elif config.stage is not Stage.verify:
+        print(table(manifest, config.out))
+
+
+if __name__ == "__main__":
+    main()

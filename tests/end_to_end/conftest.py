@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import pytest
+
+from tests.corpus import write_corpus
+from tests.runs import finish, start
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a dataset under data/tiny, made by the command itself from generated text."""
+    folder = tmp_path_factory.mktemp("workplace")
+    write_corpus(folder / "texts")
+    code, printed = finish(
+        start(
+            folder,
+            *("source=text", "source.paths=[texts]", "out=data/tiny", "tokenizer.vocab_size=400", "val_fraction=0.1"),
+            module="data_prep",
+        )
+    )
+    assert code == 0, printed
+    return folder
+
+
+@pytest.fixture
+def here(workplace: Path, tmp_path: Path) -> Path:
+    """A fresh folder for runs, with the dataset linked in."""
+    (tmp_path / "data").symlink_to(workplace / "data")
+    return tmp_path

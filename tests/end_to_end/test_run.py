@@ -1,0 +1,331 @@
+"""One run from start to end: what it leaves, how it is stopped, killed and continued, and what it refuses."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.corpus import write_corpus
+from tests.runs import STEPS, curve, finish, outcome, rows, start
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workplace: Path) -> Path:
+    """The run that all others are compared with."""
+    code, message = outcome(workplace, "run.name=undisturbed")
+    assert code == 0, message
+    return workplace / "runs" / "undisturbed"
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def losses(run: Path) -> list[float]:
+    return [row[key] for row in rows(run) for key in ("loss", "val_loss", "bits_per_byte") if key in row]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        if (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= step:
+            return
+        time.sleep(0.005)
+    pytest.fail(f"the run ended before step {step}: {process.communicate()[0]}")
+
+
+# --- what a run leaves
+
+
+def test_the_loss_falls_and_every_step_is_there_once(undisturbed: Path):
+    steps = [row for row in rows(undisturbed) if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+    assert steps[-1]["loss"] < steps[0]["loss"] - 1
+    assert [row["step"] for row in rows(undisturbed) if "val_loss" in row] == [20, 40, 50]
+
+
+def test_the_summary_tells_the_whole_outcome(undisturbed: Path):
+    summary = read(undisturbed / "summary.json")
+    assert (summary["schema_version"], summary["status"], summary["schedule_finished"]) == (1, "finished", True)
+    assert summary["tokens_seen"] == 12_800
+    last = [row for row in rows(undisturbed) if "val_loss" in row][-1]
+    assert (summary["val_loss"], summary["bits_per_byte"]) == (last["val_loss"], last["bits_per_byte"])
+    assert set(summary["device_hours"]) == {"train", "eval", "checkpoint", "idle"}
+    assert summary["restarts"] == 0
+    assert summary["versions"]["deepspeed"] == "0.19.8"
+
+
+def test_bits_per_byte_is_nats_over_the_bytes_of_the_targets(undisturbed: Path, workplace: Path):
+    import numpy as np
+
+    from data_prep.manifest import Manifest
+    from train.data import TokenStream
+
+    data = workplace / "data" / "tiny"
+    row = [row for row in rows(undisturbed) if "val_loss" in row][-1]
+    n_targets = 5 * 32
+    targets = TokenStream(data, Manifest.load(data), "val").read(1, n_targets)
+    n_bytes = int(np.load(data / "token_bytes.npy")[targets].sum())
+    assert row["val_tokens"] == n_targets
+    assert row["bits_per_byte"] == pytest.approx(row["val_loss"] * n_targets / (np.log(2) * n_bytes), rel=1e-12)
+
+
+def test_tensorboard_holds_each_point_once_against_step_tokens_and_flops(undisturbed: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plan = read(undisturbed / "plan.json")
+    for folder, per_step in [("", 1), ("by_tokens", 256), ("by_gigaflops", 256 * plan["flops_causal_per_token"] / 1e9)]:
+        events = EventAccumulator(str(undisturbed / "tensorboard" / folder)).Reload()
+        assert [event.step for event in events.Scalars("loss/train")] == [int(s * per_step) for s in range(10, 51, 10)]
+        assert [event.step for event in events.Scalars("loss/val")] == [int(s * per_step) for s in (20, 40, 50)]
+
+
+def test_the_curve_is_a_picture_with_its_baselines(undisturbed: Path):
+    text = " ".join(element.text or "" for element in ElementTree.parse(undisturbed / "loss.svg").iter())
+    assert all(words in text for words in ("uniform guess", "gzip -9", "xz", "validation", "tokens seen"))
+
+
+def test_samples_continue_the_prompt_and_show_the_likeliest_tokens(undisturbed: Path):
+    text = (undisturbed / "samples.txt").read_text()
+    assert text.startswith("The ")
+    assert "next token after 'The ':" in text
+    assert text.count("%") == 8
+
+
+def test_sampling_and_evaluation_work_on_a_finished_run(undisturbed: Path):
+    sampled = start(undisturbed, "run=.", "prompt='The old '", "temperature=0", "n_tokens=5", module="train.sample")
+    evaluated = start(undisturbed.parents[1], "run=runs/undisturbed", "max_sequences=5", module="train.evaluate")
+    code, printed = finish(sampled)
+    assert code == 0, printed
+    assert "The old " in printed
+    code, printed = finish(evaluated)
+    assert code == 0, printed
+    assert f"val loss {read(undisturbed / 'summary.json')['val_loss']:.4f}" in printed
+
+
+# --- stopped, killed, continued
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(here: Path, undisturbed: Path):
+    """kill -9 in mid-step, twice, once between checkpoints and once before the first; then the same command again."""
+    run = here / "runs" / "killed"
+    for step in (5, 27):
+        process = start(here, "run.name=killed")
+        wait_for_step(run, step, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, printed = finish(start(here, "run.name=killed"))
+    assert code == 0, printed
+    assert "resumed at step 20" in printed or "resumed at step 30" in printed
+    assert curve(run) == curve(undisturbed)
+    assert read(run / "summary.json")["restarts"] == 2
+    assert read(run / "summary.json")["tokens_seen"] == 12_800
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_saves_and_the_same_command_goes_on(here: Path, undisturbed: Path, name: str):
+    process = start(here, "run.name=told")
+    wait_for_step(here / "runs" / "told", 13, process)
+    process.send_signal(signal.Signals[name])
+    code, printed = finish(process)
+    assert code == 143, printed
+    assert f"stopped on {name} and saved" in printed
+    summary = read(here / "runs" / "told" / "summary.json")
+    assert summary["status"] == "preempted"
+    assert not summary["schedule_finished"]
+    assert outcome(here, "run.name=told")[0] == 0
+    assert curve(here / "runs" / "told") == curve(undisturbed)
+
+
+def test_stop_at_step_saves_there_and_the_rest_follows(here: Path, undisturbed: Path):
+    code, printed = outcome(here, "run.name=parts", "run.stop_at_step=33")
+    assert (code, "saved at step 33" in printed) == (0, True)
+    assert outcome(here, "run.name=parts")[0] == 0
+    assert curve(here / "runs" / "parts") == curve(undisturbed)
+
+
+def test_a_finished_run_says_so_and_does_nothing(undisturbed: Path, workplace: Path):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    code, printed = outcome(workplace, "run.name=undisturbed")
+    assert (code, "finished at step 50" in printed) == (0, True)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
+
+
+def test_two_ranks_give_the_losses_of_one(here: Path, undisturbed: Path):
+    """The same rows; only the order of sums differs, which Adam amplifies a little over fifty steps: 1e-4."""
+    code, message = outcome(here, "run.name=two", "parallel=zero2", ranks=2)
+    assert code == 0, message
+    assert losses(here / "runs" / "two") == pytest.approx(losses(undisturbed), rel=1e-4)
+
+
+def test_torchrun_trains_on_two_ranks(here: Path, undisturbed: Path):
+    words = ("--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", "0", "-m", "train")
+    from tests.runs import TINY
+
+    code, printed = finish(start(here, *words, *TINY, "run.name=run", module="torch.distributed.run"))
+    assert code == 0, printed
+    assert read(here / "runs" / "run" / "summary.json")["n_devices"] == 2
+    assert losses(here / "runs" / "run") == pytest.approx(losses(undisturbed), rel=1e-4)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks_and_another_zero_stage(here: Path, undisturbed: Path):
+    assert outcome(here, "run.name=moved", "run.stop_at_step=20", ranks=2)[0] == 0
+    assert outcome(here, "run.name=moved")[0] == 0
+    assert losses(here / "runs" / "moved") == pytest.approx(losses(undisturbed), rel=1e-4)
+
+
+# --- what a run refuses, with nothing lost
+
+
+def test_a_run_name_that_holds_another_configuration_is_refused_with_the_difference(undisturbed: Path, workplace: Path):
+    code, message = outcome(workplace, "run.name=undisturbed", "optimizer.peak_lr=1e-4")
+    assert code == 2
+    assert "already holds another run" in message
+    assert "optimizer.peak_lr 0.003 → 0.0001" in message
+
+
+def test_keys_without_effect_on_the_numbers_may_change(here: Path):
+    assert outcome(here, "run.name=a", "run.stop_at_step=10")[0] == 0
+    assert outcome(here, "run.name=a", "run.stop_at_step=12", "log.every_steps=3", "checkpoint.keep_last=5")[0] == 0
+
+
+def test_another_dataset_under_a_run_is_refused(here: Path, workplace: Path):
+    assert outcome(here, "run.name=a", "run.stop_at_step=10")[0] == 0
+    write_corpus(here / "more", n_documents=70)
+    words = ("source=text", "source.paths=[more]", "out=other", "tokenizer.vocab_size=400", "val_fraction=0.1")
+    assert finish(start(here, *words, module="data_prep"))[0] == 0
+    code, message = outcome(here, "run.name=a", "data.folder=other")
+    assert code == 3
+    assert "not the dataset that this run has trained on" in message
+
+
+def test_configuration_mistakes_are_answered_together_before_anything_starts(here: Path):
+    started = time.monotonic()
+    code, printed = finish(
+        start(here, "run.name=a", "batch.global_batch_size=9", "model.vocab_size=100", "cluster.n_devices=3")
+    )
+    assert time.monotonic() - started < 5
+    assert code == 2, printed
+    assert "nearest global batch sizes: 8 and 12" in printed
+    assert "set model.vocab_size=400" in printed
+    assert "cluster.n_devices=3, but 1 processes were started" in printed
+    assert "Traceback" not in printed
+    assert not (here / "runs").exists()
+
+
+def test_a_missing_dataset_is_named_with_the_command_that_makes_one(here: Path):
+    code, message = outcome(here, "run.name=a", "data.folder=data/nothing")
+    assert code == 3
+    assert "python -m data_prep" in message
+
+
+@pytest.mark.parametrize("cut", [1, 2, 1000])
+def test_a_truncated_shard_is_refused_by_name(here: Path, workplace: Path, cut: int):
+    shutil.copytree(workplace / "data" / "tiny", here / "own")
+    shard = next((here / "own").glob("train-*.bin"))
+    shard.write_bytes(shard.read_bytes()[:-cut])
+    code, message = outcome(here, "run.name=a", "data.folder=own")
+    assert code == 3
+    assert shard.name in message
+    assert not (here / "runs").exists()
+
+
+def test_a_tokenizer_that_did_not_make_the_shards_is_refused(here: Path, workplace: Path):
+    shutil.copytree(workplace / "data" / "tiny", here / "own")
+    (here / "own" / "tokenizer.model").write_bytes((here / "own" / "tokenizer.model").read_bytes() + b"\n")
+    code, message = outcome(here, "run.name=a", "data.folder=own")
+    assert code == 3
+    assert "tokenizer" in message
+
+
+def test_a_runs_folder_that_cannot_be_made_is_named(here: Path):
+    (here / "file").write_text("")
+    code, message = outcome(here, "run.name=a", "run.folder=file")
+    assert code in (2, 3)
+    assert "file/a" in message
+
+
+def test_a_row_longer_than_the_corpus_is_refused(here: Path):
+    code, message = outcome(here, "run.name=a", "data.seq_len=1000000")
+    assert code == 3
+    assert "one sequence needs data.seq_len + 1 = 1000001" in message
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_code_5_and_keeps_the_last_checkpoint(here: Path):
+    code, message = outcome(here, "run.name=a", "optimizer.peak_lr=1e30", "optimizer.max_grad_norm=0")
+    assert code == 5, message
+    assert "Nothing of it was saved" in message
+    assert read(here / "runs" / "a" / "summary.json")["status"] == "diverged"
+    assert list((here / "runs" / "a" / "checkpoints").iterdir()) == []
+
+
+# --- checkpoints that were hurt
+
+
+@pytest.fixture
+def at_step_20(here: Path) -> Path:
+    assert outcome(here, "run.name=hurt", "run.stop_at_step=20")[0] == 0
+    return here / "runs" / "hurt" / "checkpoints"
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "bit flipped": lambda folder: flip(folder / "exp_avg-00000.safetensors"),
+    "truncated": lambda folder: (folder / "master-00000.safetensors").write_bytes(b""),
+    "file missing": lambda folder: (folder / "exp_avg_sq-00000.safetensors").unlink(),
+    "state altered": lambda folder: flip(folder / "state.json"),
+    "manifest missing": lambda folder: (folder / "manifest.json").unlink(),
+    "manifest empty": lambda folder: (folder / "manifest.json").write_text("{}"),
+    "manifest not a mapping": lambda folder: (folder / "manifest.json").write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(at_step_20: Path, undisturbed: Path, damage: str):
+    DAMAGE[damage](at_step_20 / "step-00000020")
+    code, printed = outcome(at_step_20.parents[2], "run.name=hurt")
+    assert code == 0, printed
+    assert "an older checkpoint is used" in printed
+    assert "resumed at step 10" in printed
+    assert curve(at_step_20.parent) == curve(undisturbed)
+
+
+def test_no_valid_checkpoint_stops_the_run_instead_of_starting_anew(at_step_20: Path):
+    for folder in at_step_20.iterdir():
+        flip(folder / "master-00000.safetensors")
+    before = (at_step_20.parent / "metrics.jsonl").read_text()
+    code, message = outcome(at_step_20.parents[2], "run.name=hurt")
+    assert code == 4
+    assert "not started from step 0 unasked" in message
+    assert (at_step_20.parent / "metrics.jsonl").read_text() == before
+
+
+def test_only_the_last_checkpoints_are_kept(undisturbed: Path):
+    assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == ["step-00000040", "step-00000050"]
+
+
+def limited_files() -> None:
+    """No file may grow past 60 kB: a checkpoint of the tiny model does not fit, its logs do."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+
+def test_a_full_disk_keeps_the_run_going_and_the_older_checkpoint(here: Path):
+    assert outcome(here, "run.name=full", "run.stop_at_step=10")[0] == 0
+    code, printed = finish(start(here, "run.name=full", preexec_fn=limited_files))
+    assert code == 4, printed  # at the last step there is no later save to hope for
+    assert "training goes on; the newest checkpoint is of step 10" in printed
+    assert [path.name for path in (here / "runs" / "full" / "checkpoints").iterdir()] == ["step-00000010"]
+    code, printed = outcome(here, "run.name=full")
+    assert code == 0, printed
+    assert "resumed at step 10" in printed

@@ -1,0 +1,74 @@
+"""Tiny real runs for tests: in a forked process where only the outcome counts, as a command where the process itself does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.distributed.ranks import run_ranks
+
+TINY = (
+    "total_tokens=12_800",
+    "data={folder: data/tiny, seq_len: 32}",
+    "batch={global_batch_size: 8, micro_batch_size: 4}",
+    "model={vocab_size: 512, n_layers: 2, d_model: 32, n_heads: 4, n_kv_heads: 2, d_ff: 64}",
+    "schedule={warmup_tokens: 2560}",
+    "evaluation={every_steps: 20, max_sequences: 5}",
+    "checkpoint.every_steps=10",
+    "sample.n_tokens=8",
+    "cluster={device: cpu, peak_flops_per_second: 1.0e+11}",
+)
+"""50 steps of 256 tokens"""
+STEPS = 50
+
+
+def outcome(folder: Path, *overrides: str, ranks: int = 1) -> tuple[int, str]:
+    """(exit code, message) of `python -m train` with these overrides, in a forked process whose directory is `folder`."""
+    return run_ranks(_train, ranks, str(folder), [*TINY, *overrides])[0]
+
+
+def _train(folder: str, overrides: list[str]) -> tuple[int, str]:
+    import contextlib
+    import io
+
+    from conf.compose import compose
+    from train.__main__ import APP, run
+
+    os.chdir(folder)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            return run(compose(APP, overrides)), printed.getvalue()
+        except Exception as error:
+            code = getattr(error, "exit_code", None)
+            if code is None:
+                raise
+            return code, printed.getvalue() + str(error)
+
+
+def start(folder: Path, *overrides: str, module: str = "train", **options: Any) -> "subprocess.Popen[str]":
+    """The command itself, as a person types it."""
+    root = str(Path(__file__).resolve().parents[1])
+    words = [*TINY, *overrides] if module == "train" else list(overrides)
+    environment = os.environ | {"PYTHONPATH": root, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", module, *words]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+    )
+
+
+def finish(process: "subprocess.Popen[str]", timeout_seconds: float = 120) -> tuple[int, str]:
+    printed, _ = process.communicate(timeout=timeout_seconds)
+    return process.returncode, printed
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(run: Path) -> list[tuple[Any, ...]]:
+    """What must not change by a kill: step, loss, norm, rate, and the validation figures, to the last bit."""
+    names = ("step", "tokens_seen", "loss", "grad_norm", "lr", "val_loss", "val_loss_stderr", "bits_per_byte")
+    return [tuple(row.get(name) for name in names) for row in rows(run)]
