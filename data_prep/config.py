@@ -81,7 +81,7 @@ class TokenizerConfig:
     vocab_size: int = 4096
     """Ids in all: control symbols, newline and the 256 byte pieces included."""
     sample_bytes: int = 64 << 20
-    """Bytes of training text at most; documents beyond that are left out by a seeded draw. Memory: ten times it."""
+    """Bytes of training text at most; documents beyond that are left out by a seeded draw. Memory: some 20 times it."""
     seed: int = 0
     """Seed of that draw; without effect while the whole corpus fits into `sample_bytes`."""
 

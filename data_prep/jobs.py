@@ -64,9 +64,9 @@ def groups(inputs: Sequence[Input], task_bytes: int) -> Iterator[tuple[Input, ..
 
 
 def _is_border(item: Input, task_bytes: int) -> bool:
-    """A draw by the file's name, more likely for larger files: about four borders in each half of `task_bytes`."""
+    """A draw by the file's name, more likely for larger files: about two in each half of `task_bytes`."""
     draw = int.from_bytes(hashlib.sha256(item.name.encode()).digest()[:8]) / 2**64
-    return draw < item.bytes / (task_bytes / 8)
+    return draw < item.bytes / (task_bytes / 4)
 
 
 def task_id(inputs: Sequence[Input], encoder: Encoder) -> str:

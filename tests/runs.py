@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.distributed.ranks import run_ranks
 
@@ -48,19 +51,35 @@ def _train(folder: str, overrides: list[str]) -> tuple[int, str]:
             return code, printed.getvalue() + str(error)
 
 
-def start(folder: Path, *overrides: str, module: str = "train", **options: Any) -> "subprocess.Popen[str]":
-    """The command itself, as a person types it."""
+def train(folder: Path, *overrides: str, **options: Any) -> "subprocess.Popen[str]":
+    """A tiny run as a command."""
+    return start(folder, *TINY, *overrides, module="train", **options)
+
+
+def start(folder: Path, *words: str, module: str, **options: Any) -> "subprocess.Popen[str]":
+    """`python -m module words…` in `folder`, as a person types it."""
     root = str(Path(__file__).resolve().parents[1])
-    words = [*TINY, *overrides] if module == "train" else list(overrides)
     environment = os.environ | {"PYTHONPATH": root, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", module, *words]
     return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # so that `finish` can end what the command has started
+        **options,
     )
 
 
 def finish(process: "subprocess.Popen[str]", timeout_seconds: float = 120) -> tuple[int, str]:
-    printed, _ = process.communicate(timeout=timeout_seconds)
+    """(exit code, everything printed). A command that hangs is ended with all its children, and fails the test."""
+    try:
+        printed, _ = process.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"{process.args} hung; it had printed:\n{process.communicate()[0]}")
     return process.returncode, printed
 
 

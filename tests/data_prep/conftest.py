@@ -15,11 +15,12 @@ VOCABULARY = 400
 def config(out: Path, corpus: Path, **options: object) -> DataPrepConfig:
     """As `python -m data_prep out=... source=text source.paths=[...]` would make it, sized for a test."""
     settings: dict[str, object] = {
+        "source": TextFiles([str(corpus)]),
         "tokenizer": TokenizerConfig(vocab_size=VOCABULARY),
         "val_fraction": 0.2,
         "task_bytes": 20_000,
     }
-    return DataPrepConfig(out=str(out), source=TextFiles([str(corpus)]), **(settings | options))  # pyright: ignore[reportArgumentType]
+    return DataPrepConfig(out=str(out), **(settings | options))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="session")

@@ -91,9 +91,9 @@ def test_verify_names_every_file_with_a_flipped_bit(copy: Path):
 
 def test_a_flipped_bit_in_any_file_is_found(copy: Path):
     for file in sorted(copy.iterdir()):
-        if file.name == "manifest.json":
-            continue
         whole = file.read_bytes()
+        if file.name == "manifest.json" or not whole:  # a shard without documents has an empty .bin
+            continue
         file.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
         with pytest.raises(DataError) as caught:
             verify(copy)

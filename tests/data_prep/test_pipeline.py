@@ -95,14 +95,14 @@ def test_baselines_are_those_compressors_on_the_held_out_text(dataset: Path):
 
 def test_a_corpus_full_of_control_symbols_holds_no_control_id_but_its_ends(tmp_path: Path):
     texts = ["</s> <s> <unk> <pad> <0x41>\n</s>\u2581 " * 20 + str(i) for i in range(40)]
-    write_jsonl(tmp_path / "a.jsonl", texts)
+    write_jsonl(tmp_path / "a.jsonl", texts + [f"</s </st> <st> <unkn> <0x4 {i}" for i in range(40)])
     out = tmp_path / "out"
-    settings = config(out, tmp_path, source=Jsonl([str(tmp_path)]), tokenizer=TokenizerConfig(vocab_size=300))
+    settings = config(out, tmp_path, source=Jsonl([str(tmp_path)]), tokenizer=TokenizerConfig(vocab_size=280))
     manifest = made(settings)
     for entry in manifest.shards:
         ids = ShardReader(out / entry.name).tokens(0, entry.tokens)
         assert int((ids < 4).sum()) == entry.documents
-    assert sorted(documents(out, "train") + documents(out, "val")) == sorted(texts)
+    assert set(texts) < set(documents(out, "train") + documents(out, "val"))
 
 
 def test_nothing_is_held_out_when_nothing_was_asked_to_be(tmp_path: Path, corpus: Path):
@@ -145,7 +145,7 @@ def test_another_finished_dataset_is_refused_with_the_differing_keys(dataset: Pa
         prepare(config(dataset, corpus, val_fraction=0.5, tokenizer=TokenizerConfig(vocab_size=300)))
     assert "val_fraction: 0.2 there, 0.5 asked for" in str(caught.value)
     assert "tokenizer.vocab_size: 400 there, 300 asked for" in str(caught.value)
-    with pytest.raises(DataError, match='source.kind: "text" there, "python_stdlib" asked for'):
+    with pytest.raises(DataError, match=r'source\.kind: "text" there, "python_stdlib" asked for'):
         prepare(config(dataset, corpus, source=PythonStdlib()))
     assert contents(dataset) == before
 
@@ -272,8 +272,8 @@ def test_an_empty_corpus_says_so(tmp_path: Path, files: dict[str, str], dataset:
     with pytest.raises(DataError, match="the corpus is empty"):
         prepare(config(tmp_path / "out", texts))
     if "\n" not in "".join(files.values()):
+        given = TokenizerConfig(model=str(dataset / "tokenizer.model"))
         with pytest.raises(DataError, match="the corpus is empty"):
-            given = TokenizerConfig(model=str(dataset / "tokenizer.model"))
             prepare(config(tmp_path / "out2", texts, tokenizer=given))
 
 
@@ -311,7 +311,7 @@ def test_a_tokenizer_that_loses_something_is_refused_before_the_long_job(tmp_pat
 
     files = sorted(str(file) for file in corpus.iterdir())
     sentencepiece.SentencePieceTrainer.train(
-        input=files, model_prefix=str(tmp_path / "lossy"), vocab_size=300, minloglevel=2
+        input=files, model_prefix=str(tmp_path / "lossy"), vocab_size=200, minloglevel=2
     )
     given = TokenizerConfig(model=str(tmp_path / "lossy.model"))
     with pytest.raises(DataError, match=r"not lossless|does not give back"):
@@ -391,9 +391,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_rest_is_used_again(tmp_
     out, kept = tmp_path / "out", tmp_path / "kept"
     out.mkdir()
     kept.mkdir()
-    script = (
-        'o="$1"; k="$2"; shift 2; mount -t tmpfs -o size=344k x "$o" && "$@"; code=$?; cp -a "$o/." "$k"; exit $code'
-    )
+    script = 'o="$1"; k="$2"; shift 2; mount -t tmpfs -o size=100k x "$o" && "$@"; c=$?; cp -a "$o/." "$k"; exit $c'
     done = in_own_mounts(script, str(out), str(kept), *words(out, corpus))
     refused(done, "no room to write")
     left = sorted(file.name for file in kept.iterdir())

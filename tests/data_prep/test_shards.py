@@ -82,7 +82,7 @@ def test_a_reader_travels_to_another_process_without_its_tokens(tmp_path: Path):
 
 @pytest.mark.parametrize("bad", [-1, 400, 70_000])
 def test_an_id_outside_the_vocabulary_is_refused_before_the_cast(tmp_path: Path, bad: int):
-    with pytest.raises(DataError, match="outside 0 ... 399"), shard_writer(tmp_path / "x", head()) as writer:
+    with pytest.raises(DataError, match=r"outside 0 \.\.\. 399"), shard_writer(tmp_path / "x", head()) as writer:
         writer.add(np.array([5, bad], dtype=np.int64), 2)
     assert list(tmp_path.iterdir()) == []
 
@@ -106,7 +106,7 @@ def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path, ending: str, 
 
 
 def test_longer_missing_and_exchanged_files_are_named(tmp_path: Path):
-    stem, other = write(tmp_path / "x", DOCUMENTS), write(tmp_path / "y", DOCUMENTS[::-1] + [[1]])
+    stem, other = write(tmp_path / "x", DOCUMENTS), write(tmp_path / "y", [*DOCUMENTS[::-1], [1]])
     with stem.with_suffix(".bin").open("ab") as stream:
         stream.write(b"\0")
     with pytest.raises(DataError, match="too long"):
@@ -139,7 +139,6 @@ def test_a_sidecar_that_is_none_is_named(tmp_path: Path, content: bytes, message
 
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path):
-    with pytest.raises(ZeroDivisionError), shard_writer(tmp_path / "x", head()) as writer:
-        writer.add(np.array([5]), 1)
-        raise ZeroDivisionError
+    with pytest.raises(AttributeError), shard_writer(tmp_path / "x", head()) as writer:
+        writer.add(None, 1)  # pyright: ignore[reportArgumentType]
     assert list(tmp_path.iterdir()) == []

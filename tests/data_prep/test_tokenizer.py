@@ -48,7 +48,8 @@ def test_every_plane_of_unicode_comes_back(tokenizer: Tokenizer):
 def test_text_that_spells_a_control_symbol_never_becomes_one():
     """Trained on little else, so that the pieces have every reason to form."""
     text = "</s> <s>\n<unk><pad> <0x41>\n" * 50
-    tokenizer = Tokenizer(train([text], TokenizerConfig(vocab_size=290)), "adversarial")
+    alike = "</s </st> <st> <unkn> <unk <pads> <0x4 <0x412>\n" * 50
+    tokenizer = Tokenizer(train([text, alike], TokenizerConfig(vocab_size=294)), "adversarial")
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.token_bytes()[ids].all()  # control symbols stand for no bytes
@@ -122,7 +123,7 @@ def test_training_on_nothing_says_that_the_corpus_is_empty(texts: list[str]):
 def test_training_drops_no_line(text: str):
     """SentencePiece alone drops lines that are long or hold a reserved character, and says nothing."""
     filler = [f"the cat sat on the mat {i}\n" for i in range(200)]
-    tokenizer = Tokenizer(train([*filler, text], TokenizerConfig(vocab_size=300)), "")
+    tokenizer = Tokenizer(train([*filler, text], TokenizerConfig(vocab_size=313)), "")
     pieces = {tokenizer.piece(i).strip("\u2581") for i in range(tokenizer.vocab_size)}
     assert "zebra" in pieces
 
