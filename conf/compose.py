@@ -45,12 +45,14 @@ class App:
     """One entry point: the primary YAML file, its schema, and the schemas of groups whose options differ in kind.
 
     `options` maps a group to {option: dataclass}; each is registered as `base_<option>` in that group, and each of
-    these dataclasses carries a field `kind` whose default names it.
+    these dataclasses carries a field `kind` whose default names it. The values of `verbatim` keys are text that is
+    taken as typed: Hydra's grammar would strip the blank at the end of a prompt and stumble over its brackets.
     """
 
     config_name: str
     schema: type
     options: dict[str, dict[str, type]]
+    verbatim: tuple[str, ...] = ()
 
 
 def entry(app: App, task: Callable[[Any], int | None]) -> None:
@@ -159,22 +161,29 @@ def _register(app: App) -> None:
             store.store(group=group, name=f"base_{option}", node=defaults_of(schema))
 
 
-def _compose_tree(app: App, overrides: Sequence[str]) -> dict[str, Any]:
+def _split_verbatim(app: App, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(words for Hydra, {verbatim key: its text})."""
+    typed = dict(word.split("=", 1) for word in words if word.split("=", 1)[0] in app.verbatim and "=" in word)
+    return [word for word in words if word.split("=", 1)[0] not in typed], typed
+
+
+def _compose_tree(app: App, words: Sequence[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     _register(app)
+    overrides, typed = _split_verbatim(app, words)
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_FOLDER)):
 
-        def composed(words: Sequence[str]) -> dict[str, Any]:
-            config = hydra_compose(app.config_name, list(words))
+        def composed(chosen: Sequence[str]) -> dict[str, Any]:
+            config = hydra_compose(app.config_name, list(chosen))
             return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
         try:
-            return composed(overrides)
+            return composed(overrides) | typed
         except Exception as error:  # Hydra answers a bad override with its own errors, ValueError or AssertionError
             problems = _unknown_keys(app, overrides, composed) or [_one_line(error)]
             raise ConfigError(problems) from None
@@ -240,9 +249,10 @@ def _through_hydra(app: App, task: Callable[[Any], int | None]) -> None:
     from omegaconf import DictConfig, OmegaConf
 
     _register(app)
+    sys.argv[1:], typed = _split_verbatim(app, sys.argv[1:])
 
     def run(config: DictConfig) -> None:
-        tree = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        tree = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)) | typed
         code = task(build(app.schema, tree))
         if code:
             sys.exit(code)

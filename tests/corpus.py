@@ -1,11 +1,25 @@
-"""A small corpus that is the same everywhere: sentences from a seeded grammar, with indentation, digits and rare signs."""
+"""A small corpus that is the same everywhere: sentences from a seeded grammar, with indentation, digits and rare
+signs.
+"""
 
 import random
 from pathlib import Path
 
-NOUNS = "river stone lantern harbour copper winter orchard signal engine mountain letter garden shadow window bridge".split()
-VERBS = "carries finds leaves watches mends turns keeps answers crosses forgets".split()
-ADJECTIVES = "old quiet narrow bright heavy distant green hollow patient sudden".split()
+NOUNS = [
+    "river",
+    "stone",
+    "lantern",
+    "harbour",
+    "copper",
+    "winter",
+    "orchard",
+    "signal",
+    "engine",
+    "mountain",
+    "letter",
+]
+VERBS = ["carries", "finds", "leaves", "watches", "mends", "turns", "keeps", "answers", "crosses", "forgets"]
+ADJECTIVES = ["old", "quiet", "narrow", "bright", "heavy", "distant", "green", "hollow", "patient", "sudden"]
 
 
 def write_corpus(folder: Path, n_documents: int = 60, seed: int = 0) -> Path:

@@ -1,4 +1,6 @@
-"""Tiny real runs for tests: in a forked process where only the outcome counts, as a command where the process itself does."""
+"""Tiny real runs for tests: in a forked process where only the outcome counts, as a command where the process
+itself does.
+"""
 
 import json
 import os
@@ -28,17 +30,23 @@ STEPS = 50
 
 
 def outcome(folder: Path, *overrides: str, ranks: int = 1) -> tuple[int, str]:
-    """(exit code, message) of `python -m train` with these overrides, in a forked process whose directory is `folder`."""
-    return run_ranks(_train, ranks, str(folder), [*TINY, *overrides])[0]
+    """(exit code, message) of `python -m train` with these overrides, in a forked process whose directory is
+    `folder`.
+    """
+    return run_ranks(forked, ranks, str(folder), [*TINY, *overrides])[0]
 
 
-def _train(folder: str, overrides: list[str]) -> tuple[int, str]:
+def forked(folder: str, overrides: list[str], largest_file_bytes: int | None = None) -> tuple[int, str]:
+    """What `outcome` runs in each rank; optionally as on a disk that has room for small files only."""
     import contextlib
     import io
+    import resource
 
     from conf.compose import compose
     from train.__main__ import APP, run
 
+    if largest_file_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
     os.chdir(folder)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -22,9 +22,7 @@ def run(config: TrainConfig) -> int:
     setup = check(config, rank_grid())
     if is_finished(setup):
         if setup.grid.is_first:
-            print(
-                f"{setup.folder.path} is finished at step {setup.batch.total_steps}; to train anew, take another run.name"
-            )
+            print(f"{setup.folder.path} is finished at step {setup.batch.total_steps}; for another, choose a run.name")
         return 0
 
     from train.loop import train

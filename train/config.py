@@ -323,14 +323,17 @@ class TrainConfig:
         return found
 
 
-WITHOUT_EFFECT_ON_THE_NUMBERS = (
+FREE_TO_CHANGE = (
     "run.folder",
     "run.stop_at_step",
     "data.folder",  # the data itself is recognised by the digest of its manifest
+    "batch.micro_batch_size",  # this one and the next two change the order of sums, nothing else
+    "parallel.zero_stage",
     "parallel.bucket_elements",
     "checkpoint.",
     "log.",
     "sample.",
     "cluster.",
 )
-"""keys (and sections, with a dot) that may change when a run is continued; any other makes it another run"""
+"""keys (and sections, with a dot) that may change when a run is continued, so that it can move to other machines; any
+other one makes it another run"""

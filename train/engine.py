@@ -186,7 +186,9 @@ def start(
     """Joins the ranks and hands the model to DeepSpeed. Raises EngineError if what is in force is not what was
     asked.
     """
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")  # DeepSpeed's calls, not ours
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"torch\.distributed"
+    )  # DeepSpeed's calls, not ours
     deepspeed = _import_deepspeed(device)
     settings = deepspeed_settings(plan, optimizer, parallel)
     with _quiet():

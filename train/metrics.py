@@ -4,6 +4,7 @@ Only rank 0 has these. A log that cannot be written warns and never stops traini
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -67,6 +68,10 @@ class MetricsFile:
         self.rows.append(row)
         self._guarded(lambda: _append_line(self._path, row))
 
+    def sync(self) -> None:
+        """Makes the rows so far survive a power cut; called before a checkpoint that they belong to."""
+        self._guarded(lambda: _sync(self._path))
+
     def _guarded(self, action: Any) -> None:
         try:
             action()
@@ -90,6 +95,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _append_line(path: Path, row: dict[str, Any]) -> None:
     with path.open("a") as stream:
         stream.write(json.dumps(row) + "\n")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from conf.compose import ConfigError, digest, flatten, from_yaml, to_tree, to_yaml
 from data_prep.files import publish_bytes, write_error
-from train.config import WITHOUT_EFFECT_ON_THE_NUMBERS, TrainConfig
+from train.config import FREE_TO_CHANGE, TrainConfig
 
 
 class RunFolder:
@@ -27,7 +27,7 @@ class RunFolder:
     def differences(self, config: TrainConfig) -> list[str]:
         """What this configuration would change in a run that the folder already holds; empty if it may go on.
 
-        Keys without effect on the numbers may change. Touches nothing.
+        Keys that are FREE_TO_CHANGE do not count. Touches nothing.
         """
         try:
             text = self.config_yaml.read_text()
@@ -85,9 +85,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(to_tree(config)).items()
-        if not any(
-            key == free or (free.endswith(".") and key.startswith(free)) for free in WITHOUT_EFFECT_ON_THE_NUMBERS
-        )
+        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_TO_CHANGE)
     }
 
 

@@ -79,7 +79,7 @@ def run_sample(command: SampleCommand) -> None:
 
 
 def main() -> None:
-    entry(App("sample", SampleCommand, {}), run_sample)
+    entry(App("sample", SampleCommand, {}, verbatim=("prompt",)), run_sample)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ whether a save succeeded), and tells them through a sum over ranks.
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -108,6 +109,8 @@ class Session:
         Raises CheckpointError only at the last step, where no next save would come.
         """
         folder = self._setup.folder
+        if self._is_first:
+            self._metrics.file.sync()
         problem = checkpoint.save(folder.checkpoints, self.step, self.engine, self._state(), is_first=self._is_first)
         self._watch.charge("checkpoint")
         if problem and self.step == self.last_step:
@@ -130,9 +133,9 @@ class Session:
             self.save()
         if self._is_first:
             if finished:
-                self._write_samples()
+                self._warned(self._write_samples)
+            self._warned(self._draw)
             self._write_summary(Status.finished if finished else Status.preempted)
-            self._draw()
             self._note("finished" if finished else "stopped", step=self.step, reason=self._stop.name)
             self._say(self._last_words(finished))
         self.engine.barrier()
@@ -224,8 +227,12 @@ class Session:
             status=status,
             restarts=self._restarts,
         )
+        self._warned(lambda: publish_json(self._setup.folder.summary_json, summary))
+
+    def _warned(self, write: Callable[[], None]) -> None:
+        """A report that cannot be written does not undo a run."""
         try:
-            publish_json(self._setup.folder.summary_json, summary)
+            write()
         except DataError as error:
             self._say(f"warning: {error}")
 

@@ -5,6 +5,7 @@ A fork server imports torch and DeepSpeed once; each rank is forked from it, so 
 
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -28,30 +29,44 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOAD)
 
 
-def run_ranks(
-    function: Callable[..., Any], world_size: int, *arguments: Any, timeout_seconds: float = 120
-) -> list[Any]:
+def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
     """[function(*arguments) on rank 0, 1, …]. The first rank that fails or hangs fails the test with its traceback."""
-    port = _free_port()
-    pipes: list[Connection] = []
-    processes = []
-    for rank in range(world_size):
-        receiver, sender = _context.Pipe(duplex=False)
-        process = _context.Process(target=_one_rank, args=(sender, rank, world_size, port, function, arguments))
-        process.start()
-        sender.close()
-        pipes.append(receiver)
-        processes.append(process)
-    try:
-        outcomes = [_receive(pipe, rank, timeout_seconds) for rank, pipe in enumerate(pipes)]
-    finally:
-        for process in processes:
-            process.join(timeout=5)
-            if process.is_alive():
-                process.kill()
-    if failures := [text for succeeded, text in outcomes if not succeeded]:
-        pytest.fail(failures[0])
-    return [value for _, value in outcomes]
+    return Ranks(function, world_size, *arguments).results()
+
+
+class Ranks:
+    """Ranks that are running, so that a test can send them signals on the way."""
+
+    def __init__(self, function: Callable[..., Any], world_size: int, *arguments: Any):
+        port = _free_port()
+        self._pipes: list[Connection] = []
+        self._processes: list[Any] = []
+        for rank in range(world_size):
+            receiver, sender = _context.Pipe(duplex=False)
+            process = _context.Process(target=_one_rank, args=(sender, rank, world_size, port, function, arguments))
+            process.start()
+            sender.close()
+            self._pipes.append(receiver)
+            self._processes.append(process)
+
+    def send(self, number: signal.Signals, rank: int = 0) -> None:
+        os.kill(self._processes[rank].pid, number)
+
+    def is_running(self) -> bool:
+        return all(process.is_alive() for process in self._processes)
+
+    def results(self, timeout_seconds: float = 120) -> list[Any]:
+        """What each rank returned. Afterwards none of them is left."""
+        try:
+            outcomes = [_receive(pipe, rank, timeout_seconds) for rank, pipe in enumerate(self._pipes)]
+        finally:
+            for process in self._processes:
+                process.join(timeout=5)
+                if process.is_alive():
+                    process.kill()
+        if failures := [text for succeeded, text in outcomes if not succeeded]:
+            pytest.fail(failures[0])
+        return [value for _, value in outcomes]
 
 
 def _receive(pipe: Connection, rank: int, timeout_seconds: float) -> tuple[bool, Any]:

@@ -19,7 +19,10 @@ MODULES = {
     "python": [],
     "torchrun": ["torch.distributed.run", "--standalone"],
 }
-SMALLER = "total_tokens=8192 schedule.warmup_tokens=0 model.n_layers=1 model.d_model=32 model.n_heads=2 model.d_ff=64 data.seq_len=64"
+SMALLER = (
+    "total_tokens=8192 schedule.warmup_tokens=0 data.seq_len=64 "
+    "model.n_layers=1 model.d_model=32 model.n_heads=2 model.d_ff=64"
+)
 """what a test adds to each training command, so that the whole page takes a minute"""
 
 
@@ -63,7 +66,14 @@ def test_the_demo_shows_the_main_job_and_does_nothing_twice(home: Path):
     words = ["total_tokens=160_000", *SMALLER.split()[1:], "evaluation.max_sequences=8"]  # past the step of the stop
     first = finish(start(home, *words, module="launch.demo"), 300)
     assert first[0] == 0, first[1]
-    for expected in ("stopped as asked", "resumed at step", "gzip -9", "xz", "next token after", "tensorboard --logdir"):
+    for expected in (
+        "stopped as asked",
+        "resumed at step",
+        "gzip -9",
+        "xz",
+        "next token after",
+        "tensorboard --logdir",
+    ):
         assert expected in first[1], expected
     second = finish(start(home, *words, module="launch.demo"), 300)
     assert second[0] == 0, second[1]

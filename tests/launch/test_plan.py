@@ -1,0 +1,78 @@
+"""The plan: right numbers, at once, without torch."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conf.compose import compose
+from launch.plan import planned
+from train.__main__ import APP
+from train.batch import BatchError
+from train.plan import Plan, render
+
+ROOT = Path(__file__).resolve().parents[2]
+H100 = ("cluster=h100", "run.name=x")
+
+
+def plan_of(*overrides: str) -> Plan:
+    return planned(compose(APP, [*H100, *overrides]))
+
+
+def test_a_small_plan_by_hand():
+    """Llama 3.2 1B, 1 B tokens on 8 GPUs in bf16: every line worked out with a pencil."""
+    plan = plan_of(
+        "model=llama_1b", "parallel.precision=bf16", "parallel=zero2", "cluster.n_devices=8", "data.seq_len=2048",
+        "batch.global_batch_size=512", "batch.micro_batch_size=2", "total_tokens=1_048_576_000",
+        "cluster.usd_per_device_hour=2.0", "cluster.price_rule=example", "cluster.price_date=2026-11-20",
+    )  # fmt: skip
+    n = 1_235_814_400
+    assert plan.n_params == n
+    assert plan.total_steps == 1000
+    assert plan.flops_full_per_token == 6 * plan.n_params_matmul + 12 * 16 * 2048 * 2048
+    assert plan.flops_causal_per_token == 6 * plan.n_params_matmul + 6 * 16 * 2048 * 2048
+    assert (plan.memory.weights, plan.memory.gradients, plan.memory.optimizer) == (2 * n, n // 2, 12 * n // 8)
+    seconds = plan.flops_causal_per_token * 1_048_576_000 / (8 * 989.4e12 * 0.4)
+    assert plan.seconds == pytest.approx(seconds)
+    assert plan.cost_usd == pytest.approx(2.0 * 8 * seconds / 3600)
+
+
+def test_what_was_asked_and_what_is_used_stand_side_by_side():
+    text = render(plan_of("total_tokens=1_000_000"))
+    assert "1,000,000 asked, 1,007,616 used (whole steps)" in text
+    assert "asked" not in render(plan_of("total_tokens=819_200"))
+
+
+def test_a_run_that_does_not_fit_is_said_not_to():
+    plan = plan_of("model=llama_1b", "model.n_layers=200")
+    assert plan.fits is False
+    assert "DOES NOT FIT" in render(plan)
+    assert plan_of("model=debug").fits is True
+
+
+def test_a_batch_that_does_not_divide_over_the_cluster_is_refused():
+    with pytest.raises(BatchError, match="3 data-parallel ranks = 24; nearest global batch sizes: 24 and 48"):
+        plan_of("cluster.n_devices=3")
+
+
+@pytest.mark.parametrize("words", [["experiment=debug"], ["experiment=llama_100m", "cluster=h200"]])
+def test_the_command_answers_within_two_seconds(words: list[str], tmp_path: Path):
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "plan", *words],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for row in ("parameters", "tokens", "compute", "memory", "machine", "time", "cost"):
+        assert f"  {row}" in done.stdout
+    assert "data not prepared yet" in done.stdout
+    assert time.monotonic() - started < 4  # two seconds on an idle machine
+
+
+def test_an_unknown_command_is_answered_with_those_there_are():
+    done = subprocess.run([sys.executable, "-m", "launch", "plam"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "`plam` is not one of the commands" in done.stderr
+    assert "python -m launch plan" in done.stderr
