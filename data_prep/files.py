@@ -5,6 +5,7 @@ Also the checksums by which a file is recognised later, and the error that a use
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -53,6 +54,31 @@ def publish_bytes(path: Path, content: bytes) -> None:
 def publish_json(path: Path, content: Any) -> None:
     """NaN and infinity are refused: they are not JSON, and a summary that holds them is a mistake of ours."""
     publish_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, advice: str) -> Iterator[None]:
+    """Makes the folder and holds it for this process alone, until the block or the process ends.
+
+    Raises DataError, with `advice`, when another process holds it, or when it cannot be made or written. On a file
+    system without locks nothing is held.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise write_error(error, folder) from error
+    try:
+        if not os.access(folder, os.W_OK | os.X_OK):  # now, rather than after an hour of work
+            raise write_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), folder)
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(f"another process is writing to {folder}; {advice}") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

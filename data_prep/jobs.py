@@ -10,20 +10,17 @@ near it, not all that follow (content-defined chunking, as in LBFS, Muthitacharo
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.config import OnBad
 from data_prep.document import Reason
 from data_prep.encode import Encoder
-from data_prep.files import DataError, write_error
+from data_prep.files import DataError
 from data_prep.inputs import Input
 from data_prep.manifest import OUR_SHARD, shard_stems
 from data_prep.shards import EOS_POLICY, SCHEMA_VERSION, Sidecar, read_sidecar, remove_shard, size_problems
@@ -115,36 +112,9 @@ def remove(stems: Sequence[str], folder: Path) -> None:
         remove_shard(folder / stem)
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Generator[None, None, None]:
-    """Makes the folder and holds it for this process; also clears the temporary files of a run that was killed.
-
-    Raises DataError when another run holds it, or the folder cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise write_error(error, folder) from error
-    try:
-        if not os.access(folder, os.W_OK | os.X_OK):  # now, rather than after the tokenizer has been trained
-            raise write_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), folder)
-        _lock(descriptor, folder)
-        for file in folder.iterdir():
-            if TEMPORARY.fullmatch(file.name):
-                with contextlib.suppress(OSError):
-                    file.unlink()
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise DataError(
-            f"another data preparation is writing to {folder}; wait for it, or choose another out="
-        ) from None
-    except OSError:
-        pass  # a file system without locks: two runs at once would only do the same work twice
+def clear_temporaries(folder: Path) -> None:
+    """Removes what a killed run left half-written; only for who holds the folder alone."""
+    for file in folder.iterdir():
+        if TEMPORARY.fullmatch(file.name):
+            with contextlib.suppress(OSError):
+                file.unlink()

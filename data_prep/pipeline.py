@@ -19,7 +19,7 @@ from data_prep.baselines import baselines
 from data_prep.config import DataPrepConfig, Stage
 from data_prep.document import Document, Outcome, refusing
 from data_prep.encode import Encoder, encode_task, gate, spread
-from data_prep.files import DataError, publish_bytes, sha256_file
+from data_prep.files import DataError, exclusive, publish_bytes, sha256_file
 from data_prep.inputs import Input, find, fingerprint
 from data_prep.manifest import (
     MANIFEST,
@@ -47,7 +47,8 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
     inputs = find(config.source)
     corpus = fingerprint(inputs)
     say(f"corpus: {len(inputs):,} files, {_n_bytes(inputs) / 1e6:,.1f} MB, fingerprint {corpus[:16]}")
-    with jobs.exclusive(folder):
+    with exclusive(folder, "wait for it, or choose another out="):
+        jobs.clear_temporaries(folder)
         if (folder / MANIFEST).exists():
             return _already_there(config, inputs, corpus)
         tokenizer = _tokenizer_stage(config, inputs, corpus)

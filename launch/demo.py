@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DATA, RUN = Path("data/stdlib"), Path("runs/demo")
-STOP_AT_STEP = 100
+STOP_AT_STEP = 500
 
 
 def main() -> None:

@@ -12,15 +12,15 @@ class ModelConfig:
 
     vocab_size: int = 4096
     """rows of the embedding; at least the tokenizer's vocabulary (more is padding, which is trained but never used)"""
-    n_layers: int = 4
-    d_model: int = 192
+    n_layers: int = 3
+    d_model: int = 128
     """width of the residual stream"""
-    n_heads: int = 6
+    n_heads: int = 4
     n_kv_heads: int = 2
     """key and value heads; n_heads gives multi-head, 1 gives multi-query attention"""
     head_dim: int | None = None
     """width of one head; null means d_model / n_heads"""
-    d_ff: int = 512
+    d_ff: int = 384
     """width of the gated MLP"""
     rope_theta: float = 10_000.0
     """base of the rotary frequencies"""

@@ -1,12 +1,13 @@
 """The folder of one run: where its files lie, whose configuration it holds, and what happened to it (events.jsonl)."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 from conf.compose import ConfigError, digest, flatten, from_yaml, to_tree, to_yaml
-from data_prep.files import publish_bytes, write_error
+from data_prep.files import exclusive, publish_bytes
 from train.config import FREE_TO_CHANGE, TrainConfig
 
 
@@ -23,6 +24,7 @@ class RunFolder:
         self.curve_svg = self.path / "loss.svg"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self._held = contextlib.ExitStack()
 
     def differences(self, config: TrainConfig) -> list[str]:
         """What this configuration would change in a run that the folder already holds; empty if it may go on.
@@ -56,12 +58,14 @@ class RunFolder:
         """Makes the folder, writes the configuration, copies the tokenizer. Raises DataError if that is not
         permitted.
         """
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(error, self.path) from None
+        self._held.enter_context(exclusive(self.path, "wait for its end, or choose another run.name"))
+        self.checkpoints.mkdir(exist_ok=True)
         publish_bytes(self.config_yaml, to_yaml(config).encode())
         publish_bytes(self.tokenizer_model, tokenizer.read_bytes())
+
+    def release(self) -> None:
+        """Lets another process claim the folder."""
+        self._held.close()
 
     def note(self, event: str, **facts: Any) -> None:
         """Appends to events.jsonl. A log that cannot be written never stops a run."""

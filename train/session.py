@@ -276,6 +276,7 @@ class Session:
             diverged = getattr(error, "exit_code", None) == 5
             self._write_summary(Status.diverged if diverged else Status.failed)
         self._metrics.close()
+        self._setup.folder.release()
 
     def _last_words(self, finished: bool) -> str:
         folder = self._setup.folder.path

@@ -96,7 +96,7 @@ def test_code_cannot_be_named():
         ("model=debgu", "Could not find 'model/debgu'"),
         ("run.name=../x", "1 to 64 of letters"),
         ("parallel.zero_stage=0", "zero_stage=1 on one process is plain training"),
-        ("model.n_heads=5", "does not divide by model.n_heads=5; nearest widths 190 and 195"),
+        ("model.n_heads=5", "does not divide by model.n_heads=5; nearest widths 125 and 130"),
         ("model.n_kv_heads=4", "n_kv_heads can be one of"),
         ("schedule.warmup_tokens=9000000", "longer than total_tokens"),
         ("checkpoint.keep_last=1", "at least 2"),

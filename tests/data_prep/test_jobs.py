@@ -8,7 +8,7 @@ import pytest
 from data_prep import jobs
 from data_prep.config import Jsonl, OnBad, TextFiles
 from data_prep.encode import Encoder
-from data_prep.files import DataError
+from data_prep.files import DataError, exclusive
 from data_prep.inputs import Input
 from data_prep.split import is_held_out
 from data_prep.tokenizer import Tokenizer
@@ -73,20 +73,20 @@ def test_what_does_not_decide_them_does_not(encoder: Encoder):
 
 def test_two_runs_cannot_write_to_one_folder_at_once(tmp_path: Path):
     with (
-        jobs.exclusive(tmp_path),
-        pytest.raises(DataError, match="another data preparation"),
-        jobs.exclusive(tmp_path),
+        exclusive(tmp_path, "wait"),
+        pytest.raises(DataError, match=r"another process is writing to .*; wait"),
+        exclusive(tmp_path, "wait"),
     ):
         pass
-    with jobs.exclusive(tmp_path):
+    with exclusive(tmp_path, "wait"):
         pass
 
 
 def test_temporary_files_of_a_killed_run_are_cleared_and_nothing_else(tmp_path: Path):
     for name in (".train-0123456789abcdef.bin.tmp4711", ".bashrc", "notes.tmp1", "x.tmp"):
         (tmp_path / name).touch()
-    with jobs.exclusive(tmp_path):
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".bashrc", "notes.tmp1", "x.tmp"]
+    jobs.clear_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bashrc", "notes.tmp1", "x.tmp"]
 
 
 def test_the_held_out_share_is_what_was_asked_and_follows_the_text_alone():

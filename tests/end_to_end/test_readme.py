@@ -63,7 +63,7 @@ def test_every_command_of_the_readme_works(home: Path):
 
 
 def test_the_demo_shows_the_main_job_and_does_nothing_twice(home: Path):
-    words = ["total_tokens=160_000", *SMALLER.split()[1:], "evaluation.max_sequences=8"]  # past the step of the stop
+    words = ["total_tokens=140_000", *SMALLER.split()[1:], "evaluation.max_sequences=8"]  # past the step of the stop
     first = finish(start(home, *words, module="launch.demo"), 300)
     assert first[0] == 0, first[1]
     for expected in (
