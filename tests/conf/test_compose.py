@@ -97,7 +97,7 @@ def test_code_cannot_be_named():
         ("run.name=../x", "1 to 64 of letters"),
         ("parallel.zero_stage=0", "zero_stage=1 on one process is plain training"),
         ("model.n_heads=5", "does not divide by model.n_heads=5; nearest widths 125 and 130"),
-        ("model.n_kv_heads=4", "n_kv_heads can be one of"),
+        ("model.n_kv_heads=3", "n_kv_heads can be one of"),
         ("schedule.warmup_tokens=9000000", "longer than total_tokens"),
         ("checkpoint.keep_last=1", "at least 2"),
         ("optimizer.beta2=1", r"must lie in \[0, 1\)"),
