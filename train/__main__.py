@@ -16,9 +16,10 @@ APP = App("train", TrainConfig, OPTIONS)
 def run(config: TrainConfig) -> int:
     """Exit code: 0 at the last step, 143 when stopped and saved. Errors carry their own: 2 configuration, 3 data,
     4 checkpoint, 5 numerics."""
-    from train.parallel import rank_grid
+    from train.parallel import rank_grid, share_cores
     from train.setup import check, is_finished
 
+    share_cores()
     setup = check(config, rank_grid())
     if is_finished(setup):
         if setup.grid.is_first:

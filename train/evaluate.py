@@ -89,6 +89,9 @@ class EvaluateCommand:
 
 
 def _run(command: EvaluateCommand) -> None:
+    from train.parallel import share_cores
+
+    share_cores()
     import numpy as np
 
     from data_prep.files import DataError

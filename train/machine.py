@@ -18,7 +18,7 @@ def find_machine(cluster: ClusterConfig, precision: Precision, device: str, n_de
     return Machine(name, n_devices, peak, source, memory or _memory_bytes(device))
 
 
-def _measured(device: str, precision: Precision, size: int = 1024, seconds: float = 0.3) -> float:
+def _measured(device: str, precision: Precision, size: int = 1024, seconds: float = 0.5) -> float:
     """FLOP/s of the best of several square matmuls: a lower bound of the peak that is honest about this machine."""
     dtype = torch.float32 if precision == Precision.fp32 else torch.bfloat16
     a = torch.ones(size, size, dtype=dtype, device=device)

@@ -5,8 +5,10 @@ Only rank 0 has these. A log that cannot be written warns and never stops traini
 
 import json
 import os
+import statistics
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -226,6 +228,8 @@ class Console:
     _started: float = field(default_factory=time.perf_counter)
     _first_step: int | None = None
     _open_line: bool = False
+    _recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=10))
+    """(tokens/s, MFU) of the last steps: a single step's rate flickers too much to be read"""
 
     def step(self, row: dict[str, Any]) -> None:
         now, step, total = time.perf_counter(), row["step"], self.batch.total_steps
@@ -233,9 +237,11 @@ class Console:
             self._first_step, self._started = step, now  # the first step warms up; it tells nothing about the rest
         done = step - self._first_step
         eta = _clock((now - self._started) / done * (total - step)) if done else "--:--"
+        self._recent.append((row["tokens_per_second"], row["mfu"]))
+        rate, mfu = (statistics.harmonic_mean(values) for values in zip(*self._recent, strict=True))
         line = (
             f"step {step:>6}/{total}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  norm {row['grad_norm']:.2f}  "
-            f"{row['tokens_per_second']:>9,.0f} tokens/s  MFU {row['mfu']:.1%}  ETA {eta}"
+            f"{rate:>9,.0f} tokens/s  MFU {mfu:.1%}  ETA {eta}"
         )
         if sys.stdout.isatty():
             print(f"\r\033[2K{line}", end="", flush=True)

@@ -66,6 +66,15 @@ def rank_grid() -> RankGrid:
     )
 
 
+def share_cores() -> None:
+    """Lets waiting threads sleep instead of spin. Must come before torch is imported.
+
+    OpenMP's threads spin at each barrier by default; with any other work on the same cores that made training on two
+    of them eleven times slower (EXPERIMENTS, 2026-11-21). OMP_WAIT_POLICY in the environment wins.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def choose_device(wanted: Device, grid: RankGrid) -> str:
     """ "cpu" or "cuda:N". Raises LaunchError if CUDA is asked for and missing, or has fewer devices than ranks here."""
     import torch

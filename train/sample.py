@@ -68,6 +68,9 @@ def _visible(tokenizer, token: int) -> str:
 def run_sample(command: SampleCommand) -> None:
     from data_prep.files import DataError
     from data_prep.tokenizer import Tokenizer
+    from train.parallel import share_cores
+
+    share_cores()
     from train.trained import load_trained
 
     trained = load_trained(Path(command.run), command.step)

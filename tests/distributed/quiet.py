@@ -3,5 +3,9 @@
 import logging
 import warnings
 
+from train.parallel import share_cores
+
+share_cores()
+
 warnings.simplefilter("ignore", FutureWarning)
 logging.disable(logging.INFO)

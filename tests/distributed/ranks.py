@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 _PRELOAD = [
+    "tests.distributed.quiet",  # first: it sets what torch reads when it is imported
     "torch",
     "deepspeed",
     "deepspeed.runtime.engine",
@@ -23,7 +24,6 @@ _PRELOAD = [
     "torch._inductor.compile_fx",
     "torch.utils.tensorboard",
     "train.loop",
-    "tests.distributed.quiet",
 ]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOAD)
