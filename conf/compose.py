@@ -14,6 +14,8 @@ import difflib
 import enum
 import hashlib
 import json
+import math
+import re
 import sys
 import types
 import typing
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 CONF_FOLDER = Path(__file__).resolve().parent
+EXIT_INTERRUPTED = 130
 REQUIRED = "???"  # OmegaConf's mark for a value that must be given
 _INVALID = object()  # stands for a value that was refused, so that what depends on it is not checked
 
@@ -61,18 +64,25 @@ def entry(app: App, task: Callable[[Any], int | None]) -> None:
     Hydra's own flags (--help, --cfg job, --multirun, shell completion) go to Hydra; a plain list of overrides is
     composed here, so that mistakes are answered in our words: exit 2 for the configuration, else the error's own code.
     """
-    overrides = sys.argv[1:]
-    try:
-        if any(word.startswith("-") for word in overrides):
-            _through_hydra(app, task)
-        else:
-            sys.exit(task(compose(app, overrides)) or 0)
-    except Exception as error:
-        code = getattr(error, "exit_code", None)
-        if code is None:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(code)
+    words = sys.argv[1:]
+
+    def checked(config_of: Callable[[], Any]) -> None:
+        try:
+            sys.exit(task(config_of()) or 0)
+        except Exception as error:
+            code = getattr(error, "exit_code", None)
+            if code is None:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(code)
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on from what is saved", file=sys.stderr)
+            sys.exit(EXIT_INTERRUPTED)
+
+    if any(word.startswith("-") for word in words):
+        _through_hydra(app, checked)
+    else:
+        checked(lambda: compose(app, words))
 
 
 def compose(app: App, overrides: Sequence[str]) -> Any:
@@ -104,7 +114,10 @@ def from_yaml(schema: type, text: str) -> Any:
     """Reads back what `to_yaml` wrote. Plain YAML: no interpolation, no resolvers, nothing is run."""
     import yaml
 
-    tree = _as_tree(yaml.safe_load(text))
+    try:
+        tree = _as_tree(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError([f"the saved configuration is not YAML: {_one_line(error)}"]) from None
     if tree is None:
         raise ConfigError(["the saved configuration is not a mapping"])
     return build(schema, tree)
@@ -241,10 +254,13 @@ def _nearest(key: str, known: Sequence[str]) -> str:
 
 def _one_line(error: BaseException) -> str:
     text = str(error).split("\nfull_key")[0].split("\nConfig search path")[0]
+    text = re.sub(r"\nTo append .*", "", text)  # Hydra's advice would be refused by us
+    if error.__cause__ is not None:
+        text += f" {_one_line(error.__cause__)}"
     return " ".join(text.split())
 
 
-def _through_hydra(app: App, task: Callable[[Any], int | None]) -> None:
+def _through_hydra(app: App, checked: Callable[[Callable[[], Any]], None]) -> None:
     import hydra
     from omegaconf import DictConfig, OmegaConf
 
@@ -253,9 +269,11 @@ def _through_hydra(app: App, task: Callable[[Any], int | None]) -> None:
 
     def run(config: DictConfig) -> None:
         tree = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)) | typed
-        code = task(build(app.schema, tree))
-        if code:
-            sys.exit(code)
+        try:
+            checked(lambda: build(app.schema, tree))
+        except SystemExit as ended:
+            if ended.code:  # else Hydra goes on: the next job of a multirun, say
+                raise
 
     hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name=app.config_name)(run)()
 
@@ -321,7 +339,7 @@ def _fits(hint: Any, value: Any) -> bool:
     if hint is types.NoneType:
         return value is None
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if typing.get_origin(hint) is list:
@@ -334,7 +352,8 @@ def _fits(hint: Any, value: Any) -> bool:
 
 def _wrong_type(alternatives: Sequence[Any], value: Any, key: str) -> str:
     wanted = " or ".join(_type_name(alternative) for alternative in alternatives)
-    message = f"`{key}` must be {wanted}, got {_type_name(type(value))} {value!r}"
+    found = "a number" if isinstance(value, float) else _type_name(type(value))
+    message = f"`{key}` must be {wanted}, got {found} {value!r}"
     if str in alternatives and isinstance(value, int | float):
         message += f" (YAML reads it as a number; to keep it as text write {key}=\\'...\\')"
     if alternatives == (int,) and isinstance(value, float) and value.is_integer():
@@ -349,7 +368,7 @@ def _type_name(hint: Any) -> str:
         return f"a list (each {_type_name(typing.get_args(hint)[0])})"
     names: dict[Any, str] = {
         int: "an integer",
-        float: "a number",
+        float: "a finite number",
         str: "text",
         bool: "true or false",
         types.NoneType: "null",

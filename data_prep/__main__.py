@@ -8,8 +8,6 @@ In: keys of `DataPrepConfig` as KEY=VALUE. Out: the folder `out`, and a table of
 configuration cannot be run, 3 when the data or the disk do not allow it. After a kill, the same command goes on.
 """
 
-import sys
-
 from conf.compose import App, entry
 from data_prep.config import DataPrepConfig, Jsonl, PythonSite, PythonStdlib, Stage, TextFiles
 
@@ -23,10 +21,7 @@ APP = App("data_prep", DataPrepConfig, {"source": SOURCES})
 
 
 def main() -> None:
-    try:
-        entry(APP, run)
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from here")
+    entry(APP, run)
 
 
 def run(config: DataPrepConfig) -> None:

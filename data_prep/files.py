@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -61,24 +62,23 @@ def exclusive(folder: Path, advice: str) -> Iterator[None]:
     """Makes the folder and holds it for this process alone, until the block or the process ends.
 
     Raises DataError, with `advice`, when another process holds it, or when it cannot be made or written. On a file
-    system without locks nothing is held.
+    system without locks it says so, and nothing is held.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        lock = (folder / ".lock").open("w")  # network file systems lock only what is open for writing
     except OSError as error:
         raise write_error(error, folder) from error
-    try:
-        if not os.access(folder, os.W_OK | os.X_OK):  # now, rather than after an hour of work
-            raise write_error(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), folder)
-        with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DataError(f"another process is writing to {folder}; {advice}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another process is writing to {folder}; {advice}") from None
+        except OSError as error:
+            print(
+                f"warning: {folder} cannot be locked ({error.strerror}): start no second process on it", file=sys.stderr
+            )
         yield
-    finally:
-        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

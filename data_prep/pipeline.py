@@ -45,6 +45,7 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
         say(f"verified {manifest.verify(folder) / 1e6:,.1f} MB of {folder}: every checksum is right")
         return manifest
     inputs = find(config.source)
+    _refuse_own_output(folder, inputs)
     corpus = fingerprint(inputs)
     say(f"corpus: {len(inputs):,} files, {_n_bytes(inputs) / 1e6:,.1f} MB, fingerprint {corpus[:16]}")
     with exclusive(folder, "wait for it, or choose another out="):
@@ -53,6 +54,13 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
             return _already_there(config, inputs, corpus)
         tokenizer = _tokenizer_stage(config, inputs, corpus)
         return None if config.stage is Stage.tokenizer else _encode_stage(config, inputs, corpus, tokenizer)
+
+
+def _refuse_own_output(folder: Path, inputs: Sequence[Input]) -> None:
+    """A corpus that holds the dataset made from it would change with every run."""
+    inside = [item.name for item in inputs if item.path.resolve().is_relative_to(folder.resolve())]
+    if inside:
+        raise DataError(f"out={folder} lies inside the corpus ({inside[0]}); choose a folder outside source.paths")
 
 
 def say(line: str) -> None:

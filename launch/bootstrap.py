@@ -174,7 +174,7 @@ def prepare(venv: Path, extras: set[str], choice: str) -> None:
     """Brings the venv to a state that the stamp then vouches for; while the stamp fits, does nothing."""
     base_python, version = find_python()
     stamp, python = venv / "bootstrap.json", venv / "bin/python"
-    had: dict[str, Any] = json.loads(stamp.read_text()) if stamp.exists() else {}
+    had = read_stamp(stamp)
     # A venv cannot be moved, nor change its Python; and a torch is not replaced by another build of its version.
     kept = had["foundation"]["torch"] if had and choice == "auto" else choice
     foundation = {"folder": str(venv), "python": "{}.{}".format(*version), "torch": kept}
@@ -194,12 +194,28 @@ def prepare(venv: Path, extras: set[str], choice: str) -> None:
     start, names = time.monotonic(), sorted(extras.union(had["extras"]))
     venv.mkdir(parents=True, exist_ok=True)
     (venv / "bootstrap.log").write_text("")
-    stamp.write_text(json.dumps({**had, "foundation": foundation, "digest": "unfinished"}))
+    write_stamp(stamp, {**had, "foundation": foundation, "digest": "unfinished"})
     furnish(venv, base_python)
     install(venv, names, kept)
-    stamp.write_text(json.dumps({**had, "foundation": foundation, "digest": digest, "extras": names}))
+    write_stamp(stamp, {**had, "foundation": foundation, "digest": digest, "extras": names})
     torch = next(venv.glob("lib/python*/site-packages/torch-*.dist-info")).stem.split("-")[1]
     print(f"crisol: ready after {time.monotonic() - start:.0f} s, with torch {torch}", flush=True)
+
+
+def read_stamp(stamp: Path) -> dict[str, Any]:
+    """What `write_stamp` wrote; empty if there is none, or one that was damaged."""
+    try:
+        had = json.loads(stamp.read_text())
+        return had if {"foundation", "digest", "extras", "made_here"} <= had.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def write_stamp(stamp: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all: a kill in between must not leave a stamp that nobody can read."""
+    temporary = stamp.with_name(stamp.name + ".new")
+    temporary.write_text(json.dumps(content))
+    os.replace(temporary, stamp)
 
 
 def furnish(venv: Path, base_python: str) -> None:

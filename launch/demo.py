@@ -6,6 +6,7 @@ Text (the standard library's own sources) → tokenizer and shards → training,
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -35,7 +36,10 @@ def main() -> None:
 
 def _step(title: str, module: str, *words: str) -> None:
     print(f"\n== {title}\n$ python -m {shlex.join([module, *words])}", flush=True)
-    code = subprocess.run([sys.executable, "-m", module, *words]).returncode
+    step = subprocess.Popen([sys.executable, "-m", module, *words])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the step's: it saves, and tells by its code
+    code = step.wait()
+    signal.signal(signal.SIGINT, before)
     if code:
         sys.exit(code)
 

@@ -10,7 +10,6 @@ import subprocess
 import time
 from pathlib import Path
 
-from data_prep.files import DataError
 from data_prep.manifest import Manifest
 from train.batch import solve_batch
 from train.config import ClusterConfig, Device, Precision, TrainConfig
@@ -77,7 +76,5 @@ def _measured(size: int = 1024, seconds: float = 0.2) -> float:
 
 
 def _train_tokens(folder: Path) -> int | None:
-    try:
-        return Manifest.load(folder).tokens("train")
-    except DataError:
-        return None
+    """None while there is no dataset. Raises DataError if there is one that cannot be read."""
+    return Manifest.load(folder).tokens("train") if (folder / "manifest.json").exists() else None

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from data_prep.files import DataError, publish_json, sha256_file, sync_folder, write_error
-from train.engine import STATE_KINDS, Engine
+from train.engine import STATE_KINDS, Engine, NumericsError
 
 SCHEMA_VERSION = 1
 PART_BYTES = 256 * 2**20
@@ -56,16 +56,19 @@ def folder_name(step: int) -> str:
 
 
 def save(folder: Path, step: int, engine: Engine, state: dict[str, Any], *, is_first: bool) -> str | None:
-    """Writes step's checkpoint below `folder`. A collective; rank 0 writes. Returns None, or why it could not be
-    written.
+    """Writes step's checkpoint below `folder`; a collective, rank 0 writes. Returns None, or why it was not possible.
 
-    On failure nothing is left but the checkpoints there were before.
+    On failure nothing is left but the checkpoints there were before. Raises NumericsError if a tensor is not finite: a
+    checkpoint that cannot be trained on must not push out those that can.
     """
     writer = _Writer(folder, step) if is_first else None
     for kind, name, tensor in engine.read_state():
         if writer:
             writer.add(kind, name, tensor)
     problem = writer.finish(state) if writer else None
+    if engine.any_rank(writer is not None and writer.not_finite is not None):
+        which = f": {writer.not_finite}" if writer else ""
+        raise NumericsError(f"the state after step {step} is not finite{which}. It was not saved")
     failed = engine.any_rank(problem is not None)
     return problem or ("rank 0 could not write the checkpoint" if failed else None)
 
@@ -108,21 +111,35 @@ def verify(path: Path) -> Checkpoint:
     manifest = _read_json(path / "manifest.json")
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(f"{path}: schema version {manifest.get('schema_version')}, expected {SCHEMA_VERSION}")
-    files: dict[str, dict[str, Any]] = manifest["files"]
-    for name, facts in files.items():
-        file = path / name
-        if Path(name).name != name or not file.is_file():
-            raise CheckpointError(f"{file} is missing")
-        if (size := file.stat().st_size) != facts["bytes"]:
-            raise CheckpointError(f"{file} has {size} bytes, {facts['bytes']} were written")
-        if sha256_file(file) != facts["sha256"]:
-            raise CheckpointError(f"{file} was altered after it was written: its checksum does not match")
-    return Checkpoint(path, int(manifest["step"]), _read_json(path / "state.json"))
+    try:
+        for name, facts in manifest["files"].items():
+            _verify_file(path / name, facts["bytes"], facts["sha256"])
+        if "state.json" not in manifest["files"]:
+            raise CheckpointError(f"{path / 'manifest.json'} does not name state.json")
+        return Checkpoint(path, int(manifest["step"]), _read_json(path / "state.json"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path / 'manifest.json'} is not a checkpoint's manifest: {error!r}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def remove_old(folder: Path, keep_last: int) -> None:
-    """Removes all but the newest `keep_last` checkpoints, and what interrupted saves left behind."""
-    for step in steps_found(folder)[keep_last:]:
+def _verify_file(file: Path, n_bytes: int, sha256: str) -> None:
+    if not file.is_file() or file.name.startswith("."):
+        raise CheckpointError(f"{file} is missing")
+    if (size := file.stat().st_size) != n_bytes:
+        raise CheckpointError(f"{file} has {size} bytes, {n_bytes} were written")
+    if sha256_file(file) != sha256:
+        raise CheckpointError(f"{file} was altered after it was written: its checksum does not match")
+
+
+def remove_old(folder: Path, saved_step: int, keep_last: int) -> None:
+    """After the save of `saved_step`: leaves the newest `keep_last` checkpoints up to it, and no interrupted saves.
+
+    Later ones go first: the run was resumed before them, so they did not verify.
+    """
+    steps = steps_found(folder)
+    later = [step for step in steps if step > saved_step]
+    for step in later + [step for step in steps if step <= saved_step][keep_last:]:
         doomed = folder / folder_name(step)
         hidden = folder / f".{doomed.name}.old"
         os.replace(doomed, hidden)  # at no time is there a folder step-N with half its files
@@ -142,6 +159,8 @@ class _Writer:
         self._final = folder / folder_name(step)
         self._temporary = folder / f".{self._final.name}.tmp"
         self._step = step
+        self.not_finite: str | None = None
+        """the first tensor that holds NaN or infinity"""
         self._problem: str | None = None
         self._pending: dict[str, Tensor] = {}
         self._pending_kind = ""
@@ -149,6 +168,8 @@ class _Writer:
         self._guarded(self._open)
 
     def add(self, kind: str, name: str, tensor: Tensor) -> None:
+        if self.not_finite is None and not bool(tensor.isfinite().all()):
+            self.not_finite = f"{kind} of {name}"
         pending_bytes = sum(t.numel() * t.element_size() for t in self._pending.values())
         if kind != self._pending_kind or pending_bytes >= PART_BYTES:
             self._guarded(self._write_part)
@@ -159,8 +180,9 @@ class _Writer:
 
     def finish(self, state: dict[str, Any]) -> str | None:
         self._guarded(self._write_part)
-        self._guarded(lambda: self._publish(state))
-        if self._problem:
+        if self.not_finite is None:
+            self._guarded(lambda: self._publish(state))
+        if self._problem or self.not_finite:
             shutil.rmtree(self._temporary, ignore_errors=True)
         return self._problem
 

@@ -243,6 +243,8 @@ class SampleConfig:
 
     def problems(self) -> list[str]:
         found: list[str] = []
+        if not all(self.prompts):
+            found.append("sample.prompts holds an empty prompt: there is nothing to continue")
         if self.n_tokens < 1:
             found.append(f"sample.n_tokens={self.n_tokens} must be at least 1")
         if self.temperature < 0:

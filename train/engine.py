@@ -37,6 +37,18 @@ class EngineError(RuntimeError):
     exit_code = 2
 
 
+class NumericsError(Exception):
+    """Loss, gradients or weights are no longer numbers. Nothing after the last checkpoint was kept."""
+
+    exit_code = 5
+
+
+class StateError(Exception):
+    """A checkpoint's tensors are not those of this model."""
+
+    exit_code = 4
+
+
 @dataclass(frozen=True)
 class StepResult:
     loss: float
@@ -128,13 +140,24 @@ class Engine:
 
         self._create_states(step)
         parameters = dict(self._model.named_parameters())
+        missing = {(kind, name) for kind in STATE_KINDS for name in parameters}
         for kind, name, tensor in states:
+            if (kind, name) not in missing or tensor.shape != _true_shape(parameters[name]):
+                raise StateError(
+                    f"the checkpoint's {kind} of {name}, {tuple(tensor.shape)}, has no place in this model"
+                )
+            missing.remove((kind, name))
             parameter, tensor = parameters[name], tensor.to(self.device)
             if kind == "master":
                 self._set_weight(parameter, tensor)
                 safe_set_full_fp32_param(parameter, tensor)
             else:
                 safe_set_full_optimizer_state(parameter, tensor, kind)
+        if missing:
+            kind, name = min(missing)
+            raise StateError(
+                f"the checkpoint lacks {len(missing)} tensors of this model, the {kind} of {name} among them"
+            )
 
     def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         """The weight that forward uses: the rounded master."""

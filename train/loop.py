@@ -7,16 +7,10 @@ the learning rate is a function of it, and nothing in a step is random; so a run
 import math
 import time
 
-from train.engine import StepResult
+from train.engine import NumericsError, StepResult
 from train.parallel import choose_device, prepare_environment
 from train.session import Session
 from train.setup import Setup
-
-
-class NumericsError(Exception):
-    """Loss or gradients are no longer numbers. Nothing after the last checkpoint was kept."""
-
-    exit_code = 5
 
 
 def train(setup: Setup) -> int:

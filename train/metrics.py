@@ -9,10 +9,12 @@ import statistics
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from data_prep.files import DataError, publish_bytes
 from train.batch import BatchPlan
 from train.engine import StepResult
 from train.evaluate import Evaluation
@@ -51,63 +53,72 @@ class Stopwatch:
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, steps in order, each exactly once."""
+    """metrics.jsonl: one JSON object a line, steps in order, each exactly once.
+
+    The rows are kept in memory too; after a line that could not be written the whole file is written again.
+    """
 
     def __init__(self, path: Path):
         self._path = path
         self.rows: list[dict[str, Any]] = []
+        self._torn = False
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Forgets rows after `step` (they will be made again) and a line torn by a kill. Returns what was forgotten."""
-        kept, dropped = [], []
-        for row in read_rows(self._path):
-            (kept if row["step"] <= step else dropped).append(row)
-        self.rows = kept
-        self._guarded(lambda: _write_lines(self._path, kept))
-        return dropped
+        """Forgets rows after `step`: they will be made again. Returns what was forgotten; warns about what is
+        missing.
+        """
+        rows = read_rows(self._path)
+        self.rows = [row for row in rows if row["step"] <= step]
+        missing = step - len({row["step"] for row in self.rows if "loss" in row})
+        if missing:
+            print(
+                f"warning: {self._path} lacks {missing} of the first {step} steps; the run itself is whole", flush=True
+            )
+        self._torn = True
+        self._write(self._rewrite)
+        return [row for row in rows if row["step"] > step]
 
     def append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        self._guarded(lambda: _append_line(self._path, row))
+        self._write(self._rewrite if self._torn else lambda: self._append(row))
 
     def sync(self) -> None:
         """Makes the rows so far survive a power cut; called before a checkpoint that they belong to."""
-        self._guarded(lambda: _sync(self._path))
+        self._write(self._rewrite if self._torn else self._sync)
 
-    def _guarded(self, action: Any) -> None:
+    def _write(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except OSError as error:
-            print(f"warning: {self._path}: {error.strerror}; training goes on", file=sys.stderr)
+        except (OSError, DataError) as error:
+            self._torn = True
+            print(f"warning: {error}\ntraining goes on; the line is written later", file=sys.stderr)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self._path.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def _rewrite(self) -> None:
+        publish_bytes(self._path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self._torn = False
+
+    def _sync(self) -> None:
+        with self._path.open("rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut short by a kill is left out. [] if there is no file."""
+    """The rows of a metrics.jsonl; a line that a kill or a full disk cut short is left out. [] if there is no file."""
     rows: list[dict[str, Any]] = []
-    if not path.exists():
+    if not path.is_file():
         return rows
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
-            break
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
     return rows
-
-
-def _append_line(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a") as stream:
-        stream.write(json.dumps(row) + "\n")
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    temporary.replace(path)
 
 
 class Metrics:
@@ -188,35 +199,43 @@ class TensorBoardCurves:
     }
 
     def __init__(self, folder: Path, plan: Plan):
+        self._gigaflops_per_token = plan.flops_causal_per_token / 1e9
+        self._writers: list[Any] | None = []
+        self._guarded(lambda: self._open(folder))
+
+    def _open(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._gigaflops_per_token = plan.flops_causal_per_token / 1e9
-        self._broken = False
         for stale in folder.rglob("events.out.tfevents.*"):
             stale.unlink()
-        self._by_step = SummaryWriter(str(folder))
-        self._by_tokens = SummaryWriter(str(folder / "by_tokens"))
-        self._by_gigaflops = SummaryWriter(str(folder / "by_gigaflops"))
+        self._writers = [SummaryWriter(str(folder / axis)) for axis in ("", "by_tokens", "by_gigaflops")]
 
     def add(self, row: dict[str, Any]) -> None:
-        try:
-            for key, tag in self.TAGS.items():
-                if key in row:
-                    self._by_step.add_scalar(tag, row[key], row["step"])
-                if key in row and tag.startswith("loss/"):
-                    self._by_tokens.add_scalar(tag, row[key], row["tokens_seen"])
-                    self._by_gigaflops.add_scalar(tag, row[key], int(row["tokens_seen"] * self._gigaflops_per_token))
-        except OSError as error:
-            if not self._broken:
-                print(f"warning: TensorBoard: {error}; metrics.jsonl goes on", file=sys.stderr)
-            self._broken = True
+        self._guarded(lambda: self._add(row))
 
     def close(self) -> None:
-        for writer in (self._by_step, self._by_tokens, self._by_gigaflops):
-            try:
-                writer.close()
-            except OSError as error:
-                print(f"warning: TensorBoard: {error}", file=sys.stderr)
+        self._guarded(lambda: [writer.close() for writer in self._writers or []])
+
+    def _add(self, row: dict[str, Any]) -> None:
+        if not self._writers:
+            return
+        by_step, by_tokens, by_gigaflops = self._writers
+        for key, tag in self.TAGS.items():
+            if key in row:
+                by_step.add_scalar(tag, row[key], row["step"])
+            if key in row and tag.startswith("loss/"):
+                by_tokens.add_scalar(tag, row[key], row["tokens_seen"])
+                by_gigaflops.add_scalar(tag, row[key], int(row["tokens_seen"] * self._gigaflops_per_token))
+
+    def _guarded(self, action: Callable[[], Any]) -> None:
+        """After a first fault nothing more is written until the next start, which makes all curves anew."""
+        if self._writers is None:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._writers = None
+            print(f"warning: TensorBoard: {error}; the curves stop here, metrics.jsonl goes on", file=sys.stderr)
 
 
 @dataclass

@@ -54,12 +54,14 @@ class RunFolder:
             "Choose another run.name, or take these keys back to continue it"
         ]
 
-    def claim(self, config: TrainConfig, tokenizer: Path) -> None:
-        """Makes the folder, writes the configuration, copies the tokenizer. Raises DataError if that is not
-        permitted.
-        """
+    def hold(self) -> None:
+        """Makes the folder, and keeps other processes out until `release`. Raises DataError if that is not possible."""
         self._held.enter_context(exclusive(self.path, "wait for its end, or choose another run.name"))
-        self.checkpoints.mkdir(exist_ok=True)
+        for leftover in self.path.glob(".*.tmp*"):  # of files that a killed process was writing
+            leftover.unlink()
+
+    def describe(self, config: TrainConfig, tokenizer: Path) -> None:
+        """Writes the configuration and a copy of the tokenizer: from here on the folder is this run's."""
         publish_bytes(self.config_yaml, to_yaml(config).encode())
         publish_bytes(self.tokenizer_model, tokenizer.read_bytes())
 
@@ -78,9 +80,9 @@ class RunFolder:
 
     def count(self, event: str) -> int:
         try:
-            with self.events_jsonl.open() as stream:
+            with self.events_jsonl.open(errors="replace") as stream:
                 return sum(f'"event": "{event}"' in line for line in stream)
-        except FileNotFoundError:
+        except OSError:
             return 0
 
 

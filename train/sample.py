@@ -34,17 +34,23 @@ class SampleCommand:
                 found.append(f"{name}={getattr(self, name)} must be at least 1")
         if self.temperature < 0:
             found.append(f"temperature={self.temperature} must be 0 or more")
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError:
+            found.append("prompt is not UTF-8 text")
         return found
 
 
-def write_sample(trained, tokenizer, command: SampleCommand) -> str:
-    """The prompt with its continuation, then the likeliest next tokens after the prompt, as text."""
+def write_sample(logits, tokenizer, command: SampleCommand, context: int) -> str:
+    """The prompt with its continuation, then the likeliest next tokens after the prompt, as text.
+
+    logits: (1, T) int64 to (1, T, V); context: tokens that the model was trained to look back on.
+    """
     from model.generate import generate, next_token_probabilities
 
     prompt = [int(i) for i in tokenizer.encode(command.prompt)]
-    context = trained.config.data.seq_len
     ids = generate(
-        trained.logits,
+        logits,
         prompt,
         n_tokens=command.n_tokens,
         context=context,
@@ -53,7 +59,8 @@ def write_sample(trained, tokenizer, command: SampleCommand) -> str:
         stop_id=tokenizer.eos_id,
     )
     text = tokenizer.decode(prompt + [i for i in ids if i < tokenizer.vocab_size])
-    likely = next_token_probabilities(trained.logits, prompt, context).topk(command.table)
+    probabilities = next_token_probabilities(logits, prompt, context)
+    likely = probabilities.topk(min(command.table, len(probabilities)))
     rows = [
         f"  {p:6.1%}  {_visible(tokenizer, i)}"
         for p, i in zip(likely.values.tolist(), likely.indices.tolist(), strict=True)
@@ -78,7 +85,7 @@ def run_sample(command: SampleCommand) -> None:
     if tokenizer.sha256 != trained.tokenizer_sha256:
         raise DataError(f"{command.run}/tokenizer.model is not the tokenizer that this run was trained with")
     print(f"step {trained.step}, temperature {command.temperature}, seed {command.seed}\n")
-    print(write_sample(trained, tokenizer, command), end="")
+    print(write_sample(trained.logits, tokenizer, command, trained.config.data.seq_len), end="")
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Rank 0 alone writes files and speaks; it takes the decisions that the other rank
 whether a save succeeded), and tells them through a sum over ranks.
 """
 
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -21,16 +22,16 @@ from train import checkpoint, engine
 from train.checkpoint import Checkpoint, CheckpointError
 from train.curve import write_curve
 from train.data import TokenStream, TrainBatches, ValidationBatches
-from train.engine import StepResult
+from train.engine import NumericsError, StepResult
 from train.evaluate import evaluate
 from train.machine import find_machine
 from train.metrics import DeviceSeconds, Metrics, MetricsFile, Stopwatch
 from train.plan import make_plan
+from train.run_folder import config_sha256
 from train.sample import SampleCommand, write_sample
 from train.schedule import lr_at
 from train.setup import Setup, introduce
-from train.summary import Status, baselines, summarize
-from train.trained import load_trained
+from train.summary import Status, baselines, provenance, summarize
 
 EXIT_PREEMPTED = 143  # "saved; run me again": the code of a process that SIGTERM ended
 
@@ -53,6 +54,7 @@ class Session:
         self._stop = _StopSignals()
         self._open_data()
         found = self._claim() if self._is_first else None
+        self._provenance = provenance()
         model = Transformer(self._config.model)
         initialize(model, self._config.run.seed)
         self.engine = engine.start(
@@ -99,41 +101,44 @@ class Session:
             self.engine.device,
         )
         self._watch.charge("eval")
+        if not math.isfinite(result.val_loss):
+            raise NumericsError(
+                f"validation after step {self.step} gives a loss of {result.val_loss}; it was not saved"
+            )
         if self._is_first:
             self._metrics.evaluation(self.step, result)
 
-    def save(self) -> None:
+    def save(self) -> str | None:
         """Writes a checkpoint. If the disk is full or away: a warning, the older ones stay, and the next save tries
         again.
 
-        Raises CheckpointError only at the last step, where no next save would come.
+        Returns None, or why it could not be written. Raises NumericsError if the weights are not finite.
         """
         folder = self._setup.folder
         if self._is_first:
             self._metrics.file.sync()
         problem = checkpoint.save(folder.checkpoints, self.step, self.engine, self._state(), is_first=self._is_first)
-        self._watch.charge("checkpoint")
-        if problem and self.step == self.last_step:
-            raise CheckpointError(problem)
         if problem:
-            self._say(
-                f"warning: {problem}\n         training goes on; the newest checkpoint is of step {self.saved_step}"
-            )
+            self._say(f"warning: {problem}\n         the newest checkpoint stays that of step {self.saved_step}")
             self._note("save_failed", step=self.step, problem=problem)
-            return
-        self.saved_step = self.step
-        if self._is_first:
-            checkpoint.remove_old(folder.checkpoints, self._config.checkpoint.keep_last)
+        else:
+            self.saved_step = self.step
+            self._note("saved", step=self.step)
+        if self._is_first and not problem:
+            keep_last = self._config.checkpoint.keep_last
+            self._warned(lambda: checkpoint.remove_old(folder.checkpoints, self.step, keep_last))
             self._write_summary(Status.running)
+        self._watch.charge("checkpoint")
+        return problem
 
     def conclude(self) -> int:
         """Ends the run, or leaves it ready to be continued. Returns the exit code."""
         finished = self.step == self._setup.batch.total_steps
-        if self.step > self.saved_step:
-            self.save()
+        if self.step > self.saved_step and (problem := self.save()):
+            raise CheckpointError(problem)
+        if finished:
+            self._warned(self._write_samples)
         if self._is_first:
-            if finished:
-                self._warned(self._write_samples)
             self._warned(self._draw)
             self._write_summary(Status.finished if finished else Status.preempted)
             self._note("finished" if finished else "stopped", step=self.step, reason=self._stop.name)
@@ -158,22 +163,40 @@ class Session:
         self._token_bytes = np.load(self._setup.data / "token_bytes.npy", allow_pickle=False)
 
     def _claim(self) -> Checkpoint | None:
-        """Rank 0: makes the run folder, and finds the checkpoint to go on from."""
-        folder, manifest = self._setup.folder, self._setup.manifest
+        """Rank 0: holds the run folder, and finds the checkpoint to go on from. Writes only when nothing is refused."""
+        folder = self._setup.folder
         print(introduce(self._setup, self._plan), flush=True)
-        folder.claim(self._config, self._setup.data / "tokenizer.model")
-        publish_json(folder.plan_json, self._plan.to_tree())
+        folder.hold()
         checkpoint.remove_leftovers(folder.checkpoints)
         found, damaged = checkpoint.newest_valid(folder.checkpoints)
+        self._refuse_strangers(found)
         for message in damaged:
             print(f"warning: {message}; an older checkpoint is used", flush=True)
             folder.note("checkpoint_damaged", problem=message)
-        if found and found.state["data"]["manifest_sha256"] != manifest.sha256:
+        folder.describe(self._config, self._setup.data / "tokenizer.model")
+        publish_json(folder.plan_json, self._plan.to_tree())
+        return found
+
+    def _refuse_strangers(self, found: Checkpoint | None) -> None:
+        """A checkpoint belongs to one configuration and one dataset; and a run that had some does not begin anew."""
+        folder = self._setup.folder
+        if found is None:
+            if folder.count("saved"):
+                raise CheckpointError(
+                    f"{folder.events_jsonl} tells of checkpoints, but {folder.checkpoints} holds none, and the run is "
+                    f"not started from step 0 unasked. To begin anew, remove {folder.path} or choose another run.name."
+                )
+            return
+        if found.state.get("config_sha256") != config_sha256(self._config):
+            raise CheckpointError(
+                f"{found.path} was made under another configuration (config_sha256 in its state.json). Choose another "
+                "run.name."
+            )
+        if found.state["data"]["manifest_sha256"] != self._setup.manifest.sha256:
             raise DataError(
                 f"{self._setup.data} is not the dataset that this run has trained on until step {found.step}: its "
                 "manifest differs. Point data.folder at that dataset, or choose another run.name."
             )
-        return found
 
     def _take_up(self, found: Checkpoint | None, started: float) -> None:
         """All ranks: state from rank 0's checkpoint, or a fresh start; then the logs."""
@@ -203,6 +226,7 @@ class Session:
         self._note("started", step=self.step, world_size=world_size, repeated_steps=sum("loss" in r for r in repeated))
         if self.step:
             self._say(f"resumed at step {self.step} of {self._setup.batch.total_steps}")
+        self._write_summary(Status.running)
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -212,6 +236,7 @@ class Session:
             "step": self.step,
             "tokens_seen": self.step * self._setup.batch.tokens_per_step,
             "world_size": self._setup.grid.world_size,
+            "config_sha256": config_sha256(self._config),
             "data": {"manifest_sha256": manifest.sha256, "tokenizer_sha256": manifest.tokenizer_sha256},
             "device_seconds": vars(self._watch.spent),
         }
@@ -226,34 +251,36 @@ class Session:
             step=self.step,
             status=status,
             restarts=self._restarts,
+            provenance=self._provenance,
         )
         self._warned(lambda: publish_json(self._setup.folder.summary_json, summary))
 
     def _warned(self, write: Callable[[], None]) -> None:
-        """A report that cannot be written does not undo a run."""
+        """A report that cannot be made does not undo a run."""
         try:
             write()
-        except DataError as error:
+        except Exception as error:
             self._say(f"warning: {error}")
+            self._note("report_failed", error=f"{type(error).__name__}: {error}")
 
     def _write_samples(self) -> None:
-        folder, config = self._setup.folder, self._config
-        tokenizer = Tokenizer.load(folder.tokenizer_model)
-        trained = load_trained(folder.path)
+        """A collective: every rank draws the same tokens from the same seed, rank 0 writes them."""
+        folder, sample = self._setup.folder, self._config.sample
+        tokenizer = Tokenizer.load(self._setup.data / "tokenizer.model")
+        context = self._config.data.seq_len
         texts = [
             write_sample(
-                trained,
+                self.engine.logits,
                 tokenizer,
                 SampleCommand(
-                    run=str(folder.path),
-                    prompt=prompt,
-                    n_tokens=config.sample.n_tokens,
-                    temperature=config.sample.temperature,
+                    run=str(folder.path), prompt=prompt, n_tokens=sample.n_tokens, temperature=sample.temperature
                 ),
+                context,
             )
-            for prompt in config.sample.prompts
+            for prompt in sample.prompts
         ]
-        publish_bytes(folder.samples_txt, "\n----\n\n".join(texts).encode())
+        if self._is_first:
+            publish_bytes(folder.samples_txt, "\n----\n\n".join(texts).encode())
 
     def _draw(self) -> None:
         write_curve(
@@ -283,6 +310,8 @@ class Session:
         if finished:
             return f"finished: {self.step} steps in {folder}"
         why = f"on {self._stop.name}" if self._stop.name else "as asked (run.stop_at_step)"
+        if self.step == 0:
+            return f"stopped {why} before the first step; the same command begins again"
         return f"stopped {why} and saved at step {self.step}; the same command goes on from here"
 
     def _say(self, message: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.compose import ConfigError
+from data_prep.files import DataError
 from data_prep.manifest import Manifest
 from train.batch import BatchError, BatchPlan, solve_batch
 from train.config import TrainConfig
@@ -34,9 +35,8 @@ class Setup:
 
 
 def check(config: TrainConfig, grid: RankGrid) -> Setup:
-    """Starts and writes nothing. Raises ConfigError with every problem at once.
-
-    Raises DataError if the dataset is missing or damaged: without it there is nothing else to say.
+    """Starts and writes nothing. Raises ConfigError with every problem at once, or DataError if all that is wrong is a
+    dataset that is missing or damaged.
     """
     problems: list[str] = []
     batch = None
@@ -55,8 +55,13 @@ def check(config: TrainConfig, grid: RankGrid) -> Setup:
     folder = RunFolder(config)
     problems += folder.differences(config)
     data = Path(config.data.folder)
-    manifest = Manifest.load(data)
-    manifest.check(data)
+    try:
+        manifest = Manifest.load(data)
+        manifest.check(data)
+    except DataError as error:
+        if problems:
+            raise ConfigError([*problems, str(error)]) from None
+        raise
     if manifest.vocab_size > config.model.vocab_size:
         problems.append(
             f"model.vocab_size={config.model.vocab_size} has no row for every id: {data} was made with a vocabulary of "
@@ -73,7 +78,9 @@ def is_finished(setup: Setup) -> bool:
         summary = json.loads(setup.folder.summary_json.read_text())
     except (OSError, ValueError):
         return False
-    return summary.get("status") == "finished" and summary.get("step") == setup.batch.total_steps
+    if not isinstance(summary, dict):
+        return False
+    return (summary.get("status"), summary.get("step")) == ("finished", setup.batch.total_steps)
 
 
 def introduce(setup: Setup, plan: Plan) -> str:

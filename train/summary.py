@@ -36,6 +36,7 @@ def summarize(
     step: int,
     status: Status,
     restarts: int,
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """The fields of summary.json, schema version 1. Totals count from the first start of the run, over all restarts."""
     tokens_seen = step * plan.tokens_per_step
@@ -74,8 +75,7 @@ def summarize(
         "seed": config.run.seed,
         "data": {"manifest_sha256": manifest.sha256, "tokenizer_sha256": manifest.tokenizer_sha256},
         "config_sha256": config_sha256(config),
-        "git": _git(),
-        "versions": versions(),
+        **provenance,
         "restarts": restarts,
     }
 
@@ -92,7 +92,12 @@ def baselines(config: TrainConfig, manifest: Manifest) -> dict[str, float]:
     }
 
 
-def versions() -> dict[str, str]:
+def provenance() -> dict[str, Any]:
+    """Which code runs here: to be asked once, at the start, for the checkout may change while a run goes on."""
+    return {"git": _git(), "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
     names = ("torch", "deepspeed", "sentencepiece", "hydra-core", "safetensors", "numpy", "tensorboard")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 

@@ -28,8 +28,8 @@ def load_trained(run: Path, step: int | None = None) -> Trained:
     """The model of a run, at its newest valid checkpoint or at `step`. Raises CheckpointError if there is none."""
     try:
         config: TrainConfig = from_yaml(TrainConfig, (run / "config.yaml").read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{run} is not a run's folder: it holds no config.yaml") from None
+    except OSError as error:
+        raise CheckpointError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
     folder = run / "checkpoints"
     if step is None:
         found, skipped = checkpoint.newest_valid(folder)

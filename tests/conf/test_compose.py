@@ -86,9 +86,13 @@ def test_code_cannot_be_named():
         ("run.name=2026_11_20", "`run.name` must be text, got an integer 20261120"),
         ("total_tokens=1e6", "`total_tokens` must be an integer, got a number 1000000\\.0; write 1_000_000"),
         ("total_tokens=true", "`total_tokens` must be an integer, got true or false True"),
-        ("optimizer.peak_lr=fast", "`optimizer.peak_lr` must be a number, got text 'fast'"),
+        ("optimizer.peak_lr=fast", "`optimizer.peak_lr` must be a finite number, got text 'fast'"),
+        ("optimizer.peak_lr=nan", "`optimizer.peak_lr` must be a finite number"),
+        ("cluster.memory_gib=inf", "`cluster.memory_gib` must be a finite number or null"),
+        ("model={d_modell: 3}", "d_modell"),
+        ("sample.prompts=['']", "empty prompt"),
         ("parallel.precision=int4", "`parallel.precision` must be one of fp32, bf16"),
-        ("schedule.min_lr_ratio=[0.1]", "`schedule.min_lr_ratio` must be a number"),
+        ("schedule.min_lr_ratio=[0.1]", "`schedule.min_lr_ratio` must be a finite number"),
         ("model=5", "`model` is a section|must be a string"),
         ("sample.prompts=hello", "`sample.prompts` must be a list"),
         ("schedule.kind=cosin", "`schedule` has no kind `cosin`"),
@@ -151,3 +155,25 @@ def test_every_setting_has_a_reader():
     # head_dim and the like are read through properties of the configuration itself
     own = (root / "model" / "config.py").read_text()
     assert [name for name in unread if f"self.{name.split('.')[1]}" not in own] == []
+
+
+def typed(*words: str) -> tuple[int, str]:
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "train", *words], cwd=CONF_FOLDER.parent, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_mistakes_beside_hydras_own_flags_are_answered_the_same_way():
+    code, printed = typed("-m", "run.name=x", "data.folder=/nowhere", "batch.global_batch_size=9,10")
+    assert code == 2, printed
+    assert "nearest global batch sizes: 8 and 16" in printed
+    assert "Traceback" not in printed
+    assert not (CONF_FOLDER.parent / "multirun").exists()
+
+
+def test_hydra_never_advises_to_append_a_key():
+    assert "To append" not in " ".join(problems_of("run.name=x", "model={d_modell: 3}"))

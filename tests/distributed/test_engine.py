@@ -142,8 +142,8 @@ def test_state_read_out_and_put_back_continues_bit_for_bit(dp_size: int, stage: 
     assert all(bool((whole[1][name] == halves[1][name]).all()) for name in whole[1])
 
 
-def nonfinite_step() -> tuple[float, float, bool]:
-    """Weights that make every logit NaN, on one rank's engine."""
+def one_step_engine():
+    """An engine on one process that has made its first step, and that step's micro-batches."""
     from train.batch import solve_batch
     from train.config import OptimizerConfig, ParallelConfig
     from train.engine import start
@@ -154,20 +154,79 @@ def nonfinite_step() -> tuple[float, float, bool]:
     plan = solve_batch(global_batch_size=8, micro_batch_size=8, dp_size=1, seq_len=SEQ_LEN, total_tokens=1)
     engine = start(build(), plan=plan, optimizer=OptimizerConfig(), parallel=ParallelConfig(), grid=grid, device="cpu")
     ids = rows(0)
-    engine.train_step([(ids[:, :-1], ids[:, 1:])], 1e-3)
-    before = {name: tensor for kind, name, tensor in engine.read_state() if kind == "master"}
-    engine.write_state([("master", "norm.weight", before["norm.weight"] * math.nan)], 1)
-    result = engine.train_step([(ids[:, :-1], ids[:, 1:])], 1e-3)
-    after = {name: tensor for kind, name, tensor in engine.read_state() if kind == "master"}
-    untouched = all(bool((before[name] == after[name]).all()) for name in before if name != "norm.weight")
-    return result.loss, result.grad_norm, untouched
+    micro_batches = [(ids[:, :-1], ids[:, 1:])]
+    engine.train_step(micro_batches, 1e-3)
+    return engine, micro_batches
+
+
+def spoilt(state, value: float):
+    """The same state with one weight set to `value`."""
+    return [(k, n, t * value if (k, n) == ("master", "norm.weight") else t) for k, n, t in state]
+
+
+def nonfinite_step() -> tuple[float, float, bool]:
+    """A step with weights that make every logit NaN."""
+    engine, micro_batches = one_step_engine()
+    before = list(engine.read_state())
+    engine.write_state(spoilt(before, math.nan), 1)
+    result = engine.train_step(micro_batches, 1e-3)
+    unchanged = all(
+        bool((a[2] == b[2]).all()) for a, b in zip(before, engine.read_state(), strict=True) if a[1] != "norm.weight"
+    )
+    return result.loss, result.grad_norm, unchanged
 
 
 def test_a_step_that_is_not_finite_is_reported_and_not_applied():
-    loss, norm, untouched = run_ranks(nonfinite_step, 1)[0]
+    loss, norm, unchanged = run_ranks(nonfinite_step, 1)[0]
     assert math.isnan(loss)
     assert not math.isfinite(norm)
-    assert untouched
+    assert unchanged
+
+
+def nonfinite_save(folder: str) -> str:
+    from pathlib import Path
+
+    from train import checkpoint
+    from train.engine import NumericsError
+
+    engine, _ = one_step_engine()
+    assert checkpoint.save(Path(folder), 1, engine, {}, is_first=True) is None
+    engine.write_state(spoilt(engine.read_state(), math.inf), 1)
+    try:
+        checkpoint.save(Path(folder), 2, engine, {}, is_first=True)
+    except NumericsError as error:
+        return str(error)
+    return "saved"
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    """The loss of a step is taken before its update; so the update is looked at when it is to be saved."""
+    message = run_ranks(nonfinite_save, 1, str(tmp_path))[0]
+    assert "the state after step 2 is not finite: master of norm.weight" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def foreign_states() -> list[str]:
+    from train.engine import StateError
+
+    engine, _ = one_step_engine()
+    state = list(engine.read_state())
+    renamed = [(k, "other.weight" if n == "norm.weight" else n, t) for k, n, t in state]
+    reshaped = [(k, n, t[:-1] if n == "norm.weight" else t) for k, n, t in state]
+    messages = []
+    for wrong in (state[1:], renamed, reshaped):
+        try:
+            engine.write_state(wrong, 1)
+        except StateError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_a_state_that_is_not_this_models_is_refused_by_name():
+    lacking, renamed, reshaped = run_ranks(foreign_states, 1)[0]
+    assert "lacks 1 tensors" in lacking
+    assert "other.weight" in renamed
+    assert "norm.weight, (35,)" in reshaped
 
 
 def without_a_compiler() -> int:

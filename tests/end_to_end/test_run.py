@@ -212,6 +212,8 @@ def test_another_dataset_under_a_run_is_refused(here: Path, workplace: Path):
     code, message = outcome(here, "run.name=a", "data.folder=other")
     assert code == 3
     assert "not the dataset that this run has trained on" in message
+    assert "folder: data/tiny" in (here / "runs" / "a" / "config.yaml").read_text()  # a refusal changes nothing
+    assert outcome(here, "run.name=a", "run.stop_at_step=12")[0] == 0
 
 
 def test_configuration_mistakes_are_answered_together_before_anything_starts(here: Path):
@@ -277,7 +279,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_code_5_and_keeps_the_last_ch
     assert code == 5, message
     assert "Nothing of it was saved" in message
     assert read(here / "runs" / "a" / "summary.json")["status"] == "diverged"
-    assert list((here / "runs" / "a" / "checkpoints").iterdir()) == []
+    assert list((here / "runs" / "a").glob("checkpoints/*")) == []
 
 
 # --- checkpoints that were hurt
@@ -303,6 +305,9 @@ DAMAGE = {
     "manifest missing": lambda folder: (folder / "manifest.json").unlink(),
     "manifest empty": lambda folder: (folder / "manifest.json").write_text("{}"),
     "manifest not a mapping": lambda folder: (folder / "manifest.json").write_text("[1]"),
+    "manifest of nothing": lambda folder: (folder / "manifest.json").write_text(
+        '{"schema_version": 1, "step": 20, "files": {}}'
+    ),
 }
 
 
@@ -326,6 +331,55 @@ def test_no_valid_checkpoint_stops_the_run_instead_of_starting_anew(at_step_20: 
     assert (at_step_20.parent / "metrics.jsonl").read_text() == before
 
 
+def test_checkpoints_that_are_gone_stop_the_run_instead_of_starting_anew(at_step_20: Path):
+    shutil.rmtree(at_step_20)
+    code, message = outcome(at_step_20.parents[2], "run.name=hurt")
+    assert code == 4
+    assert "tells of checkpoints" in message
+
+
+def test_a_checkpoint_knows_its_configuration_even_if_the_folder_forgot(at_step_20: Path):
+    (at_step_20.parent / "config.yaml").unlink()
+    code, message = outcome(at_step_20.parents[2], "run.name=hurt", "optimizer.peak_lr=1e-3")
+    assert code == 4
+    assert "was made under another configuration" in message
+    assert outcome(at_step_20.parents[2], "run.name=hurt")[0] == 0
+
+
+def test_damaged_newer_checkpoints_never_push_out_good_ones(at_step_20: Path):
+    """Resumed before a damaged checkpoint and stopped before its step: what is kept are the good ones."""
+    flip(at_step_20 / "step-00000020" / "master-00000.safetensors")
+    assert outcome(at_step_20.parents[2], "run.name=hurt", "run.stop_at_step=13")[0] == 0
+    assert sorted(path.name for path in at_step_20.iterdir()) == ["step-00000010", "step-00000013"]
+
+
+@pytest.mark.parametrize("damage", ["line 5 torn", "not UTF-8", "a bare number", "events not UTF-8"])
+def test_damaged_logs_lose_no_other_line_and_stop_nothing(at_step_20: Path, undisturbed: Path, damage: str):
+    run = at_step_20.parent
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    bad = {"line 5 torn": b'{"step": 5, "tok\n', "not UTF-8": b"\xff\xfe\n", "a bare number": b"5\n"}.get(
+        damage, lines[4]
+    )
+    (run / "metrics.jsonl").write_bytes(b"".join([*lines[:4], bad, *lines[5:]]))
+    if damage == "events not UTF-8":
+        (run / "events.jsonl").write_bytes((run / "events.jsonl").read_bytes() + b"\xff\n")
+    code, printed = outcome(at_step_20.parents[2], "run.name=hurt")
+    assert code == 0, printed
+    if damage == "events not UTF-8":
+        assert curve(run) == curve(undisturbed)
+    else:
+        assert "lacks 1 of the first 20 steps" in printed
+        assert curve(run) == [row for row in curve(undisturbed) if row[0] != 5]
+
+
+@pytest.mark.parametrize("text", ["", "{", "- 1", "run: {name: hurt}"])
+def test_a_damaged_config_yaml_is_answered_in_words(at_step_20: Path, text: str):
+    (at_step_20.parent / "config.yaml").write_text(text)
+    code, message = outcome(at_step_20.parents[2], "run.name=hurt")
+    assert code == 2
+    assert "config.yaml" in message
+
+
 def test_only_the_last_checkpoints_are_kept(undisturbed: Path):
     assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == ["step-00000040", "step-00000050"]
 
@@ -335,8 +389,31 @@ def test_a_full_disk_keeps_the_run_going_and_the_older_checkpoint(here: Path):
     # 60 kB hold the logs but no checkpoint of the tiny model
     ((code, printed),) = run_ranks(forked, 1, str(here), [*TINY, "run.name=full"], 60_000)
     assert code == 4, printed  # at the last step there is no later save to hope for
-    assert "training goes on; the newest checkpoint is of step 10" in printed
+    assert "the newest checkpoint stays that of step 10" in printed
     assert [path.name for path in (here / "runs" / "full" / "checkpoints").iterdir()] == ["step-00000010"]
     code, printed = outcome(here, "run.name=full")
     assert code == 0, printed
     assert "resumed at step 10" in printed
+
+
+def test_a_signal_on_a_full_disk_does_not_claim_to_have_saved(here: Path):
+    running = Ranks(forked, 1, str(here), [*TINY, "run.name=full"], 60_000)
+    wait_for_step(here / "runs" / "full", 4, running.is_running)
+    running.send(signal.SIGTERM)
+    ((code, printed),) = running.results()
+    assert code == 4, printed
+    assert "and saved at step" not in printed
+    assert read(here / "runs" / "full" / "summary.json")["status"] == "failed"
+
+
+def test_no_room_for_any_log_stops_nothing(here: Path, undisturbed: Path):
+    """Not even TensorBoard's first bytes can be written; checkpoints have a disk of their own."""
+    run = here / "runs" / "mute"
+    for name in ("tensorboard", "metrics.jsonl", "events.jsonl"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / "tensorboard").write_text("a file where a folder should be")
+    (run / "metrics.jsonl").mkdir()
+    (run / "events.jsonl").mkdir()
+    code, printed = outcome(here, "run.name=mute")
+    assert code == 0, printed
+    assert read(run / "summary.json")["val_loss"] == read(undisturbed / "summary.json")["val_loss"]

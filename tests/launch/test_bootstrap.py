@@ -111,7 +111,7 @@ def test_constraints_name_no_place_and_pin_every_direct_dependency():
     lines = [line for line in (bootstrap.ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert not [line for line in lines if "://" in line or " @ " in line or "==" not in line]
     pinned = {line.partition("==")[0] for line in lines}
-    direct = "torch deepspeed datasets sentencepiece hydra-core tensorboard safetensors numpy"
+    direct = "torch deepspeed datasets sentencepiece hydra-core tensorboard safetensors numpy pyarrow pyyaml"
     tools = "pytest transformers ruff pyright uv"
     assert pinned.issuperset(f"{direct} {tools}".split())
 
