@@ -67,12 +67,14 @@ def rank_grid() -> RankGrid:
 
 
 def share_cores() -> None:
-    """Lets waiting threads sleep instead of spin. Must come before torch is imported.
+    """Lets threads that wait for each other sleep after a short while. Must come before torch is imported.
 
-    OpenMP's threads spin at each barrier by default; with any other work on the same cores that made training on two
-    of them eleven times slower (EXPERIMENTS, 2026-11-21). OMP_WAIT_POLICY in the environment wins.
+    GNU OpenMP lets them spin at every barrier; with any other work on the same cores that made training on two of them
+    up to eleven times slower, and this setting costs a seventh on idle ones (EXPERIMENTS, 2026-11-20). What the
+    environment says already wins.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def choose_device(wanted: Device, grid: RankGrid) -> str:
