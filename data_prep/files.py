@@ -66,7 +66,7 @@ def exclusive(folder: Path, advice: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")  # network file systems lock only what is open for writing
+        lock = (folder / ".lock").open("a")  # network file systems lock only what is open for writing
     except OSError as error:
         raise write_error(error, folder) from error
     with lock:

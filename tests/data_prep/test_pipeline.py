@@ -199,7 +199,7 @@ def test_stages_one_by_one_give_what_all_of_them_give(tmp_path: Path, dataset: P
     with pytest.raises(DataError, match="run stage=tokenizer first"):
         prepare(config(out, corpus, stage=Stage.encode))
     assert prepare(config(out, corpus, stage=Stage.tokenizer)) is None
-    assert sorted(file.name for file in out.iterdir()) == ["tokenizer.json", "tokenizer.model"]
+    assert sorted(file.name for file in out.iterdir()) == [".lock", "tokenizer.json", "tokenizer.model"]
     trained = (out / "tokenizer.model").stat().st_ino
     assert made(config(out, corpus, stage=Stage.encode)) == Manifest.load(dataset)
     assert contents(out) == contents(dataset)
@@ -411,7 +411,7 @@ def test_a_file_size_limit_leaves_nothing_half_written(tmp_path: Path, corpus: P
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))  # noqa: E731
     done = run(words(out, corpus, "task_bytes=10_000_000", "tokenizer.model=null"), preexec_fn=limit)
     refused(done, "no room to write")
-    assert sorted(file.name for file in out.iterdir()) == ["tokenizer.json", "tokenizer.model"]
+    assert sorted(file.name for file in out.iterdir()) == [".lock", "tokenizer.json", "tokenizer.model"]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
