@@ -16,7 +16,7 @@ import numpy as np
 from conf.compose import digest, flatten, to_tree
 from data_prep import jobs, vocabulary
 from data_prep.baselines import baselines
-from data_prep.config import DataPrepConfig, Stage
+from data_prep.config import DataPrepConfig, Stage, TextFiles
 from data_prep.document import Document, Outcome, refusing
 from data_prep.encode import Encoder, encode_task, gate, spread
 from data_prep.files import DataError, exclusive, publish_bytes, sha256_file
@@ -45,7 +45,7 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
         say(f"verified {manifest.verify(folder) / 1e6:,.1f} MB of {folder}: every checksum is right")
         return manifest
     inputs = find(config.source)
-    _refuse_own_output(folder, inputs)
+    _refuse_own_output(config, inputs)
     corpus = fingerprint(inputs)
     say(f"corpus: {len(inputs):,} files, {_n_bytes(inputs) / 1e6:,.1f} MB, fingerprint {corpus[:16]}")
     with exclusive(folder, "wait for it, or choose another out="):
@@ -56,11 +56,16 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
         return None if config.stage is Stage.tokenizer else _encode_stage(config, inputs, corpus, tokenizer)
 
 
-def _refuse_own_output(folder: Path, inputs: Sequence[Input]) -> None:
+def _refuse_own_output(config: DataPrepConfig, inputs: Sequence[Input]) -> None:
     """A corpus that holds the dataset made from it would change with every run."""
-    inside = [item.name for item in inputs if item.path.resolve().is_relative_to(folder.resolve())]
+    out = Path(config.out).resolve()
+    inside = [item.name for item in inputs if item.path.resolve().is_relative_to(out)]
+    if isinstance(config.source, TextFiles):  # every file below its folders is a document
+        inside += [
+            path for path in config.source.paths if Path(path).is_dir() and out.is_relative_to(Path(path).resolve())
+        ]
     if inside:
-        raise DataError(f"out={folder} lies inside the corpus ({inside[0]}); choose a folder outside source.paths")
+        raise DataError(f"out={config.out} lies inside the corpus ({inside[0]}); choose a folder outside source.paths")
 
 
 def say(line: str) -> None:

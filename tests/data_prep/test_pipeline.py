@@ -429,3 +429,11 @@ def test_the_command_prints_a_table_and_verify_says_that_all_is_right(tmp_path: 
     file = next(out.glob("train-*.bin"))
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
     refused(run([sys.executable, "-m", "data_prep", f"out={out}", "stage=verify"]), file.name)
+
+
+def test_a_dataset_inside_its_own_corpus_is_refused(tmp_path: Path):
+    """It would be part of the corpus at the next run."""
+    write_corpus(tmp_path / "texts")
+    with pytest.raises(DataError, match="lies inside the corpus"):
+        prepare(config(tmp_path / "texts" / "dataset", tmp_path / "texts"))
+    assert not (tmp_path / "texts" / "dataset").exists()

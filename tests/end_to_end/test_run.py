@@ -230,6 +230,13 @@ def test_configuration_mistakes_are_answered_together_before_anything_starts(her
     assert not (here / "runs").exists()
 
 
+def test_a_missing_dataset_does_not_hide_the_other_mistakes(here: Path):
+    code, message = outcome(here, "run.name=a", "data.folder=data/nothing", "batch.global_batch_size=9")
+    assert code == 2
+    assert "nearest global batch sizes" in message
+    assert "data/nothing holds no finished dataset" in message
+
+
 def test_a_missing_dataset_is_named_with_the_command_that_makes_one(here: Path):
     code, message = outcome(here, "run.name=a", "data.folder=data/nothing")
     assert code == 3

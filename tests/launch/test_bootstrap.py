@@ -238,3 +238,16 @@ def test_an_install_that_failed_leaves_no_stamp_that_fits(
             bootstrap.prepare(venv, {"dev"}, "auto")
     bootstrap.prepare(venv, set(), "auto")  # the extra that failed is not demanded again
     assert finished == [[], []]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"digest": "x"}'])
+def test_a_stamp_that_a_kill_damaged_counts_as_none(tmp_path: Path, content: str):
+    (tmp_path / "bootstrap.json").write_text(content)
+    assert bootstrap.read_stamp(tmp_path / "bootstrap.json") == {}
+
+
+def test_a_stamp_reads_back(tmp_path: Path):
+    content = {"foundation": {}, "digest": "d", "extras": [], "made_here": True}
+    bootstrap.write_stamp(tmp_path / "bootstrap.json", content)
+    assert bootstrap.read_stamp(tmp_path / "bootstrap.json") == content
+    assert [path.name for path in tmp_path.iterdir()] == ["bootstrap.json"]
