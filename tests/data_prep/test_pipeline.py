@@ -161,8 +161,11 @@ def test_changed_inputs_of_a_finished_dataset_are_named(tmp_path: Path):
         prepare(config(out, texts))
 
 
-def test_only_tasks_with_changed_inputs_are_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    texts = write_corpus(tmp_path / "texts")
+def test_only_tasks_with_changed_inputs_are_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # relative names: the borders between tasks are drawn by the names of the files
+    texts = write_corpus(Path("texts"))
     out = tmp_path / "out"
     made(config(out, texts))
     model = shutil.copy(out / "tokenizer.model", tmp_path / "kept.model")
