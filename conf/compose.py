@@ -26,6 +26,10 @@ from typing import Any
 
 CONF_FOLDER = Path(__file__).resolve().parent
 EXIT_INTERRUPTED = 130
+MULTIRUN_REFUSED = (
+    "error: --multirun is refused: it would run all jobs in one process, and DeepSpeed's state does not outlive a job; "
+    "nothing was started. Give one command a value, say in a loop of the shell."
+)
 REQUIRED = "???"  # OmegaConf's mark for a value that must be given
 _INVALID = object()  # stands for a value that was refused, so that what depends on it is not checked
 
@@ -61,7 +65,7 @@ class App:
 def entry(app: App, task: Callable[[Any], int | None]) -> None:
     """Runs `task(config)` for the command line at hand and leaves the process with its exit code.
 
-    Hydra's own flags (--help, --cfg job, --multirun, shell completion) go to Hydra; a plain list of overrides is
+    Hydra's own flags (--help, --cfg job, --config-dir, shell completion) go to Hydra; a plain list of overrides is
     composed here, so that mistakes are answered in our words: exit 2 for the configuration, else the error's own code.
     """
     words = sys.argv[1:]
@@ -79,6 +83,9 @@ def entry(app: App, task: Callable[[Any], int | None]) -> None:
             print("\ninterrupted; the same command goes on from what is saved", file=sys.stderr)
             sys.exit(EXIT_INTERRUPTED)
 
+    if {"-m", "--multirun"} & set(words):
+        print(MULTIRUN_REFUSED, file=sys.stderr)
+        sys.exit(ConfigError.exit_code)
     if any(word.startswith("-") for word in words):
         _through_hydra(app, checked)
     else:
@@ -269,11 +276,7 @@ def _through_hydra(app: App, checked: Callable[[Callable[[], Any]], None]) -> No
 
     def run(config: DictConfig) -> None:
         tree = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)) | typed
-        try:
-            checked(lambda: build(app.schema, tree))
-        except SystemExit as ended:
-            if ended.code:  # else Hydra goes on: the next job of a multirun, say
-                raise
+        checked(lambda: build(app.schema, tree))
 
     hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name=app.config_name)(run)()
 

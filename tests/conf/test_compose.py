@@ -168,11 +168,19 @@ def typed(*words: str) -> tuple[int, str]:
 
 
 def test_mistakes_beside_hydras_own_flags_are_answered_the_same_way():
-    code, printed = typed("-m", "run.name=x", "data.folder=/nowhere", "batch.global_batch_size=9,10")
+    words = ("--config-dir", str(CONF_FOLDER), "run.name=x", "data.folder=/nowhere", "batch.global_batch_size=9")
+    code, printed = typed(*words)
     assert code == 2, printed
     assert "nearest global batch sizes: 8 and 16" in printed
     assert "Traceback" not in printed
-    assert not (CONF_FOLDER.parent / "multirun").exists()
+
+
+def test_several_jobs_in_one_process_are_refused():
+    before = set(CONF_FOLDER.parent.iterdir())
+    code, printed = typed("-m", "run.name=x", "batch.global_batch_size=8,16")
+    assert code == 2, printed
+    assert "--multirun is refused" in printed
+    assert set(CONF_FOLDER.parent.iterdir()) == before
 
 
 def test_hydra_never_advises_to_append_a_key():
