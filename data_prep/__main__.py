@@ -1,7 +1,7 @@
 """Text to token shards, from the command line.
 
     python -m data_prep out=data/stdlib                                        # this Python's own library, no download
-    python -m data_prep out=data/site source=python_site tokenizer.vocab_size=16384 on_bad_document=skip
+    python -m data_prep out=data/web source=jsonl source.paths=[crawl/] clean=fineweb dedup=minhash on_bad_document=skip
     python -m data_prep out=data/stdlib stage=verify                           # every checksum of what the first made
 
 In: keys of `DataPrepConfig` as KEY=VALUE. Out: the folder `out`, and a table of what is in it. Exit codes: 2 when the
@@ -9,14 +9,9 @@ configuration cannot be run, 3 when the data or the disk do not allow it. After 
 """
 
 from conf.compose import App, entry
-from data_prep.config import DataPrepConfig, Jsonl, PythonSite, PythonStdlib, Stage, TextFiles
+from data_prep.config import DataPrepConfig, Stage
+from data_prep.sources.config import SOURCES
 
-SOURCES: dict[str, type] = {
-    "python_stdlib": PythonStdlib,
-    "python_site": PythonSite,
-    "text": TextFiles,
-    "jsonl": Jsonl,
-}
 APP = App("data_prep", DataPrepConfig, {"source": SOURCES})
 
 
@@ -30,9 +25,7 @@ def run(config: DataPrepConfig) -> None:
     from data_prep.report import table
 
     manifest = prepare(config)
-    if manifest is None:
-        print(f"the tokenizer lies in {config.out}; go on with stage=encode")
-    elif config.stage is not Stage.verify:
+    if manifest is not None and config.stage in (Stage.all, Stage.publish):
         print(table(manifest, config.out))
 
 

@@ -47,7 +47,7 @@ def _decoded(
             text = tokenizer.decode(ids[:-1])
             content = text.encode()
             right_size = len(content) == int(token_bytes[ids].sum(dtype=np.int64))
-            if ids[-1] != tokenizer.eos_id or not right_size or not is_held_out(text, val_fraction):
+            if ids[-1] != tokenizer.eos_id or not right_size or not is_held_out(content, val_fraction):
                 raise DataError(
                     f"{stem}: document {i} did not survive the way to the shard; remove the shard and rerun"
                 )

@@ -8,15 +8,36 @@ import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from data_prep.clean.config import CleanConfig
+from data_prep.sources.config import Source
+
 MINIMUM_VOCABULARY = 262  # 4 control ids, newline, 256 bytes, and at least one character
 MAXIMUM_SAMPLE_BYTES = 1 << 30  # the trainer indexes its text with 32-bit positions
 
 
 class Stage(StrEnum):
+    """In the order in which `all` does them; the last four look at a finished dataset and change nothing."""
+
     all = "all"
+    plan = "plan"
+    clean = "clean"
+    sign = "sign"
+    exact = "exact"
+    match = "match"
+    shingle = "shingle"
+    compare = "compare"
+    dedup = "dedup"
+    decontaminate = "decontaminate"
     tokenizer = "tokenizer"
     encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which no stage needs
+    publish = "publish"
+    status = "status"
     verify = "verify"
+    inspect = "inspect"
+    export = "export"
+
+
+SHARED_STAGES = (Stage.clean, Stage.encode)
 
 
 class OnBad(StrEnum):
@@ -27,49 +48,6 @@ class OnBad(StrEnum):
 class ModelType(StrEnum):
     bpe = "bpe"
     unigram = "unigram"
-
-
-@dataclass
-class PythonStdlib:
-    """The Python standard library's own sources without its tests, one file a document. Needs no download."""
-
-    kind: str = "python_stdlib"
-
-
-@dataclass
-class PythonSite:
-    """Every .py file of the installed packages, one file a document."""
-
-    kind: str = "python_site"
-
-
-@dataclass
-class TextFiles:
-    """Plain UTF-8 text, one file a document."""
-
-    paths: list[str]
-    """Files, globs (`**` included), or folders (every file below that is not hidden)."""
-    kind: str = "text"
-
-    def problems(self) -> list[str]:
-        return _no_paths(self.paths)
-
-
-@dataclass
-class Jsonl:
-    """One JSON object a line, one line a document; plain, .gz or .zst."""
-
-    paths: list[str]
-    """Files, globs (`**` included), or folders (every .jsonl, .jsonl.gz, .jsonl.zst below)."""
-    text_field: str = "text"
-    """The key that holds the document's text."""
-    kind: str = "jsonl"
-
-    def problems(self) -> list[str]:
-        return _no_paths(self.paths)
-
-
-Source = PythonStdlib | PythonSite | TextFiles | Jsonl
 
 
 @dataclass
@@ -119,13 +97,22 @@ class DataPrepConfig:
     out: str
     """Folder of the finished dataset; made when it is missing, and other files in it are left alone."""
     source: Source
+    clean: CleanConfig = field(default_factory=CleanConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     stage: Stage = Stage.all
-    """`tokenizer` stops after the tokenizer, `encode` expects it, `verify` checks every checksum of a dataset."""
+    """`all`, or one stage of it, or a look at a finished dataset: `verify`, `inspect`, `export`."""
+    task: int | None = None
+    """With `n_tasks`: only every n-th job of the stage, from this one on (0 is the first); for a job array."""
+    n_tasks: int | None = None
+    """Elements of the job array; the same for all of them."""
+    workers: int | None = None
+    """Processes on this machine; null means one for each core this job may use. Without effect on what is made."""
+    update: bool = False
+    """Bring a finished dataset up to date after its inputs have changed; only what changed is made anew."""
     val_fraction: float = 0.02
     """Share of the documents held out, chosen by the hash of their text; 0 holds out nothing."""
     task_bytes: int = 256 << 20
-    """Input bytes (as stored) in one task, which makes one shard of each split; a larger single file is one task."""
+    """Input bytes (as stored) in one task, which makes one shard of each split; larger files are cut where possible."""
     on_bad_document: OnBad = OnBad.error
     """`error` stops at the first document that cannot be read; `skip` leaves it out and counts it by reason."""
 
@@ -137,10 +124,19 @@ class DataPrepConfig:
             found.append(f"val_fraction={self.val_fraction} must lie in 0 ... 1, 1 excluded; 0.02 holds out 2 %")
         if self.task_bytes < 1:
             found.append(f"task_bytes={self.task_bytes} must be at least 1; 268_435_456 is 256 MiB")
+        if self.workers is not None and self.workers < 1:
+            found.append(f"workers={self.workers} must be at least 1, or null for one a core")
+        return found + self._array_problems()
+
+    def _array_problems(self) -> list[str]:
+        if self.task is None and self.n_tasks is None:
+            return []
+        if self.task is None or self.n_tasks is None:
+            return [f"task={self.task} n_tasks={self.n_tasks}: give both, or neither"]
+        found: list[str] = []
+        if not 0 <= self.task < self.n_tasks:
+            found.append(f"task={self.task} must lie in 0 ... {self.n_tasks - 1} (n_tasks={self.n_tasks})")
+        if self.stage not in SHARED_STAGES:
+            names = ", ".join(SHARED_STAGES)
+            found.append(f"stage={self.stage} is done by one process; only these are dealt out with task=: {names}")
         return found
-
-
-def _no_paths(paths: list[str]) -> list[str]:
-    if paths and all(paths):
-        return []
-    return ["source.paths names nothing; pass at least one file, glob or folder: source.paths=[corpus/]"]

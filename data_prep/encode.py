@@ -1,33 +1,43 @@
-"""Documents to ids to shards: the inner loop of a task, and the gate before it.
+"""Documents to ids to shards: the stage `encode`, and the gate before it.
 
-In: one task's input files. Out: one shard of each split, published whole. Every document is proved on the way: its ids
-stand for exactly as many bytes as its text has. Counts balance per input file, or the task fails: documents in =
-written to train + written to val + rejected by reason.
+In: one slice and the numbers of its documents that are removed. Out: one shard of each split, published whole. Every
+document is proved on the way: its ids stand for exactly as many bytes as its text has, and of every lot the beginning of
+one document is encoded again by SentencePiece alone. Counts balance per span, or the task fails: documents in = written
+to train + written to val + removed by reason.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.config import OnBad, Source
-from data_prep.document import Document, Outcome, Rejected, refusing
+from data_prep.document import Document, Rejected
 from data_prep.files import DataError
-from data_prep.inputs import Input
-from data_prep.progress import Progress
-from data_prep.shards import InputCount, ShardHead, ShardWriter, shard_writer
-from data_prep.sources import read
+from data_prep.jobs import Done, content_id
+from data_prep.manifest import TOKENIZER
+from data_prep.parts import CleanJob
+from data_prep.shards import (
+    EOS_POLICY,
+    SCHEMA_VERSION,
+    ShardHead,
+    ShardWriter,
+    SpanCount,
+    read_sidecar,
+    shard_writer,
+    size_problems,
+)
+from data_prep.slices import Slice
 from data_prep.split import is_held_out
-from data_prep.tokenizer import Tokenizer
+from data_prep.tokenizer import Tokenizer, loaded
 
-BATCH_CHARACTERS = 1 << 20
+BATCH_BYTES = 1 << 20
 GATE_DOCUMENTS = 64
-GATE_CHARACTERS = 1 << 20
+GATE_BYTES = 1 << 20
 PROBES = (
     "</s><s><unk><pad> <0x41>",
     "  leading, trailing  \n\n\t",
@@ -36,122 +46,206 @@ PROBES = (
 )
 
 
-@dataclass
-class Counts:
-    """What became of one input's documents so far."""
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which tokenizer a dataset is made with, small enough to be handed to another process."""
 
-    documents_in: int = 0
-    written: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
-    rejected: dict[str, int] = field(default_factory=dict[str, int])
+    folder: Path
+    sha256: str
 
-    def balance(self, name: str) -> None:
-        if self.documents_in != sum(self.written.values()) + sum(self.rejected.values()):
-            raise DataError(f"the counts of {name} do not balance: {self}; nothing of this task was published")
+    def load(self) -> Tokenizer:
+        return loaded(self.folder / TOKENIZER, self.sha256)
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """All that the documents of a dataset have in common on their way into shards."""
-
-    source: Source
-    tokenizer: Tokenizer
-    token_bytes: npt.NDArray[np.uint16]
+class EncodeJob:
+    slice: Slice
+    removed: dict[int, str]
+    """Number of a document of the slice → why it is not written."""
+    cleaned: CleanJob | None
+    """Who made the slice's part and has counted what it removed."""
+    vocabulary: Vocabulary
     val_fraction: float
-    on_bad: OnBad
+    folder: Path
+
+    @cached_property
+    def id(self) -> str:
+        return content_id(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "eos_policy": EOS_POLICY,
+                "slice": self.slice.id,
+                "removed": sorted(self.removed.items()),
+                "tokenizer_sha256": self.vocabulary.sha256,
+                "val_fraction": self.val_fraction,
+            }
+        )
+
+    @property
+    def bytes(self) -> int:
+        return self.slice.bytes
 
     @property
     def splits(self) -> tuple[str, ...]:
         return ("train", "val") if self.val_fraction > 0 else ("train",)
 
-    def outcomes(self, item: Input) -> Iterator[Outcome]:
-        return refusing(read(self.source, item), self.on_bad)
+    def stem(self, split: str) -> Path:
+        return self.folder / f"{split}-{self.id}"
 
-    def ids_of(self, documents: list[Document]) -> list[npt.NDArray[np.int32]]:
-        """Encodes and proves. Raises DataError when ids do not stand for exactly the text's bytes."""
-        rows = self.tokenizer.encode_batch([document.text for document in documents])
-        for document, ids in zip(documents, rows, strict=True):
-            n_text, n_ids = len(document.text.encode()), int(self.token_bytes[ids].sum(dtype=np.int64))
-            if n_text != n_ids:
-                raise DataError(
-                    f"the tokenizer is not lossless: {document.id} has {n_text} bytes, its ids stand for {n_ids}; "
-                    "train one here (tokenizer.model=null), or use one without normalisation and dummy prefix and "
-                    "with byte fallback"
-                )
-        return rows
+    def finished(self) -> bool:
+        """True when all shards lie there with the sizes their sidecars say, and were made under rules as strict."""
+        for split in self.splits:
+            try:
+                sidecar = read_sidecar(self.stem(split))
+            except DataError:
+                return False
+            known = (sidecar.task, sidecar.tokenizer_sha256) == (self.id, self.vocabulary.sha256)
+            laxer = any(self.slice.reading.refuses(reason) for span in sidecar.spans for reason in span.removed)
+            if not known or laxer or size_problems(self.stem(split), sidecar):
+                return False
+        return True
 
+    def run(self, advance: Callable[[Done], None]) -> None:
+        """Writes `train-<id>` and, unless nothing is held out, `val-<id>`."""
+        tokenizer = self.vocabulary.load()
+        token_bytes = tokenizer.token_bytes()
+        head = ShardHead(self.id, self.slice.source, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id)
+        tallies = self._tallies()
+        with contextlib.ExitStack() as stack:
+            writers = {split: stack.enter_context(shard_writer(self.stem(split), head)) for split in self.splits}
+            for lot in self._lots(tallies):
+                advance(_write(lot, tokenizer, token_bytes, writers, tallies, self.val_fraction))
+            for i, tally in enumerate(tallies):
+                for split, writer in writers.items():
+                    writer.spans.append(self._count(i, tally, split))
 
-def gate(encoder: Encoder, inputs: Iterable[Input]) -> None:
-    """Before the long job: decode(encode(x)) == x on awkward texts and on the first documents of inputs spread over
-    the corpus. Raises DataError with the first difference."""
-    documents = [Document(text, f"built-in probe {text!r}", "", 0) for text in PROBES]
-    for item in inputs:
-        documents += islice((x for x in encoder.outcomes(item) if isinstance(x, Document)), 4)
-    for document in documents:
-        document = Document(document.text[:GATE_CHARACTERS], document.id, document.source, 0)
-        (ids,) = encoder.ids_of([document])
-        back = encoder.tokenizer.decode(ids)
-        if back != document.text:
+    def _tallies(self) -> list["Tally"]:
+        """Empty ones, or what `clean` counted; its kept documents are the ones that come."""
+        if self.cleaned is None:
+            return [Tally() for _ in self.slice.task.spans]
+        return [Tally(came.documents_in - came.kept, dict(came.removed)) for came in self.cleaned.tallies()]
+
+    def _lots(self, tallies: Sequence["Tally"]) -> Iterator[list[tuple[int, Document]]]:
+        """Documents with the number of their span, about BATCH_BYTES together; removed ones are only counted."""
+        lot: list[tuple[int, Document]] = []
+        size = number = 0
+        for span, outcome in self.slice.outcomes():
+            tally = tallies[span]
+            tally.documents_in += 1
+            if isinstance(outcome, Rejected):
+                tally.remove(outcome.reason)
+                continue
+            reason = self.removed.get(number)
+            number += 1
+            if reason is not None:
+                tally.remove(reason)
+                continue
+            lot.append((span, outcome))
+            size += len(outcome.utf8)
+            if size >= BATCH_BYTES:
+                yield lot
+                lot, size = [], 0
+        if lot:
+            yield lot
+        if self.removed and max(self.removed) >= number:
+            raise DataError(f"task {self.slice.id} has {number} documents, but number {max(self.removed)} is removed")
+
+    def _count(self, i: int, tally: "Tally", split: str) -> SpanCount:
+        span = self.slice.task.spans[i]
+        if tally.documents_in != sum(tally.written.values()) + sum(tally.removed.values()):
             raise DataError(
-                f"the tokenizer does not give back the text of {document.id}: {_difference(document.text, back)}"
+                f"the counts of {span.input.name} do not balance: {tally}; nothing of this task was published"
             )
+        return SpanCount(
+            name=span.input.name,
+            version=span.input.version,
+            start=span.start,
+            stop=span.stop,
+            documents_in=tally.documents_in,
+            documents=tally.written[split],
+            removed=dict(sorted(tally.removed.items())),
+        )
 
 
-def spread(inputs: tuple[Input, ...]) -> list[Input]:
-    """At most GATE_DOCUMENTS inputs at equal distances."""
-    return list(inputs[:: -(-len(inputs) // GATE_DOCUMENTS)])
+@dataclass
+class Tally:
+    """What became of one span's documents so far."""
+
+    documents_in: int = 0
+    removed: dict[str, int] = field(default_factory=dict[str, int])
+    written: dict[str, int] = field(default_factory=lambda: {"train": 0, "val": 0})
+
+    def remove(self, reason: str) -> None:
+        self.removed[reason] = self.removed.get(reason, 0) + 1
 
 
-def encode_task(encoder: Encoder, task: str, inputs: Iterable[Input], folder: Path, progress: Progress) -> None:
-    """Writes `train-<task>` and, unless nothing is held out, `val-<task>`."""
-    head = ShardHead(task, encoder.tokenizer.sha256, encoder.tokenizer.vocab_size, encoder.tokenizer.eos_id)
-    with contextlib.ExitStack() as stack:
-        writers = {
-            split: stack.enter_context(shard_writer(folder / f"{split}-{task}", head)) for split in encoder.splits
-        }
-        for item in inputs:
-            counts = _encode_input(encoder, item, writers, progress)
-            counts.balance(item.name)
-            for split, writer in writers.items():
-                writer.inputs.append(_record(item, counts, split))
-            progress.file_done(item.bytes)
+def _write(
+    lot: list[tuple[int, Document]],
+    tokenizer: Tokenizer,
+    token_bytes: npt.NDArray[np.uint16],
+    writers: dict[str, ShardWriter],
+    tallies: Sequence[Tally],
+    val_fraction: float,
+) -> Done:
+    texts = [document.utf8 for _, document in lot]
+    ids, lengths = tokenizer.encode_batch(texts)
+    sizes = np.array([len(text) for text in texts], dtype=np.int64)
+    _prove([document for _, document in lot], sizes, ids, lengths, token_bytes)
+    tokenizer.compare_with_reference(texts[0])
+    held_out = np.array([is_held_out(text, val_fraction) for text in texts])
+    for split, mine in (("train", ~held_out), ("val", held_out)):
+        if mine.any():
+            writers[split].add(ids[np.repeat(mine, lengths)], lengths[mine], int(sizes[mine].sum()))
+    for (span, _), is_val in zip(lot, held_out.tolist(), strict=True):
+        tallies[span].written["val" if is_val else "train"] += 1
+    return Done(documents=len(lot), text_bytes=int(sizes.sum()), tokens=int(lengths.sum()))
 
 
-def _encode_input(encoder: Encoder, item: Input, writers: dict[str, ShardWriter], progress: Progress) -> Counts:
-    counts = Counts()
-    for batch in _batches(encoder.outcomes(item), counts):
-        rows = encoder.ids_of(batch)
-        n_bytes = 0
-        for document, ids in zip(batch, rows, strict=True):
-            split = "val" if is_held_out(document.text, encoder.val_fraction) else "train"
-            size = len(document.text.encode())
-            writers[split].add(ids, size)
-            counts.written[split] += 1
-            n_bytes += size
-        progress.advance(batch[-1].end_byte, n_bytes, sum(len(ids) for ids in rows))
-    return counts
+def _prove(
+    documents: Sequence[Document],
+    sizes: npt.NDArray[np.int64],
+    ids: npt.NDArray[np.int32],
+    lengths: npt.NDArray[np.int64],
+    token_bytes: npt.NDArray[np.uint16],
+) -> None:
+    """Raises DataError when the ids of a document do not stand for exactly the bytes of its text."""
+    ends = np.cumsum(lengths)
+    so_far = np.concatenate([np.zeros(1, np.int64), np.cumsum(token_bytes[ids], dtype=np.int64)])
+    found = so_far[ends] - so_far[ends - lengths]
+    for i in np.flatnonzero(found != sizes)[:1]:
+        raise DataError(
+            f"the tokenizer is not lossless: {documents[i].id} has {sizes[i]} bytes, its ids stand for {found[i]}; "
+            "train one here (tokenizer.model=null), or use one without normalisation and dummy prefix and with "
+            "byte_fallback"
+        )
 
 
-def _batches(outcomes: Iterable[Outcome], counts: Counts) -> Iterator[list[Document]]:
-    """Documents in lots of about BATCH_CHARACTERS; rejected ones are counted and stay behind."""
-    batch: list[Document] = []
-    size = 0
-    for outcome in outcomes:
-        counts.documents_in += 1
-        if isinstance(outcome, Rejected):
-            counts.rejected[outcome.reason] = counts.rejected.get(outcome.reason, 0) + 1
-            continue
-        batch.append(outcome)
-        size += len(outcome.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def gate(vocabulary: Vocabulary, slices: Sequence[Slice]) -> None:
+    """Raises DataError unless decode(encode(x)) == x for some awkward texts and for a sample of the corpus, and the
+    quick way of encoding gives SentencePiece's own ids."""
+    tokenizer = vocabulary.load()
+    for text in (*(probe.encode() for probe in PROBES), *_sample(slices)):
+        ids, _ = tokenizer.encode_batch([text])
+        back = tokenizer.decode(ids)
+        if back != text.decode():
+            raise DataError(
+                f"the tokenizer alters text: {_difference(text.decode(), back)}; use one without normalisation and "
+                "dummy prefix and with byte_fallback, or train one here (tokenizer.model=null)"
+            )
+        tokenizer.compare_with_reference(text, len(text))
 
 
-def _record(item: Input, counts: Counts, split: str) -> InputCount:
-    rejected: dict[str, Any] = dict(sorted(counts.rejected.items()))
-    return InputCount(item.name, item.bytes, item.sha256, counts.documents_in, counts.written[split], rejected)
+def _sample(slices: Sequence[Slice]) -> Iterator[bytes]:
+    """First documents of tasks evenly spread over the corpus."""
+    chosen = slices[:: max(1, -(-len(slices) // GATE_DOCUMENTS))]
+    each = -(-GATE_DOCUMENTS // max(1, len(chosen)))
+    left = GATE_BYTES
+    for slice in chosen:
+        for text in islice(slice.texts(), each):
+            yield text[:GATE_BYTES].decode(errors="ignore").encode()
+            left -= len(text)
+            if left <= 0:
+                return
 
 
 def _difference(text: str, back: str) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def published(path: Path) -> Iterator[IO[bytes]]:
     The temporary file lies beside its target (rename is atomic only inside one file system) and its content reaches
     the disk before the name does. Raises DataError for a full disk or missing permission.
     """
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
@@ -58,20 +59,21 @@ def publish_json(path: Path, content: Any) -> None:
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, advice: str) -> Iterator[None]:
-    """Makes the folder and holds it for this process alone, until the block or the process ends.
+def exclusive(folder: Path, advice: str, *, name: str = ".lock", shared: bool = False) -> Iterator[None]:
+    """Makes the folder and holds it for this process alone, until the block or the process ends; with `shared`, it may
+    be held by several such, but by none alone. `name` is that of the lock file.
 
     Raises DataError, with `advice`, when another process holds it, or when it cannot be made or written. On a file
     system without locks it says so, and nothing is held.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")  # network file systems lock only what is open for writing
+        lock = (folder / name).open("a")  # network file systems lock only what is open for writing
     except OSError as error:
         raise write_error(error, folder) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(f"another process is writing to {folder}; {advice}") from None
         except OSError as error:

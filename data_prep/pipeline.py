@@ -1,281 +1,232 @@
-"""The order of the stages: inputs → tokenizer → shards → baselines → manifest, each resumable, the manifest last.
+"""The order of the stages: plan → clean → dedup → decontaminate → tokenizer → encode → publish. Each is resumable, and
+each but three is a list of jobs that any number of processes or machines may share.
 
-In: a checked `DataPrepConfig`. Out: the dataset's `Manifest`, or None after `stage=tokenizer`. What lies finished in
-`out` is used again when it is what was asked for, and refused, with the differing keys, when it is not.
+In: a checked `DataPrepConfig`. Out: the dataset's `Manifest` once it is published. What lies finished in `out` is used
+again when it is what was asked for, and refused, with the differing keys, when it is not.
 """
 
-import io
-import json
+import contextlib
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from conf.compose import digest, flatten, to_tree
-from data_prep import jobs, vocabulary
-from data_prep.baselines import baselines
-from data_prep.config import DataPrepConfig, Stage, TextFiles
-from data_prep.document import Document, Outcome, refusing
-from data_prep.encode import Encoder, encode_task, gate, spread
-from data_prep.files import DataError, exclusive, publish_bytes, sha256_file
-from data_prep.inputs import Input, find, fingerprint
-from data_prep.manifest import (
-    MANIFEST,
-    SPLITS,
-    TOKEN_BYTES,
-    TOKENIZER,
-    FileEntry,
-    InputEntry,
-    Manifest,
-    ShardEntry,
-)
-from data_prep.progress import Progress
-from data_prep.shards import SCHEMA_VERSION, InputCount, Sidecar, dtype_for, file_of, read_sidecar
-from data_prep.sources import read
+from data_prep import plan as planning
+from data_prep import vocabulary, workers
+from data_prep.config import DataPrepConfig, Stage
+from data_prep.encode import EncodeJob, Vocabulary, gate
+from data_prep.files import DataError, exclusive
+from data_prep.jobs import Job, clear_temporaries
+from data_prep.manifest import MANIFEST, Manifest
+from data_prep.parts import CleanJob
+from data_prep.plan import Plan
+from data_prep.publish import publish, remove_strangers
+from data_prep.slices import Reading, Slice
 from data_prep.tokenizer import Tokenizer
 
 
 def prepare(config: DataPrepConfig) -> Manifest | None:
-    """Runs what `config.stage` asks for. Raises DataError for anything the data or the disk can cause."""
-    folder = Path(config.out)
-    if config.stage is Stage.verify:
-        manifest = Manifest.load(folder)
-        say(f"verified {manifest.verify(folder) / 1e6:,.1f} MB of {folder}: every checksum is right")
+    """Runs what `config.stage` asks for; returns the manifest if the dataset is finished with it. Raises DataError for
+    anything the data or the disk can cause."""
+    with _held(config):
+        stages = Stages(config)
+        if config.stage is not Stage.all:
+            return stages.do(config.stage)
+        if (manifest := stages.finished_dataset()) is not None:
+            return manifest
+        for stage in stages.order():
+            manifest = stages.do(stage)
         return manifest
-    inputs = find(config.source)
-    _refuse_own_output(config, inputs)
-    corpus = fingerprint(inputs)
-    say(f"corpus: {len(inputs):,} files, {_n_bytes(inputs) / 1e6:,.1f} MB, fingerprint {corpus[:16]}")
-    with exclusive(folder, "wait for it, or choose another out="):
-        jobs.clear_temporaries(folder)
-        if (folder / MANIFEST).exists():
-            return _already_there(config, inputs, corpus)
-        tokenizer = _tokenizer_stage(config, inputs, corpus)
-        return None if config.stage is Stage.tokenizer else _encode_stage(config, inputs, corpus, tokenizer)
-
-
-def _refuse_own_output(config: DataPrepConfig, inputs: Sequence[Input]) -> None:
-    """A corpus that holds the dataset made from it would change with every run."""
-    out = Path(config.out).resolve()
-    inside = [item.name for item in inputs if item.path.resolve().is_relative_to(out)]
-    if isinstance(config.source, TextFiles):  # every file below its folders is a document
-        inside += [
-            path for path in config.source.paths if Path(path).is_dir() and out.is_relative_to(Path(path).resolve())
-        ]
-    if inside:
-        raise DataError(f"out={config.out} lies inside the corpus ({inside[0]}); choose a folder outside source.paths")
 
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# --- what lies there already -----------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _held(config: DataPrepConfig) -> Iterator[None]:
+    """One command holds `out` alone; elements of a job array share it, and each element runs once at a time."""
+    folder, advice = Path(config.out), "wait for it, or choose another out="
+    with exclusive(folder, advice, shared=config.task is not None):
+        if config.task is None:
+            clear_temporaries(folder)
+            clear_temporaries(folder / "work")
+            yield
+        else:
+            name = f".lock-{config.stage}-{config.task}-of-{config.n_tasks}"
+            with exclusive(folder / "work", "the same task was started twice", name=name):
+                yield
 
 
-def _already_there(config: DataPrepConfig, inputs: Sequence[Input], corpus: str) -> Manifest:
-    manifest = Manifest.load(Path(config.out))
-    asked = options_of(config)
-    differing = [
-        f"{key}: {_shown(manifest.options, key)} there, {_shown(asked, key)} asked for"
-        for key in sorted(manifest.options.keys() | asked.keys())
-        if manifest.options.get(key) != asked.get(key)
-    ]
-    if manifest.corpus_fingerprint != corpus:
-        differing.append("the inputs: " + _changes(manifest.inputs, inputs))
-    if differing:
-        lines = "\n".join(f"  {line}" for line in differing)
-        raise DataError(
-            f"{config.out} holds another finished dataset:\n{lines}\nChoose another out=; or, to turn this one into "
-            f"what you asked for, remove {Path(config.out, MANIFEST)} and run again (shards that fit are re-used)."
-        )
-    manifest.check(Path(config.out))
-    say("this dataset is complete already; nothing to do")
-    return manifest
+class Stages:
+    """What each stage consists of, for one configuration. Jobs know by their files what is done."""
+
+    def __init__(self, config: DataPrepConfig):
+        self._config = config
+        self._folder = Path(config.out)
+        self._work = self._folder / "work"
+        self._reading = Reading(config.source, config.on_bad_document)
+
+    def order(self) -> list[Stage]:
+        """The stages that this configuration needs."""
+        stages = [Stage.plan]
+        stages += [Stage.clean] if self._config.clean.is_active else []
+        return [*stages, Stage.tokenizer, Stage.encode, Stage.publish]
+
+    def do(self, stage: Stage) -> Manifest | None:
+        match stage:
+            case Stage.plan:
+                self._plan_stage()
+            case Stage.tokenizer:
+                self._tokenizer_stage()
+            case Stage.publish:
+                return self._publish_stage()
+            case Stage.encode:
+                gate(self._vocabulary, self._slices)
+                self._run(stage)
+            case _:
+                self._run(stage)
+        return None
+
+    def jobs(self, stage: Stage) -> Sequence[Job]:
+        """All jobs of a stage, finished or not, in the order of the corpus."""
+        match stage:
+            case Stage.clean:
+                return self._clean_jobs
+            case Stage.encode:
+                return self._encode_jobs
+            case _:
+                return ()
+
+    def finished_dataset(self) -> Manifest | None:
+        """The dataset that lies there, if it is the one asked for. Raises DataError if it is another one."""
+        if not (self._folder / MANIFEST).exists():
+            return None
+        manifest = Manifest.load(self._folder)
+        differing = planning.differences(manifest.options, planning.options_of(self._config))
+        if differing:
+            raise DataError(_another_dataset(self._config, differing))
+        if manifest.plan != self._plan.sha256:
+            if self._config.update:
+                say(f"updating {self._folder}: {planning.changes(self._folder, self._plan)}")
+                return None
+            raise DataError(_outdated(self._config, planning.changes(self._folder, self._plan)))
+        if stale := remove_strangers(self._folder, manifest):
+            say(f"removed {len(stale)} shards of an earlier plan")
+        manifest.check(self._folder)
+        say("this dataset is complete already; nothing to do")
+        return manifest
+
+    # --- plan --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _plan(self) -> Plan:
+        return planning.make(self._config) if self._config.task is None else planning.load(self._config)
+
+    def _plan_stage(self) -> None:
+        plan = self._plan
+        plan.publish(self._work)
+        say(f"corpus: {len(plan.inputs):,} inputs, {plan.bytes / 1e6:,.1f} MB as stored, in {len(plan.tasks):,} tasks")
+
+    @cached_property
+    def _slices(self) -> list[Slice]:
+        if not self._config.clean.is_active:
+            return [Slice(task.id, task.source, task, self._reading, None) for task in self._plan.tasks]
+        return [Slice(job.id, job.task.source, job.task, self._reading, job.part) for job in self._clean_jobs]
+
+    @cached_property
+    def _clean_jobs(self) -> list[CleanJob]:
+        if not self._config.clean.is_active:
+            return []
+        return [CleanJob(task, self._reading, self._config.clean, self._work) for task in self._plan.tasks]
+
+    # --- tokenizer ---------------------------------------------------------------------------------------------------
+
+    def _tokenizer_stage(self) -> None:
+        settings = self._config.tokenizer
+        wanted = vocabulary.wanted_settings(settings, self._config.val_fraction, self._config.clean)
+        tokenizer, trained_on = vocabulary.existing(self._folder, settings, wanted), None
+        if tokenizer is None:
+            self._require(Stage.clean)
+            tokenizer, trained_on = vocabulary.make(self._slices, self._removed, settings, self._config.val_fraction)
+            vocabulary.publish(self._folder, tokenizer, wanted, trained_on)
+        elif settings.model is not None:
+            vocabulary.publish(self._folder, tokenizer, "given", None)
+        say(f"tokenizer: {tokenizer.vocab_size:,} pieces, sha256 {tokenizer.sha256[:16]}")
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self._folder, self._tokenizer.sha256)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        settings = self._config.tokenizer
+        wanted = vocabulary.wanted_settings(settings, self._config.val_fraction, self._config.clean)
+        tokenizer = vocabulary.existing(self._folder, settings, wanted)
+        if tokenizer is None:
+            raise DataError(f"{self._folder} holds no tokenizer of these settings; run stage=tokenizer first")
+        return tokenizer
+
+    # --- shards ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _removed(self) -> Mapping[str, Mapping[int, str]]:
+        """Slice id → number of a document → why it is left out."""
+        return {}
+
+    @cached_property
+    def _encode_jobs(self) -> list[EncodeJob]:
+        cleaned = self._clean_jobs or [None] * len(self._slices)
+        return [
+            EncodeJob(
+                slice,
+                dict(self._removed.get(slice.id, {})),
+                clean_job,
+                self._vocabulary,
+                self._config.val_fraction,
+                self._folder,
+            )
+            for slice, clean_job in zip(self._slices, cleaned, strict=True)
+        ]
+
+    def _publish_stage(self) -> Manifest:
+        self._require(Stage.encode)
+        return publish(self._folder, self._plan, self._encode_jobs, self._tokenizer, self._config.val_fraction)
+
+    # --- running jobs ------------------------------------------------------------------------------------------------
+
+    def _run(self, stage: Stage) -> None:
+        jobs = self.jobs(stage)
+        if self._config.task is not None and self._config.n_tasks is not None:
+            jobs = jobs[self._config.task :: self._config.n_tasks]
+        workers.run(str(stage), jobs, self._config.workers or n_cores())
+
+    def _require(self, stage: Stage) -> None:
+        missing = sum(not job.finished() for job in self.jobs(stage))
+        if missing:
+            raise DataError(
+                f"stage={stage} is not finished: {missing:,} of {len(self.jobs(stage)):,} tasks are missing in "
+                f"{self._folder}; run stage={stage} first (what is done is used again)"
+            )
 
 
-def _shown(options: dict[str, Any], key: str) -> str:
-    return json.dumps(options[key]) if key in options else "absent"
+def n_cores() -> int:
+    """Cores that this process may use: fewer than the machine has under Slurm or taskset."""
+    return len(os.sched_getaffinity(0))
 
 
-def _changes(before: Sequence[InputEntry], now: Sequence[Input]) -> str:
-    old, new = {item.path: item.sha256 for item in before}, {item.name: item.sha256 for item in now}
-    kinds = {
-        "added": sorted(new.keys() - old.keys()),
-        "removed": sorted(old.keys() - new.keys()),
-        "changed": sorted(name for name in old.keys() & new.keys() if old[name] != new[name]),
-    }
-    return ", ".join(f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds.items() if names)
-
-
-def options_of(config: DataPrepConfig) -> dict[str, Any]:
-    """The keys that decide what the dataset is, flat. A given tokenizer is known by its content, not by its path."""
-    flat = {key: value for key, value in flatten(to_tree(config)).items() if key not in ("out", "stage")}
-    if config.tokenizer.model is None:
-        return flat
-    flat = {key: value for key, value in flat.items() if not key.startswith("tokenizer.")}
-    return flat | {"tokenizer.model": "sha256:" + Tokenizer.load(Path(config.tokenizer.model)).sha256}
-
-
-# --- tokenizer -------------------------------------------------------------------------------------------------------
-
-
-def _tokenizer_stage(config: DataPrepConfig, inputs: Sequence[Input], corpus: str) -> Tokenizer:
-    tokenizer = vocabulary.existing(config, corpus)
-    if tokenizer is None and config.stage is Stage.encode:
-        raise DataError(
-            f"{config.out} holds no tokenizer for this corpus and these settings; run stage=tokenizer first"
-        )
-    if tokenizer is None:
-        progress = Progress("reading ", _n_bytes(inputs))
-        tokenizer = vocabulary.make(config, corpus, _observed(config, inputs, progress))
-    vocabulary.publish(config, tokenizer, corpus)
-    say(f"tokenizer: {tokenizer.vocab_size:,} pieces, sha256 {tokenizer.sha256[:16]}")
-    return tokenizer
-
-
-def _observed(config: DataPrepConfig, inputs: Sequence[Input], progress: Progress) -> Iterator[Outcome]:
-    for item in inputs:
-        for outcome in refusing(read(config.source, item), config.on_bad_document):
-            n_bytes = len(outcome.text.encode()) if isinstance(outcome, Document) else 0
-            progress.advance(outcome.end_byte, n_bytes, 0)
-            yield outcome
-        progress.file_done(item.bytes)
-    progress.close()
-    say("training the tokenizer")
-
-
-# --- shards ----------------------------------------------------------------------------------------------------------
-
-
-def _encode_stage(config: DataPrepConfig, inputs: tuple[Input, ...], corpus: str, tokenizer: Tokenizer) -> Manifest:
-    folder = Path(config.out)
-    encoder = Encoder(config.source, tokenizer, tokenizer.token_bytes(), config.val_fraction, config.on_bad_document)
-    gate(encoder, spread(inputs))
-    tasks = jobs.plan(inputs, config.task_bytes, encoder)
-    to_do = [task for task in tasks if not jobs.finished(task, encoder, folder)]
-    if len(to_do) < len(tasks):
-        say(f"{len(tasks) - len(to_do)} of {len(tasks)} tasks are done already and used again")
-    progress = Progress("encoding", sum(task.bytes for task in to_do))
-    for task in to_do:
-        encode_task(encoder, task.id, task.inputs, folder, progress)
-    progress.close()
-    return _publish(config, tasks, encoder, corpus)
-
-
-def _publish(config: DataPrepConfig, tasks: Sequence[jobs.Task], encoder: Encoder, corpus: str) -> Manifest:
-    """Strangers go only now, so that a run started with a mistyped option has not cost the shards of the right one."""
-    folder = Path(config.out)
-    sidecars = {
-        (split, task.id): read_sidecar(folder / f"{split}-{task.id}") for split in encoder.splits for task in tasks
-    }
-    inputs = _input_entries(tasks, sidecars)
-    _require_both_splits(config, inputs)
-    stems = [folder / f"val-{task.id}" for task in tasks] if "val" in encoder.splits else []
-    compressors = baselines(stems, encoder.tokenizer, encoder.token_bytes, config.val_fraction)
-    _publish_token_bytes(folder, encoder)
-    stale = jobs.strangers(tasks, encoder, folder)
-    if stale:
-        say(f"removing {len(stale)} shards of an earlier, unfinished plan: {', '.join(stale[:4])}")
-        jobs.remove(stale, folder)
-    options = options_of(config)
-    manifest = Manifest(
-        schema_version=SCHEMA_VERSION,
-        fingerprint=digest([corpus, encoder.tokenizer.sha256, options]),
-        corpus_fingerprint=corpus,
-        tokenizer_sha256=encoder.tokenizer.sha256,
-        vocab_size=encoder.tokenizer.vocab_size,
-        dtype=dtype_for(encoder.tokenizer.vocab_size),
-        eos_id=encoder.tokenizer.eos_id,
-        options=options,
-        documents_in=sum(entry.documents_in for entry in inputs),
-        rejected=_sum_of_rejected(inputs),
-        baselines=compressors,
-        shards=tuple(_shard_entry(folder, split, sidecar) for (split, _), sidecar in sidecars.items()),
-        files=tuple(_file_entry(folder, name) for name in (TOKENIZER, vocabulary.ORIGIN, TOKEN_BYTES)),
-        inputs=inputs,
-    ).publish(folder)
-    manifest.check(folder)
-    return manifest
-
-
-def _input_entries(tasks: Sequence[jobs.Task], sidecars: dict[tuple[str, str], Sidecar]) -> tuple[InputEntry, ...]:
-    """One entry per input, put together from the sidecars of its task. Raises DataError when the counts do not balance
-    or an input is not there exactly once."""
-    entries: list[InputEntry] = []
-    for task in tasks:
-        by_split = {split: sidecars[split, task.id].inputs for split in SPLITS if (split, task.id) in sidecars}
-        for i, item in enumerate(task.inputs):
-            counts = {split: inputs[i] for split, inputs in by_split.items()}
-            entries.append(_input_entry(item, counts))
-    return tuple(entries)
-
-
-def _input_entry(item: Input, counts: dict[str, InputCount]) -> InputEntry:
-    train, val = counts["train"].documents, counts["val"].documents if "val" in counts else 0
-    documents_in, rejected = counts["train"].documents_in, counts["train"].rejected
-    if any((count.path, count.sha256) != (item.name, item.sha256) for count in counts.values()):
-        raise DataError(f"the sidecars do not tell of {item.name} where they should; remove its shards and rerun")
-    if documents_in != train + val + sum(rejected.values()):
-        raise DataError(
-            f"the counts of {item.name} do not balance: {documents_in} documents in, {train} + {val} written, "
-            f"{rejected} rejected; remove its shards and rerun"
-        )
-    return InputEntry(item.name, item.bytes, item.sha256, documents_in, train, val, rejected)
-
-
-def _require_both_splits(config: DataPrepConfig, inputs: Sequence[InputEntry]) -> None:
-    train, val = sum(entry.train for entry in inputs), sum(entry.val for entry in inputs)
-    if train + val == 0:
-        raise DataError(f"the corpus is empty: {len(inputs)} files, no document with text in them")
-    if train == 0:
-        raise DataError(f"all {val} documents fell into the held-out part; lower val_fraction={config.val_fraction}")
-    if val == 0 and config.val_fraction > 0:
-        raise DataError(
-            f"none of the {train} documents fell into the held-out part (val_fraction={config.val_fraction}); "
-            f"raise it ({min(0.5, 3 / train):.2g} would hold out about {max(1, round(train * min(0.5, 3 / train)))}), "
-            "add documents, or hold out nothing with val_fraction=0"
-        )
-
-
-def _sum_of_rejected(inputs: Sequence[InputEntry]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for entry in inputs:
-        for reason, n in entry.rejected.items():
-            total[reason] = total.get(reason, 0) + n
-    return dict(sorted(total.items()))
-
-
-def _publish_token_bytes(folder: Path, encoder: Encoder) -> None:
-    content = io.BytesIO()
-    np.save(content, encoder.token_bytes, allow_pickle=False)
-    publish_bytes(folder / TOKEN_BYTES, content.getvalue())
-
-
-def _shard_entry(folder: Path, split: str, sidecar: Sidecar) -> ShardEntry:
-    stem = folder / f"{split}-{sidecar.task}"
-    record = file_of(stem, ".json")
-    return ShardEntry(
-        name=stem.name,
-        split=split,
-        task=sidecar.task,
-        documents=sidecar.documents,
-        tokens=sidecar.tokens,
-        text_bytes=sidecar.text_bytes,
-        bin_bytes=sidecar.bin_bytes,
-        idx_bytes=sidecar.idx_bytes,
-        json_bytes=record.stat().st_size,
-        bin_sha256=sidecar.bin_sha256,
-        idx_sha256=sidecar.idx_sha256,
-        json_sha256=sha256_file(record),
+def _another_dataset(config: DataPrepConfig, differing: Sequence[str]) -> str:
+    lines = "\n".join(f"  {line}" for line in differing)
+    return (
+        f"{config.out} holds another finished dataset:\n{lines}\nChoose another out=; or, to turn this one into what "
+        f"you asked for, remove {Path(config.out, MANIFEST)} and run again (shards that fit are used again)."
     )
 
 
-def _file_entry(folder: Path, name: str) -> FileEntry:
-    return FileEntry(name, (folder / name).stat().st_size, sha256_file(folder / name))
-
-
-def _n_bytes(inputs: Sequence[Input]) -> int:
-    return sum(item.bytes for item in inputs)
+def _outdated(config: DataPrepConfig, changes: str) -> str:
+    return (
+        f"the inputs of the finished dataset in {config.out} have changed: {changes}. update=true brings it up to date "
+        "(only what changed is made anew; a run that trains on it would then be refused: it is another dataset); or "
+        "choose another out=."
+    )

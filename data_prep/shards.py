@@ -15,7 +15,7 @@ import hashlib
 import json
 import struct
 from array import array
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,14 +24,15 @@ from typing import IO, Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.files import DataError, publish_bytes, publish_json, published
+from data_prep.files import DataError, publish_json, published
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 EOS_POLICY = "after_every_document"
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPE_CODES = {"uint16": 8, "int32": 4}  # Megatron's; it has no uint32
 IDX_BYTES_PER_DOCUMENT = 4 + 8 + 8
+INDEX_BLOCK = 1 << 20  # documents
 LONGEST_DOCUMENT = 2**31 - 1  # the index holds lengths as int32
 
 Ids = npt.NDArray[Any]
@@ -48,15 +49,17 @@ def file_of(stem: Path, ending: str) -> Path:
 
 
 @dataclass(frozen=True)
-class InputCount:
-    """What one input file gave to one shard. `documents_in` = documents of all splits + all of `rejected`."""
+class SpanCount:
+    """What one span of an input gave to one shard. `documents_in` = documents of all splits + all of `removed`."""
 
-    path: str
-    bytes: int
-    sha256: str
+    name: str
+    version: str
+    start: int
+    stop: int
     documents_in: int
     documents: int
-    rejected: dict[str, int]
+    removed: dict[str, int]
+    """Documents that are in no shard, by reason: what could not be read, was filtered, or stood twice."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Sidecar:
 
     schema_version: int
     task: str
+    source: str
     tokenizer_sha256: str
     vocab_size: int
     dtype: str
@@ -75,7 +79,7 @@ class Sidecar:
     text_bytes: int
     bin_sha256: str
     idx_sha256: str
-    inputs: tuple[InputCount, ...]
+    spans: tuple[SpanCount, ...]
 
     @property
     def bin_bytes(self) -> int:
@@ -119,8 +123,8 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_sidecar(stem: Path) -> Sidecar:
     file = file_of(stem, ".json")
     tree = read_json(file)
-    inputs = tuple(parsed(InputCount, item, file) for item in cast(list[Any], tree.get("inputs") or []))
-    sidecar = parsed(Sidecar, tree | {"inputs": inputs}, file)
+    spans = tuple(parsed(SpanCount, item, file) for item in cast(list[Any], tree.get("spans") or []))
+    sidecar = parsed(Sidecar, tree | {"spans": spans}, file)
     if sidecar.dtype not in DTYPE_CODES:
         raise DataError(f"{file}: unknown dtype {sidecar.dtype!r}; known: {', '.join(DTYPE_CODES)}")
     return sidecar
@@ -152,13 +156,14 @@ class ShardHead:
     """What every document of a shard has in common."""
 
     task: str
+    source: str
     tokenizer_sha256: str
     vocab_size: int
     eos_id: int
 
 
 class ShardWriter:
-    """Takes documents one by one; made by `shard_writer`, which publishes what was taken.
+    """Takes documents in lots; made by `shard_writer`, which publishes what was taken.
 
     Memory: 4 bytes a document, whatever its length.
     """
@@ -168,44 +173,56 @@ class ShardWriter:
         self.dtype = dtype_for(head.vocab_size)
         self.lengths = array("i")
         self.text_bytes = 0
-        self.inputs: list[InputCount] = []
+        self.spans: list[SpanCount] = []
         self._stream = stream
         self._sha256 = hashlib.sha256()
 
-    def add(self, ids: Ids, text_bytes: int) -> None:
-        """Appends one document: `ids` (n,) of any integer type, without end-of-text. Raises DataError on an id
-        outside the vocabulary: a cast to uint16 would wrap it silently."""
+    def add(self, ids: Ids, lengths: npt.NDArray[np.int64], text_bytes: int) -> None:
+        """Appends documents: `ids` (n,) of any integer type, one document after the other, without end-of-text;
+        `lengths` (documents,) says how many each has, `text_bytes` counts the UTF-8 of all of them.
+
+        Raises DataError on an id outside the vocabulary: a cast to uint16 would wrap it silently.
+        """
         if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= self.head.vocab_size):
             raise DataError(f"a token id lies outside 0 ... {self.head.vocab_size - 1}: the tokenizer does not match")
-        if ids.size >= LONGEST_DOCUMENT:
-            raise DataError(f"a document of {ids.size} tokens does not fit the index (at most {LONGEST_DOCUMENT - 1})")
-        row = np.empty(ids.size + 1, dtype=np.dtype(self.dtype).newbyteorder("<"))
-        row[:-1] = ids
-        row[-1] = self.head.eos_id
-        content = row.tobytes()
+        if lengths.size and int(lengths.max()) >= LONGEST_DOCUMENT:
+            raise DataError(f"a document of {lengths.max()} tokens does not fit the index ({LONGEST_DOCUMENT - 1})")
+        with_ends = np.empty(ids.size + lengths.size, dtype=np.dtype(self.dtype).newbyteorder("<"))
+        ends = np.cumsum(lengths + 1) - 1
+        is_id = np.ones(with_ends.size, dtype=bool)
+        is_id[ends] = False
+        with_ends[is_id] = ids
+        with_ends[ends] = self.head.eos_id
+        content = with_ends.tobytes()
         self._stream.write(content)
         self._sha256.update(content)
-        self.lengths.append(row.size)
+        self.lengths.frombytes((lengths + 1).astype(np.int32).tobytes())
         self.text_bytes += text_bytes
 
-    def index(self) -> bytes:
-        return megatron_index(np.array(self.lengths, dtype=np.int32), self.dtype)
+    def write_index(self, stream: IO[bytes]) -> str:
+        """Writes what belongs into X.idx; returns its SHA-256."""
+        digest = hashlib.sha256()
+        for block in megatron_index(np.array(self.lengths, dtype=np.int32), self.dtype):
+            stream.write(block)
+            digest.update(block)
+        return digest.hexdigest()
 
     def sidecar(self, idx_sha256: str) -> Sidecar:
         return Sidecar(
             schema_version=SCHEMA_VERSION,
             task=self.head.task,
+            source=self.head.source,
             tokenizer_sha256=self.head.tokenizer_sha256,
             vocab_size=self.head.vocab_size,
             dtype=self.dtype,
             eos_policy=EOS_POLICY,
             eos_id=self.head.eos_id,
             documents=len(self.lengths),
-            tokens=int(np.array(self.lengths, dtype=np.int64).sum()),
+            tokens=int(np.array(self.lengths, dtype=np.int32).sum(dtype=np.int64)),
             text_bytes=self.text_bytes,
             bin_sha256=self._sha256.hexdigest(),
             idx_sha256=idx_sha256,
-            inputs=tuple(self.inputs),
+            spans=tuple(self.spans),
         )
 
 
@@ -219,9 +236,9 @@ def shard_writer(stem: Path, head: ShardHead) -> Generator[ShardWriter, None, No
         with published(file_of(stem, ".bin")) as stream:
             writer = ShardWriter(stream, head)
             yield writer
-        index = writer.index()
-        publish_bytes(file_of(stem, ".idx"), index)
-        sidecar = writer.sidecar(hashlib.sha256(index).hexdigest())
+        with published(file_of(stem, ".idx")) as stream:
+            idx_sha256 = writer.write_index(stream)
+        sidecar = writer.sidecar(idx_sha256)
         publish_json(file_of(stem, ".json"), dataclasses.asdict(sidecar))
     except BaseException:
         remove_shard(stem)
@@ -235,13 +252,20 @@ def remove_shard(stem: Path) -> None:
             file_of(stem, ending).unlink(missing_ok=True)
 
 
-def megatron_index(lengths: npt.NDArray[np.int32], dtype: str) -> bytes:
-    """The .idx bytes for one sequence per document. lengths: (documents,) tokens."""
-    n = len(lengths)
-    ends = np.cumsum(lengths, dtype=np.int64) * np.dtype(dtype).itemsize
-    offsets = np.concatenate([np.zeros(1, np.int64), ends])[:n]
-    parts = (lengths.astype("<i4"), offsets.astype("<i8"), np.arange(n + 1, dtype="<i8"))
-    return HEADER.pack(MAGIC, 1, DTYPE_CODES[dtype], n, n + 1) + b"".join(part.tobytes() for part in parts)
+def megatron_index(lengths: npt.NDArray[np.int32], dtype: str) -> Iterator[bytes]:
+    """The .idx bytes for one sequence per document, in blocks. lengths: (documents,) tokens."""
+    n, itemsize = len(lengths), np.dtype(dtype).itemsize
+    yield HEADER.pack(MAGIC, 1, DTYPE_CODES[dtype], n, n + 1)
+    blocks = [lengths[first : first + INDEX_BLOCK] for first in range(0, n, INDEX_BLOCK)]
+    for block in blocks:
+        yield block.astype("<i4").tobytes()
+    start = 0
+    for block in blocks:
+        ends = start + np.cumsum(block, dtype=np.int64) * itemsize
+        yield np.concatenate([[start], ends[:-1]]).astype("<i8").tobytes()
+        start = int(ends[-1])
+    for first in range(0, n + 1, INDEX_BLOCK):
+        yield np.arange(first, min(first + INDEX_BLOCK, n + 1), dtype="<i8").tobytes()
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,6 @@ one text always fall on the same side."""
 import hashlib
 
 
-def is_held_out(text: str, val_fraction: float) -> bool:
-    """True for about `val_fraction` of all texts: the first 64 bits of the SHA-256 of its UTF-8, as a number in 0-1."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64 < val_fraction
+def is_held_out(utf8: bytes, val_fraction: float) -> bool:
+    """True for about `val_fraction` of all texts: the first 64 bits of the SHA-256 of the text, as a number in 0-1."""
+    return int.from_bytes(hashlib.sha256(utf8).digest()[:8]) / 2**64 < val_fraction

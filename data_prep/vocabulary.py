@@ -1,88 +1,147 @@
-"""The tokenizer stage: a bounded sample of the corpus in, `tokenizer.model` and `tokenizer.json` in the dataset out.
+"""The stage `tokenizer`: a bounded sample of the corpus in, `tokenizer.model` and `tokenizer.json` in the dataset out.
 
-The sample is drawn by a seeded hash of each text, so it depends neither on the order nor on the names of the inputs;
-held-out documents never enter it. A tokenizer that lies there already is used again when `tokenizer.json` says that it
-came from the same settings and the same corpus.
+The sample is drawn by seeded hashes, first of tasks, until several times the wanted bytes have been read, then of their
+documents; it does not depend on the order in which anything runs, and held-out or removed documents never enter it. A
+tokenizer that lies there already and was made with the same settings is kept, also when the corpus has grown since:
+another vocabulary would make every shard anew. `tokenizer.json` says what it was trained on.
 """
 
+import dataclasses
 import hashlib
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import DataPrepConfig
-from data_prep.document import Document, Outcome
+from data_prep.clean.config import CleanConfig
+from data_prep.config import TokenizerConfig
+from data_prep.document import Document
 from data_prep.files import DataError, publish_bytes, publish_json
 from data_prep.manifest import TOKENIZER
+from data_prep.progress import Progress
+from data_prep.jobs import Done
 from data_prep.shards import SCHEMA_VERSION, read_json
+from data_prep.slices import Slice
 from data_prep.split import is_held_out
 from data_prep.tokenizer import LOSSLESS, Tokenizer, train
 
 ORIGIN = "tokenizer.json"
+READ_FACTOR = 4  # how many times the wanted bytes are read before the draw of documents
 
 
-def wanted_origin(config: DataPrepConfig, corpus_fingerprint: str) -> dict[str, Any]:
-    """All that decides the content of a trained model."""
-    settings = config.tokenizer
-    return {
-        "model_type": settings.model_type.value,
-        "vocab_size": settings.vocab_size,
-        "sample_bytes": settings.sample_bytes,
-        "seed": settings.seed,
-        "val_fraction": config.val_fraction,
-        "lossless_settings": LOSSLESS,
-        "corpus_fingerprint": corpus_fingerprint,
-    }
-
-
-def existing(config: DataPrepConfig, corpus_fingerprint: str) -> Tokenizer | None:
-    """The tokenizer to use if no training is needed: the given model, or what an earlier run left in `out`."""
-    if config.tokenizer.model is not None:
-        return Tokenizer.load(Path(config.tokenizer.model))
-    folder = Path(config.out)
+def existing(folder: Path, settings: TokenizerConfig, wanted: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer to use if no training is needed: the given model, or what an earlier run left in `folder`."""
+    if settings.model is not None:
+        return Tokenizer.load(Path(settings.model))
     try:
         record = read_json(folder / ORIGIN)
         tokenizer = Tokenizer.load(folder / TOKENIZER)
     except DataError:
         return None  # absent or unreadable: it is made anew
-    same = record.get("origin") == wanted_origin(config, corpus_fingerprint)
-    return tokenizer if same and record.get("sha256") == tokenizer.sha256 else None
+    same = record.get("settings") == wanted and record.get("sha256") == tokenizer.sha256
+    return tokenizer if same else None
 
 
-def make(config: DataPrepConfig, corpus_fingerprint: str, outcomes: Iterable[Outcome]) -> Tokenizer:
-    """Draws the sample and trains. Raises DataError as `tokenizer.train` does."""
-    sample = draw(outcomes, config.tokenizer.sample_bytes, config.tokenizer.seed, config.val_fraction)
-    return Tokenizer(train(sample, config.tokenizer), TOKENIZER)
+def wanted_settings(settings: TokenizerConfig, val_fraction: float, clean: CleanConfig) -> dict[str, Any]:
+    """All that decides the content of a trained model, but for the corpus."""
+    return {
+        "model_type": settings.model_type.value,
+        "vocab_size": settings.vocab_size,
+        "sample_bytes": settings.sample_bytes,
+        "seed": settings.seed,
+        "val_fraction": val_fraction,
+        "clean": dataclasses.asdict(clean),
+        "lossless_settings": LOSSLESS,
+    }
 
 
-def publish(config: DataPrepConfig, tokenizer: Tokenizer, corpus_fingerprint: str) -> None:
+def publish(folder: Path, tokenizer: Tokenizer, settings: Any, trained_on: dict[str, Any] | None) -> None:
     """The record last: a model without a record that matches it is not used again."""
-    origin = wanted_origin(config, corpus_fingerprint) if config.tokenizer.model is None else "given"
-    record = {"schema_version": SCHEMA_VERSION, "sha256": tokenizer.sha256, "origin": origin}
-    publish_bytes(Path(config.out) / TOKENIZER, tokenizer.content)
-    publish_json(Path(config.out) / ORIGIN, record)
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "sha256": tokenizer.sha256,
+        "settings": settings,
+        "trained_on": trained_on,
+    }
+    publish_bytes(folder / TOKENIZER, tokenizer.content)
+    publish_json(folder / ORIGIN, record)
 
 
-def draw(outcomes: Iterable[Outcome], limit_bytes: int, seed: int, val_fraction: float) -> list[str]:
+def make(
+    slices: Sequence[Slice],
+    removed: Mapping[str, Mapping[int, str]],
+    settings: TokenizerConfig,
+    val_fraction: float,
+) -> tuple[Tokenizer, dict[str, Any]]:
+    """Draws the sample and trains. `removed`: slice id → numbers of documents to leave out. Returns the tokenizer and
+    what it was trained on. Raises DataError as `tokenizer.train` does."""
+    chosen = sorted(slices, key=lambda slice: _rank(_place(slice), settings.seed))
+    progress = Progress("sampling", sum(slice.bytes for slice in chosen), len(chosen))
+    reader = _Reader(chosen, removed, READ_FACTOR * settings.sample_bytes, progress)
+    texts = draw(reader.texts(), settings.sample_bytes, settings.seed, val_fraction)
+    progress.note(f"training the tokenizer on {len(texts):,} documents, {sum(map(len, texts)) / 1e6:,.1f} MB")
+    content = train((text.decode() for text in texts), settings)
+    trained_on = {
+        "documents": len(texts),
+        "bytes": sum(map(len, texts)),
+        "tasks_read": reader.n_slices,
+        "tasks": len(slices),
+    }
+    return Tokenizer(content, TOKENIZER), trained_on
+
+
+class _Reader:
+    """The texts of slices, one slice after the other, until enough of them was read."""
+
+    def __init__(
+        self,
+        slices: Sequence[Slice],
+        removed: Mapping[str, Mapping[int, str]],
+        enough_bytes: int,
+        progress: Progress,
+    ):
+        self._slices, self._removed, self._enough, self._progress = slices, removed, enough_bytes, progress
+        self.n_slices = 0
+
+    def texts(self) -> Iterator[bytes]:
+        read = 0
+        for slice in self._slices:
+            if read >= self._enough:
+                return
+            self.n_slices += 1
+            removed = self._removed.get(slice.id, {})
+            for number, text in enumerate(slice.texts()):
+                read += len(text)
+                self._progress.advance(Done(documents=1, text_bytes=len(text)))
+                if number not in removed:
+                    yield text
+            self._progress.job_done(slice.bytes)
+
+
+def draw(texts: Iterable[bytes], limit_bytes: int, seed: int, val_fraction: float) -> list[bytes]:
     """Training documents with the smallest hashes, together at most `limit_bytes` of UTF-8 (one longer text is cut).
 
     Memory: `limit_bytes` and one document. The result is sorted, so the order of the inputs does not matter.
     """
-    heap: list[tuple[int, str]] = []
+    heap: list[tuple[int, bytes]] = []
     total = 0
-    for outcome in outcomes:
-        if not isinstance(outcome, Document) or is_held_out(outcome.text, val_fraction):
+    for text in texts:
+        if is_held_out(text, val_fraction):
             continue
-        heapq.heappush(heap, (-_rank(outcome.text, seed), outcome.text))
-        total += len(outcome.text.encode())
+        heapq.heappush(heap, (-_rank(text, seed), text))
+        total += len(text)
         while total > limit_bytes and len(heap) > 1:
-            total -= len(heapq.heappop(heap)[1].encode())
-    texts = [text for _, text in sorted(heap, reverse=True)]
+            total -= len(heapq.heappop(heap)[1])
+    drawn = [text for _, text in sorted(heap, reverse=True)]
     if total > limit_bytes:
-        texts = [texts[0].encode()[:limit_bytes].decode(errors="ignore")]
-    return texts
+        drawn = [drawn[0][:limit_bytes].decode(errors="ignore").encode()]
+    return drawn
 
 
-def _rank(text: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8])
+def _place(slice: Slice) -> bytes:
+    """Where the slice lies in the corpus: names and ranges, no times."""
+    return "\n".join(f"{span.input.name} {span.start} {span.stop}" for span in slice.task.spans).encode()
+
+
+def _rank(content: bytes, seed: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:".encode() + content).digest()[:8])

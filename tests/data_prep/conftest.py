@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.config import DataPrepConfig, TextFiles, TokenizerConfig
+from data_prep.config import DataPrepConfig, TokenizerConfig
 from data_prep.pipeline import prepare
+from data_prep.sources.config import TextFiles
 from data_prep.tokenizer import Tokenizer
 from tests.corpus import write_corpus
 
@@ -15,10 +16,11 @@ VOCABULARY = 400
 def config(out: Path, corpus: Path, **options: object) -> DataPrepConfig:
     """As `python -m data_prep out=... source=text source.paths=[...]` would make it, sized for a test."""
     settings: dict[str, object] = {
-        "source": TextFiles([str(corpus)]),
+        "source": TextFiles(paths=[str(corpus)]),
         "tokenizer": TokenizerConfig(vocab_size=VOCABULARY),
         "val_fraction": 0.2,
         "task_bytes": 20_000,
+        "workers": 1,
     }
     return DataPrepConfig(out=str(out), **(settings | options))  # pyright: ignore[reportArgumentType]
 

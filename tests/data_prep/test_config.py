@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import time
@@ -6,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from conf.compose import ConfigError, compose
-from data_prep.__main__ import APP, SOURCES
-from data_prep.config import DataPrepConfig, Jsonl, ModelType, OnBad, PythonStdlib, Stage, TextFiles
+from data_prep.__main__ import APP
+from data_prep.config import DataPrepConfig, ModelType, OnBad, Stage
+from data_prep.sources.config import SOURCES, Jsonl, PythonStdlib, TextFiles
 
 
 def problems_of(*words: str) -> list[str]:
@@ -24,16 +26,17 @@ def test_the_default_is_the_standard_library_with_a_small_tokenizer():
 
 
 def test_sources_bring_their_own_keys():
-    assert compose(APP, ["out=x", "source=text", "source.paths=[a, b]"]).source == TextFiles(["a", "b"])
+    assert compose(APP, ["out=x", "source=text", "source.paths=[a, b]"]).source == TextFiles(paths=["a", "b"])
     config = compose(APP, ["out=x", "source=jsonl", "source.paths=[a]", "source.text_field=body"])
-    assert config.source == Jsonl(["a"], "body")
+    assert config.source == Jsonl(paths=["a"], text_field="body")
 
 
 def test_every_source_has_a_yaml_file_and_is_its_own_kind():
     folder = Path(__file__).parents[2] / "conf" / "source"
     assert {path.stem for path in folder.glob("*.yaml")} == set(SOURCES)
     for name in SOURCES:
-        paths = ["source.paths=[a]"] if name in ("text", "jsonl") else []
+        given = {"python_stdlib": [], "python_site": [], "hugging_face": ["source.dataset=a"]}
+        paths = given.get(name, ["source.paths=[a]"])
         assert compose(APP, ["out=x", f"source={name}", *paths]).source.kind == name
 
 
@@ -57,6 +60,21 @@ def test_all_problems_come_at_once_and_name_their_keys():
 def test_training_settings_beside_a_given_tokenizer_are_refused_because_they_would_do_nothing():
     found = problems_of("out=x", "tokenizer.model=a.model", "tokenizer.vocab_size=8192", "tokenizer.seed=3")
     assert [problem.split("=")[0] for problem in found] == ["tokenizer.vocab_size", "tokenizer.seed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=0"], "give both"),
+        (["n_tasks=3"], "give both"),
+        (["stage=encode", "task=3", "n_tasks=3"], r"must lie in 0 ... 2"),
+        (["task=0", "n_tasks=3"], "stage=all is done by one process"),
+        (["stage=publish", "task=0", "n_tasks=3"], "stage=publish is done by one process"),
+        (["workers=0"], "workers=0 must be at least 1"),
+    ],
+)
+def test_a_share_of_a_job_array_is_checked(words: list[str], message: str):
+    assert re.search(message, problems_of("out=x", *words)[0])
 
 
 def test_a_required_path_and_a_misspelt_key_are_named():

@@ -5,21 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep import shards
 from data_prep.files import DataError
-from data_prep.shards import InputCount, ShardHead, ShardReader, dtype_for, read_sidecar, shard_writer
+from data_prep.shards import SpanCount, ShardHead, ShardReader, dtype_for, read_sidecar, shard_writer
 
 DOCUMENTS = [[5, 6, 7], [], [300, 9], [11]]
 
 
 def head(vocab_size: int = 400) -> ShardHead:
-    return ShardHead(task="t", tokenizer_sha256="k", vocab_size=vocab_size, eos_id=2)
+    return ShardHead(task="t", source="s", tokenizer_sha256="k", vocab_size=vocab_size, eos_id=2)
 
 
 def write(stem: Path, documents: list[list[int]], vocab_size: int = 400) -> Path:
     with shard_writer(stem, head(vocab_size)) as writer:
-        for ids in documents:
-            writer.add(np.array(ids, dtype=np.int32), text_bytes=len(ids) * 3)
-        writer.inputs.append(InputCount("a.txt", 10, "d", len(documents), len(documents), {}))
+        for lot in (documents[:3], documents[3:]):
+            flat = np.array([id for ids in lot for id in ids], dtype=np.int32)
+            writer.add(flat, np.array([len(ids) for ids in lot], dtype=np.int64), text_bytes=len(flat) * 3)
+        writer.spans.append(SpanCount("a.txt", "v", 0, 10, len(documents), len(documents), {}))
     return stem
 
 
@@ -62,7 +64,23 @@ def test_the_sidecar_introduces_the_shard(tmp_path: Path):
     assert (sidecar.documents, sidecar.tokens, sidecar.text_bytes) == (4, 10, 18)
     assert (sidecar.dtype, sidecar.eos_policy, sidecar.eos_id) == ("uint16", "after_every_document", 2)
     assert (sidecar.tokenizer_sha256, sidecar.vocab_size) == ("k", 400)
-    assert sidecar.inputs == (InputCount("a.txt", 10, "d", 4, 4, {}),)
+    assert sidecar.spans == (SpanCount("a.txt", "v", 0, 10, 4, 4, {}),)
+
+
+def test_an_index_written_in_blocks_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = write(tmp_path / "x", DOCUMENTS).with_suffix(".idx").read_bytes()
+    for block in (1, 2, 3, 4, 5):
+        monkeypatch.setattr(shards, "INDEX_BLOCK", block)
+        assert write(tmp_path / "y", DOCUMENTS).with_suffix(".idx").read_bytes() == whole
+
+
+def test_megatrons_own_reader_finds_the_documents(tmp_path: Path):
+    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="needs megatron-core")
+    for vocab_size in (400, 65_537):
+        stem = write(tmp_path / f"m{vocab_size}", DOCUMENTS, vocab_size)
+        dataset = indexed.IndexedDataset(str(stem))
+        assert [dataset[i].tolist() for i in range(len(dataset))] == [[*ids, 2] for ids in DOCUMENTS]
+        assert dataset.document_indices.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_shard_without_documents_can_be_read(tmp_path: Path):
@@ -83,7 +101,7 @@ def test_a_reader_travels_to_another_process_without_its_tokens(tmp_path: Path):
 @pytest.mark.parametrize("bad", [-1, 400, 70_000])
 def test_an_id_outside_the_vocabulary_is_refused_before_the_cast(tmp_path: Path, bad: int):
     with pytest.raises(DataError, match=r"outside 0 \.\.\. 399"), shard_writer(tmp_path / "x", head()) as writer:
-        writer.add(np.array([5, bad], dtype=np.int64), 2)
+        writer.add(np.array([5, bad], dtype=np.int64), np.array([2]), 2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,8 +145,8 @@ def test_longer_missing_and_exchanged_files_are_named(tmp_path: Path):
         (b"{", "not JSON"),
         (b"\xff", "not JSON"),
         (b"[]", "schema version None"),
-        (b'{"schema_version": 2}', "schema version 2"),
-        (b'{"schema_version": 1, "tokens": "5"}', "not a Sidecar"),
+        (b'{"schema_version": 1}', "schema version 1"),
+        (b'{"schema_version": 2, "tokens": "5"}', "not a Sidecar"),
     ],
 )
 def test_a_sidecar_that_is_none_is_named(tmp_path: Path, content: bytes, message: str):
@@ -140,5 +158,5 @@ def test_a_sidecar_that_is_none_is_named(tmp_path: Path, content: bytes, message
 
 def test_an_error_while_writing_leaves_nothing(tmp_path: Path):
     with pytest.raises(AttributeError), shard_writer(tmp_path / "x", head()) as writer:
-        writer.add(None, 1)  # pyright: ignore[reportArgumentType]
+        writer.add(None, None, 1)  # pyright: ignore[reportArgumentType]
     assert list(tmp_path.iterdir()) == []
