@@ -1,5 +1,0 @@
-from dataclasses import dataclass
-@dataclass
-class CleanConfig:
-    keep_dropped: bool = False
-    is_active = False
