@@ -1,0 +1,122 @@
+"""Web archives: WARC (pages as they were served; the text is extracted here) and WET (texts extracted by Common Crawl).
+
+In: records, read by FastWARC from what we uncompressed. Out: one outcome a record. A page is the answer of a web server
+with status 2xx whose type is HTML; its character set is the one it declares, or is detected. Extraction is resiliparse's,
+whose rules change with its releases. FastWARC takes a record that is cut short for a whole one, so lengths are compared
+with what the records' heads announce.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from data_prep.document import Outcome, Reason, Rejected, outcome_of_bytes, outcome_of_text, too_long
+from data_prep.files import DataError
+from data_prep.sources.config import Warc, Wet
+from data_prep.sources.part import Part
+from data_prep.sources.stream import BrokenFileError
+
+HTML = ("text/html", "application/xhtml+xml")
+
+
+def read_crawl(source: Warc | Wet, part: Part) -> Iterator[Outcome]:
+    """Raises DataError when the packages of the extra `warc` are missing."""
+    number = 0
+    try:
+        for number, record in enumerate(_records(part.blocks(source.max_expansion)), 1):
+            yield _outcome(source, record, f"{part.prefix}{number}", part.end_byte)
+    except BrokenFileError as error:
+        yield part.broken(error, number + 1)
+
+
+def _records(blocks: Iterator[bytes]) -> Iterator[Any]:
+    try:
+        import fastwarc.warc
+        import resiliparse.extract.html2text  # noqa: F401  asked for now, not after an hour
+    except ImportError as error:
+        raise DataError(f"source=warc and source=wet need FastWARC and resiliparse ({error}): pip install 'crisol[warc]'")  # noqa: B904
+    archive = iter(fastwarc.warc.ArchiveIterator(_Stream(blocks), parse_http=False, stream_detect=False))
+    while True:
+        try:
+            record = next(archive)
+        except StopIteration:
+            return
+        except OSError as error:
+            raise BrokenFileError(Reason.broken_archive, f"not a WARC record: {error}") from error
+        yield record
+
+
+def _outcome(source: Warc | Wet, record: Any, id: str, end_byte: int) -> Outcome:
+    kind, size = record.record_type.name, record.headers.get("Content-Length") or ""
+    url = (record.headers.get("WARC-Target-URI") or "").strip("<>")
+    if not size.isdecimal():
+        raise BrokenFileError(Reason.broken_archive, "the record's head is cut short: it has no Content-Length")
+    if int(size) > source.max_document_bytes:
+        return too_long(int(size), source.max_document_bytes, id, end_byte)
+    block = record.reader.read()
+    if len(block) != int(size):
+        raise BrokenFileError(Reason.broken_archive, f"the record is cut short: {len(block):,} of {int(size):,} bytes")
+    match source:
+        case Wet() if kind == "conversion":
+            return outcome_of_bytes(block, id, end_byte, url)
+        case Warc() if kind == "response":
+            record.set_bytes_content(block)
+            return _page(source, record, url, id, end_byte)
+        case _:
+            return Rejected(Reason.not_a_page, id, end_byte, f"a record of type {kind}")
+
+
+def _page(source: Warc, record: Any, url: str, id: str, end_byte: int) -> Outcome:
+    try:
+        record.parse_http(auto_decode="all")
+    except OSError as error:
+        return Rejected(Reason.not_a_page, id, end_byte, f"not an HTTP answer: {error}")
+    status = record.http_headers.status_code
+    if status is None or not 200 <= status < 300:
+        return Rejected(Reason.not_a_page, id, end_byte, f"HTTP status {status}")
+    if record.http_content_type not in HTML:
+        return Rejected(Reason.not_html, id, end_byte, f"content of type {record.http_content_type}")
+    try:
+        html = record.reader.read(source.max_document_bytes + 1)
+    except OSError as error:
+        return Rejected(Reason.not_a_page, id, end_byte, f"the content is not encoded as its head says: {error}")
+    if len(html) > source.max_document_bytes:  # it was packed inside the record
+        return too_long(len(html), source.max_document_bytes, id, end_byte, at_least=True)
+    text = _text(html, record.http_charset, source.main_content)
+    if not text.strip():
+        return Rejected(Reason.empty, id, end_byte, "no text in the page")
+    return outcome_of_text(text, id, end_byte, url)
+
+
+def _text(html: bytes, charset: str | None, main_content: bool) -> str:
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+
+    try:
+        page = bytes_to_str(html, charset or detect_encoding(html, from_html_meta=True) or "utf-8")
+    except LookupError:  # a charset that nobody knows
+        page = bytes_to_str(html, detect_encoding(html, from_html_meta=True) or "utf-8")
+    return extract_plain_text(page, main_content=main_content, alt_texts=False)
+
+
+class _Stream(io.RawIOBase):
+    """Blocks as the file that FastWARC wants."""
+
+    def __init__(self, blocks: Iterator[bytes]):
+        self._blocks = blocks
+        self._left = b""
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes, and none only at the end."""
+        block = self._left or next(self._blocks, b"")
+        size = len(block) if size < 0 else size
+        self._left = block[size:]
+        self._position += min(size, len(block))
+        return block[:size]
