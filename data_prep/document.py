@@ -97,9 +97,7 @@ def not_utf8(error: UnicodeDecodeError, what: str) -> str:
 
 def too_long(n_bytes: int, limit: int, id: str, end_byte: int, at_least: bool = False) -> Rejected:
     size = f"at least {n_bytes:,}" if at_least else f"{n_bytes:,}"
-    return Rejected(
-        Reason.too_long, id, end_byte, f"{size} bytes; source.max_document_bytes={limit} allows {limit:,}"
-    )
+    return Rejected(Reason.too_long, id, end_byte, f"{size} bytes; source.max_document_bytes={limit} allows {limit:,}")
 
 
 def refusing(outcomes: Iterable[Outcome], on_bad: OnBad) -> Iterator[Outcome]:

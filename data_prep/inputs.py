@@ -267,9 +267,7 @@ def _remote_below(fs: Any, root: str, entry: _Entry, endings: tuple[str, ...], p
 
 
 def _remote_input(fs: Any, path: str, info: Any, entry: _Entry, below: str) -> Input:
-    return Input(
-        fs.unstrip_protocol(path), f"{entry.label}/{below}", entry.label, *stored.remote_facts(fs, path, info)
-    )
+    return Input(fs.unstrip_protocol(path), f"{entry.label}/{below}", entry.label, *stored.remote_facts(fs, path, info))
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

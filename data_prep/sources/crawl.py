@@ -34,7 +34,9 @@ def _records(blocks: Iterator[bytes]) -> Iterator[Any]:
         import fastwarc.warc
         import resiliparse.extract.html2text  # noqa: F401  asked for now, not after an hour
     except ImportError as error:
-        raise DataError(f"source=warc and source=wet need FastWARC and resiliparse ({error}): pip install 'crisol[warc]'")  # noqa: B904
+        raise DataError(
+            f"source=warc and source=wet need FastWARC and resiliparse ({error}): pip install 'crisol[warc]'"
+        )  # noqa: B904
     archive = iter(fastwarc.warc.ArchiveIterator(_Stream(blocks), parse_http=False, stream_detect=False))
     while True:
         try:
@@ -47,7 +49,7 @@ def _records(blocks: Iterator[bytes]) -> Iterator[Any]:
 
 
 def _outcome(source: Warc | Wet, record: Any, id: str, end_byte: int) -> Outcome:
-    kind, size = record.record_type.name, record.headers.get("Content-Length") or ""
+    kind, size = (record.headers.get(name) or "" for name in ("WARC-Type", "Content-Length"))
     url = (record.headers.get("WARC-Target-URI") or "").strip("<>")
     if not size.isdecimal():
         raise BrokenFileError(Reason.broken_archive, "the record's head is cut short: it has no Content-Length")
@@ -60,35 +62,37 @@ def _outcome(source: Warc | Wet, record: Any, id: str, end_byte: int) -> Outcome
         case Wet() if kind == "conversion":
             return outcome_of_bytes(block, id, end_byte, url)
         case Warc() if kind == "response":
-            record.set_bytes_content(block)
-            return _page(source, record, url, id, end_byte)
+            return _page(source, block, url, id, end_byte)
         case _:
             return Rejected(Reason.not_a_page, id, end_byte, f"a record of type {kind}")
 
 
-def _page(source: Warc, record: Any, url: str, id: str, end_byte: int) -> Outcome:
+def _page(source: Warc, block: bytes, url: str, id: str, end_byte: int) -> Outcome:
+    from fastwarc.warc import WarcRecord
+
+    answer = WarcRecord()  # apart from the archive, whose reading would end with an answer that cannot be parsed
+    answer.init_headers(content_length=len(block))
+    answer.set_bytes_content(block)
+    answer.is_http = True
     try:
-        record.parse_http(auto_decode="all")
-    except OSError as error:
-        return Rejected(Reason.not_a_page, id, end_byte, f"not an HTTP answer: {error}")
-    status = record.http_headers.status_code
-    if status is None or not 200 <= status < 300:
-        return Rejected(Reason.not_a_page, id, end_byte, f"HTTP status {status}")
-    if record.http_content_type not in HTML:
-        return Rejected(Reason.not_html, id, end_byte, f"content of type {record.http_content_type}")
-    try:
-        html = record.reader.read(source.max_document_bytes + 1)
+        answer.parse_http(auto_decode="all")
+        html = answer.reader.read(source.max_document_bytes + 1)
     except OSError as error:
         return Rejected(Reason.not_a_page, id, end_byte, f"the content is not encoded as its head says: {error}")
+    status, kind = answer.http_headers.status_code, (answer.http_content_type or "of no type").lower()
+    if status is None or not 200 <= status < 300:
+        return Rejected(Reason.not_a_page, id, end_byte, f"HTTP status {status}")
+    if kind not in HTML:
+        return Rejected(Reason.not_html, id, end_byte, f"content {kind}")
     if len(html) > source.max_document_bytes:  # it was packed inside the record
         return too_long(len(html), source.max_document_bytes, id, end_byte, at_least=True)
-    text = _text(html, record.http_charset, source.main_content)
+    text = _text(html, (answer.http_charset or "").strip("\"' "), source.main_content)
     if not text.strip():
         return Rejected(Reason.empty, id, end_byte, "no text in the page")
     return outcome_of_text(text, id, end_byte, url)
 
 
-def _text(html: bytes, charset: str | None, main_content: bool) -> str:
+def _text(html: bytes, charset: str, main_content: bool) -> str:
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 

@@ -26,9 +26,8 @@ def read_jsonl(source: Jsonl, part: Part) -> Iterator[Outcome]:
     try:
         for number, line in enumerate(part.lines(source.max_expansion, limit), 1):
             id = f"{prefix}{number}"
-            if isinstance(line, int) or len(line) > limit:
-                size = line if isinstance(line, int) else len(line)
-                yield too_long(size, limit, id, part.end_byte)
+            if isinstance(line, int):
+                yield too_long(line, limit, id, part.end_byte)
                 continue
             if len(line) < 2:
                 yield _looked_at(line, source, id, part.end_byte)

@@ -23,7 +23,8 @@ def read_parquet(source: Parquet, part: Part) -> Iterator[Outcome]:
         starts = _starts(table.metadata)
         for group, start in enumerate(starts):
             if part.span.start <= start < part.span.stop:
-                for batch, end_byte in _batches(table, source, group, start - part.span.start):
+                for batch, end_byte in _batches(table, source, group, start):
+                    end_byte = min(end_byte, part.span.stop) - part.span.start
                     yield from outcomes_of(batch, source, part.prefix, number, end_byte)
                     number += batch.num_rows
     except BrokenFileError as error:
@@ -59,8 +60,8 @@ def _starts(metadata: Any) -> list[int]:
     return starts
 
 
-def _batches(table: Any, source: Parquet, group: int, before: int) -> Iterator[tuple[Any, int]]:
-    """(record batch, stored bytes of the span read so far). Raises BrokenFileError for a zip bomb: pages compress like
+def _batches(table: Any, source: Parquet, group: int, start: int) -> Iterator[tuple[Any, int]]:
+    """(record batch, offset in the file that it reaches to). Raises BrokenFileError for a zip bomb: pages compress like
     any file, and a dictionary lets one text stand for a million rows."""
     metadata = table.metadata.row_group(group)
     columns = [metadata.column(i) for i in range(metadata.num_columns)]
@@ -75,7 +76,7 @@ def _batches(table: Any, source: Parquet, group: int, before: int) -> Iterator[t
     for batch in table.iter_batches(BATCH_ROWS, row_groups=[group], columns=names_of(source), use_threads=False):
         given, rows = given + text_bytes(batch, source), rows + batch.num_rows
         _refuse_bomb(packed, given, source)
-        yield batch, before + size * rows // max(1, metadata.num_rows)
+        yield batch, start + size * rows // max(1, metadata.num_rows)
 
 
 def _refuse_bomb(packed: int, unpacked: int, source: Parquet) -> None:

@@ -23,16 +23,19 @@ def read_rows(source: Csv, part: Part) -> Iterator[Outcome]:
     try:
         rows = csv.reader(_lines(source, part), delimiter=CHARACTERS[source.delimiter], strict=True)
         header: Sequence[str] = next(rows, ())
+        if not header:
+            yield Rejected(Reason.empty, part.span.input.name, part.end_byte, "there is no header line")
+            return
         text_column, url_column = _column(source.text_field, header), _column(source.url_field, header)
         while True:
             number += 1
-            id = f"{part.prefix}{number}"
+            id, first_line = f"{part.prefix}{number}", rows.line_num + 1
             try:
                 row = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Rejected(Reason.bad_row, id, part.end_byte, f"line {rows.line_num}: {error}")
+                yield Rejected(Reason.bad_row, id, part.end_byte, f"{_lines_named(first_line, rows.line_num)}: {error}")
                 continue
             if row:
                 yield _outcome(row, header, text_column, url_column, source, id, part.end_byte)
@@ -54,6 +57,10 @@ def _lines(source: Csv, part: Part) -> Iterator[str]:
             )
         line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
         yield line.decode(errors="surrogateescape") + "\n"
+
+
+def _lines_named(first: int, last: int) -> str:
+    return f"line {first}" if first == last else f"lines {first} to {last}"
 
 
 def _column(name: str | None, header: Sequence[str]) -> int | None:

@@ -33,7 +33,7 @@ def cuts(source: Source, item: Input, target_bytes: int) -> list[int]:
             return list(range(target_bytes, item.bytes, target_bytes))
         case Parquet():
             with StoredFile(item.url) as file:
-                return _apart(row_group_starts(file), target_bytes, item.bytes)
+                return _apart(row_group_starts(file)[1:], target_bytes, item.bytes)
         case _:
             return []
 

@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Any, TypeVar
 
 from data_prep.files import DataError
@@ -38,7 +39,7 @@ def remote_facts(fs: Any, path: str, info: Mapping[str, Any]) -> tuple[int, str]
     """`info` as fsspec's `find(detail=True)` or `info` give it."""
     if info.get("size") is None:
         raise DataError(f"{fs.unstrip_protocol(path)} does not say how large it is; copy it to where it does")
-    version = next((f"{key}:{info[key]}" for key in VERSION_KEYS if info.get(key)), None)
+    version = next((f"{key}:{_plain(info[key])}" for key in VERSION_KEYS if info.get(key)), None)
     return int(info["size"]), version or f"ukey:{fs.ukey(path)}"
 
 
@@ -85,6 +86,11 @@ class StoredFile(io.RawIOBase, AbstractContextManager["StoredFile"]):
         super().close()
 
 
+def _plain(version: Any) -> str:
+    """Some file systems give a time as a number in a listing, and as a date for a single file."""
+    return str(version.timestamp() if isinstance(version, datetime) else version)
+
+
 def _remote_facts(url: str) -> tuple[int, str]:
     fs, path = filesystem(url)
     fs.invalidate_cache()
@@ -103,7 +109,7 @@ def accessed(url: str, access: Callable[[], T]) -> T:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"cannot read {url}: {error.strerror or error or type(error).__name__}") from error
+        raise DataError(f"cannot read {url}: {error.strerror or f'{type(error).__name__}: {error}'}") from error
     except Exception as error:
         if not is_remote(url):
             raise

@@ -61,7 +61,7 @@ def lines(body: Iterator[bytes], rest: Iterator[bytes], from_the_start: bool, li
                 yield _line(held, size, limit)
             skipping = False
             last = others.pop()
-            yield from others
+            yield from others if len(block) <= limit else (_line([line], len(line), limit) for line in others)
             held, size = [], 0
             size = _hold(held, size, last, limit)
     if skipping:
