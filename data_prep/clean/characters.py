@@ -18,10 +18,9 @@ _CONTROLS = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # all of Cc but 
 def with_policies(text: str, config: CleanConfig, changes: Counter[str]) -> str:
     if config.unicode is not UnicodeForm.none:
         text = _in_form(text, config.unicode, changes)
-    if config.newlines is Newlines.lf:
-        if any(end in text for end in _OTHER_LINE_ENDS):
-            text, n = _LINE_END.subn("\n", text)
-            changes["newlines_converted"] += n
+    if config.newlines is Newlines.lf and any(end in text for end in _OTHER_LINE_ENDS):
+        text, n = _LINE_END.subn("\n", text)
+        changes["newlines_converted"] += n
     if config.control_characters is ControlCharacters.remove:
         text, n = _CONTROLS.subn("", text)
         if n:  # a key means that something was altered

@@ -98,7 +98,7 @@ def duplicate_characters(grams: Grams, ends: np.ndarray) -> int:
 
 def _paragraphs(text: str) -> list[str]:
     """What two or more line feeds part, in a text that neither begins nor ends with one."""
-    return [piece for part in text.split("\n\n") if (piece := part.lstrip("\n"))]
+    return [piece for part in text.split("\n\n") if (piece := part.lstrip("\n"))] or [""]
 
 
 def _lines(text: str) -> list[str]:

@@ -88,7 +88,8 @@ BY_HAND = [
     "x\n" * 50,
     "\n\nA\n\nB\n\nA\n",
     "é\u0301 \u202eabc \u200f" + STOP * 20,
-    "\n".join(["run of five words here", "and then run of five words here", "it goes on for a long way to the end so"]),
+    "Run of five words here. Six or more are those. Not one is left behind. " * 2
+    + " ".join(f"{a}{b}" for a in "abcdefgh" for b in "ijklmn"),
     "一二三四五六七八九十" * 30,
 ]
 
