@@ -1,0 +1,140 @@
+"""What is deduplicated, under which settings, and where everything about it lies.
+
+In: the configuration and the slices in corpus order. Out: a `Plan`, a small file `plan.json` in a folder that is named by
+its content, from which every job reads what it needs:
+
+    FOLDER/signatures/<16 digits>      one file a slice; named by the slice and the settings of signing, shared by all plans
+    FOLDER/<16 digits>/plan.json       the settings, and the slices in order
+    FOLDER/<16 digits>/<stage>/...     one file a job
+    FOLDER/<16 digits>/report.json     written last: the removals beside it are valid
+
+A document's number is its position in the whole corpus: the first number of its slice plus its position there.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_prep.dedup.columns import Columns
+from data_prep.dedup.config import ExactDedup, MinHashDedup
+from data_prep.dedup.sign import Signatures
+from data_prep.dedup.words import Ints
+from data_prep.files import publish_json
+
+VERSION = 1  # raised when the same text and settings would give other files
+ID_DIGITS = 16
+SIGNING = ("kind", "ngram", "bands", "rows", "seed")  # the settings that a signature depends on
+NOT_IN_RESULT = ("memory_bytes",)
+
+
+class Slice(Protocol):
+    """Some documents of one source; can be pickled."""
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits that stand for its content."""
+        ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of its documents, or an estimate: progress only."""
+        ...
+
+    def texts(self) -> Iterator[bytes]:
+        """Its documents in order, as UTF-8; can be called again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    folder: Path
+    """FOLDER of all plans"""
+    config: ExactDedup | MinHashDedup
+    ids: tuple[str, ...]
+    """of the slices, in corpus order"""
+    sources: tuple[str, ...]
+    """of the same slices"""
+
+    @functools.cached_property
+    def id(self) -> str:
+        facts = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in NOT_IN_RESULT}
+        return _digest([self._facts(facts), self.ids, self.sources])
+
+    def signature(self, position: int) -> Path:
+        settings = {k: v for k, v in dataclasses.asdict(self.config).items() if k in SIGNING}
+        return self.folder / "signatures" / _digest([self._facts(settings), self.ids[position]])
+
+    def path(self, *names: str) -> Path:
+        return self.folder.joinpath(self.id, *names)
+
+    @property
+    def minhash(self) -> MinHashDedup:
+        assert isinstance(self.config, MinHashDedup), "only near-duplicates have bands and shingles"
+        return self.config
+
+    def publish(self) -> None:
+        settings = dataclasses.asdict(self.config)
+        publish_json(self.path("plan.json"), {"settings": settings, "ids": self.ids, "sources": self.sources})
+
+    @staticmethod
+    def load(file: Path) -> "Plan":
+        stored = json.loads(file.read_text())
+        kind = {"exact": ExactDedup, "minhash": MinHashDedup}[stored["settings"]["kind"]]
+        return Plan(file.parent.parent, kind(**stored["settings"]), tuple(stored["ids"]), tuple(stored["sources"]))
+
+    @functools.cached_property
+    def firsts(self) -> Ints:
+        """(slices + 1,) the number of each slice's first document, and the number of all documents."""
+        return Columns(self.path("catalog"))["first"].astype(np.int64)
+
+    def located(self, number: int) -> tuple[int, int]:
+        """(position of the slice, position of the document in it)."""
+        position = int(np.searchsorted(self.firsts, number, "right")) - 1
+        return position, number - int(self.firsts[position])
+
+    def ranks(self, numbers: Ints) -> tuple[Any, Any]:
+        """(length (N,), hash (N, 2)) of the documents: what decides which of two duplicates stays."""
+        length, hashes = np.empty(len(numbers), np.uint64), np.empty((len(numbers), 2), np.uint64)
+        for position, chosen in self.by_slice(numbers):
+            signatures = Signatures(self.signature(position))
+            inside = numbers[chosen] - self.firsts[position]
+            length[chosen], hashes[chosen] = signatures.length[inside], signatures.hash[inside]
+        return length, hashes
+
+    def by_slice(self, numbers: Ints) -> Iterator[tuple[int, Ints]]:
+        """(position of a slice, indices of the numbers that lie in it), for each slice that has any."""
+        positions = np.searchsorted(self.firsts, numbers, "right") - 1
+        order = np.argsort(positions, kind="stable")
+        found, begins = np.unique(positions[order], return_index=True)
+        for position, chosen in zip(found.tolist(), np.split(order, begins[1:]), strict=bool(len(found))):
+            yield position, chosen
+
+    @staticmethod
+    def _facts(settings: dict[str, Any]) -> list[Any]:
+        """Which characters are letters changes with Unicode's version, and with it the words."""
+        return [VERSION, settings, unicodedata.unidata_version if "ngram" in settings else ""]
+
+
+def plan(config: ExactDedup | MinHashDedup, slices: Sequence[Slice], folder: Path) -> Plan:
+    """Raises ValueError when two slices have one id: their signatures would be one file."""
+    ids = tuple(part.id for part in slices)
+    if len(set(ids)) < len(ids):
+        raise ValueError("two slices have the same id")
+    made = Plan(folder, config, ids, tuple(part.source for part in slices))
+    made.publish()
+    return made
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
