@@ -10,9 +10,10 @@ configuration cannot be run, 3 when the data or the disk do not allow it. After 
 
 from conf.compose import App, entry
 from data_prep.config import DataPrepConfig, Stage
+from data_prep.dedup.config import DEDUPS
 from data_prep.sources.config import SOURCES
 
-APP = App("data_prep", DataPrepConfig, {"source": SOURCES})
+APP = App("data_prep", DataPrepConfig, {"source": SOURCES, "dedup": DEDUPS})
 
 
 def main() -> None:

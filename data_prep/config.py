@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from data_prep.clean.config import CleanConfig
+from data_prep.dedup.config import DedupConfig
 from data_prep.sources.config import Source
 
 MINIMUM_VOCABULARY = 262  # 4 control ids, newline, 256 bytes, and at least one character
@@ -16,28 +17,39 @@ MAXIMUM_SAMPLE_BYTES = 1 << 30  # the trainer indexes its text with 32-bit posit
 
 
 class Stage(StrEnum):
-    """In the order in which `all` does them; the last four look at a finished dataset and change nothing."""
+    """`all` does the first part in this order, as far as the configuration asks for it; the second part looks at what
+    lies in `out`."""
 
     all = "all"
     plan = "plan"
     clean = "clean"
+    dedup = "dedup"  # the seven that follow, one after the other
     sign = "sign"
-    exact = "exact"
+    catalog = "catalog"
+    copies = "copies"
     match = "match"
     shingle = "shingle"
     compare = "compare"
-    dedup = "dedup"
-    decontaminate = "decontaminate"
+    resolve = "resolve"
     tokenizer = "tokenizer"
     encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which no stage needs
     publish = "publish"
+
     status = "status"
     verify = "verify"
-    inspect = "inspect"
-    export = "export"
 
 
-SHARED_STAGES = (Stage.clean, Stage.encode)
+DEDUP_STAGES = (
+    Stage.sign,
+    Stage.catalog,
+    Stage.copies,
+    Stage.match,
+    Stage.shingle,
+    Stage.compare,
+    Stage.resolve,
+)
+SHARED_STAGES = (Stage.clean, *DEDUP_STAGES, Stage.encode)
+"""Lists of jobs, which the elements of a job array may share."""
 
 
 class OnBad(StrEnum):
@@ -97,6 +109,7 @@ class DataPrepConfig:
     out: str
     """Folder of the finished dataset; made when it is missing, and other files in it are left alone."""
     source: Source
+    dedup: DedupConfig
     clean: CleanConfig = field(default_factory=CleanConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     stage: Stage = Stage.all
@@ -109,6 +122,8 @@ class DataPrepConfig:
     """Processes on this machine; null means one for each core this job may use. Without effect on what is made."""
     update: bool = False
     """Bring a finished dataset up to date after its inputs have changed; only what changed is made anew."""
+    keep_dropped: bool = False
+    """Keep the documents that `clean` drops, with their reasons, in out/work/dropped-*.parquet."""
     val_fraction: float = 0.02
     """Share of the documents held out, chosen by the hash of their text; 0 holds out nothing."""
     task_bytes: int = 256 << 20

@@ -7,6 +7,7 @@ to train + written to val + removed by reason.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -113,11 +114,19 @@ class EncodeJob:
         tallies = self._tallies()
         with contextlib.ExitStack() as stack:
             writers = {split: stack.enter_context(shard_writer(self.stem(split), head)) for split in self.splits}
+            read = 0
             for lot in self._lots(tallies):
-                advance(_write(lot, tokenizer, token_bytes, writers, tallies, self.val_fraction))
+                done = _write(lot, tokenizer, token_bytes, writers, tallies, self.val_fraction)
+                before, read = read, max(read, self._stored_bytes(lot[-1]))
+                advance(dataclasses.replace(done, bytes=read - before))
             for i, tally in enumerate(tallies):
                 for split, writer in writers.items():
                     writer.spans.append(self._count(i, tally, split))
+
+    def _stored_bytes(self, last: tuple[int, Document]) -> int:
+        """How much of the task is read when this document is."""
+        span, document = last
+        return sum(whole.stop - whole.start for whole in self.slice.task.spans[:span]) + document.end_byte
 
     def _tallies(self) -> list["Tally"]:
         """Empty ones, or what `clean` counted; its kept documents are the ones that come."""

@@ -129,9 +129,7 @@ class Manifest:
     def shards_of(self, split: str, source: str | None = None) -> tuple[ShardEntry, ...]:
         """The shards of this split (of one source, or of all) that hold tokens, in the order of the corpus."""
         return tuple(
-            entry
-            for entry in self.shards
-            if entry.split == split and entry.tokens and source in (None, entry.source)
+            entry for entry in self.shards if entry.split == split and entry.tokens and source in (None, entry.source)
         )
 
     def documents(self, split: str) -> int:

@@ -1,8 +1,8 @@
 """The stage `clean`: one task's documents in, those that its filters keep out, as one Parquet file, the part.
 
 A part has the columns span, id, url, text, in the order of the corpus. Beside it a record counts, for each span of the
-task: documents in, kept, removed by reason, and what was changed inside the kept ones. With `clean.keep_dropped` the
-dropped documents lie in a second file with reason and figure, for a person to look at.
+task: documents in, kept, removed by reason, and what was changed inside the kept ones. With `keep_dropped` the dropped
+documents lie in a second file with reason and figure, for a person to look at.
 """
 
 import contextlib
@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.clean.cleaner import Cleaner, Dropped
 from data_prep.clean.config import CleanConfig
 from data_prep.document import Document, Rejected
-from data_prep.files import DataError, publish_json, published
+from data_prep.files import DataError, publish_json, published, sha256_file
 from data_prep.jobs import Done, Task, content_id
 from data_prep.shards import SCHEMA_VERSION, read_json
 from data_prep.slices import Reading
@@ -40,16 +39,31 @@ class SpanTally:
             self.changes[name] = self.changes.get(name, 0) + n
 
 
+def rules_of(clean: CleanConfig) -> dict[str, Any]:
+    """Everything that decides what `clean` does, a file by its content. Raises DataError when one cannot be read."""
+    rules = dataclasses.asdict(clean)
+    for section, key in (("url_block_list", "path"), ("language", "model")):
+        if rules[section][key] is not None:
+            try:
+                rules[section][key] = "sha256:" + sha256_file(Path(rules[section][key]))
+            except OSError as error:
+                raise DataError(f"cannot read clean.{section}.{key}={rules[section][key]}: {error.strerror}") from error
+    return rules
+
+
 @dataclass(frozen=True)
 class CleanJob:
     task: Task
     reading: Reading
     clean: CleanConfig
+    rules: str
+    """Digest of the rules and of the files that they name."""
+    keep_dropped: bool
     folder: Path
 
     @property
     def id(self) -> str:
-        return content_id({"task": self.task.id, "clean": dataclasses.asdict(self.clean), "schema": SCHEMA_VERSION})
+        return content_id({"task": self.task.id, "rules": self.rules, "schema": SCHEMA_VERSION})
 
     @property
     def bytes(self) -> int:
@@ -62,6 +76,8 @@ class CleanJob:
     def finished(self) -> bool:
         try:
             record = read_json(self._record)
+            if self.keep_dropped and not self._dropped.exists():
+                return False
             return self.part.stat().st_size == record["part_bytes"] and not self._was_laxer(record)
         except (DataError, OSError, KeyError):
             return False
@@ -71,18 +87,22 @@ class CleanJob:
         return [SpanTally(**tally) for tally in read_json(self._record)["spans"]]
 
     def run(self, advance: Callable[[Done], None]) -> None:
+        from data_prep.clean.cleaner import Cleaner
+        from data_prep.clean.outcome import Dropped
+
         self._record.unlink(missing_ok=True)
         cleaner = Cleaner(self.clean)
         tallies = [SpanTally() for _ in self.task.spans]
         with contextlib.ExitStack() as stack:
             kept = stack.enter_context(part_writer(self.part))
-            dropped = stack.enter_context(part_writer(self._dropped)) if self.clean.keep_dropped else None
+            dropped = stack.enter_context(part_writer(self._dropped)) if self.keep_dropped else None
             for i, outcome in self.reading.outcomes(self.task):
                 tally = tallies[i]
                 tally.documents_in += 1
                 if isinstance(outcome, Rejected):
                     tally.remove(outcome.reason)
                     continue
+                advance(Done(documents=1, text_bytes=len(outcome.utf8)))
                 verdict = cleaner.clean(outcome.utf8, outcome.url)
                 if isinstance(verdict, Dropped):
                     tally.remove(verdict.reason)
@@ -92,7 +112,6 @@ class CleanJob:
                 tally.kept += 1
                 tally.change(verdict.changes)
                 kept.add(i, outcome.id, outcome.url, verdict.utf8)
-                advance(Done(documents=1, text_bytes=len(outcome.utf8)))
         spans = [dataclasses.asdict(tally) for tally in tallies]
         publish_json(
             self._record,

@@ -11,15 +11,22 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from conf.compose import digest
 from data_prep import plan as planning
 from data_prep import vocabulary, workers
+from data_prep.clean.config import CleanConfig
 from data_prep.config import DataPrepConfig, Stage
+from data_prep.dedup import run as dedup
+from data_prep.dedup.config import ExactDedup, MinHashDedup, NoDedup
+from data_prep.dedup.plan import Plan as DedupPlan
+from data_prep.dedup.plan import plan as dedup_plan
 from data_prep.encode import EncodeJob, Vocabulary, gate
 from data_prep.files import DataError, exclusive
 from data_prep.jobs import Job, clear_temporaries
 from data_prep.manifest import MANIFEST, Manifest
-from data_prep.parts import CleanJob
+from data_prep.parts import CleanJob, rules_of
 from data_prep.plan import Plan
 from data_prep.publish import publish, remove_strangers
 from data_prep.slices import Reading, Slice
@@ -67,11 +74,14 @@ class Stages:
         self._folder = Path(config.out)
         self._work = self._folder / "work"
         self._reading = Reading(config.source, config.on_bad_document)
+        self._cleans = config.clean != CleanConfig()
+        self._found_dedup_plan: DedupPlan | None = None
 
     def order(self) -> list[Stage]:
         """The stages that this configuration needs."""
         stages = [Stage.plan]
-        stages += [Stage.clean] if self._config.clean.is_active else []
+        stages += [Stage.clean] if self._cleans else []
+        stages += [Stage.dedup] if self._dedup is not None else []
         return [*stages, Stage.tokenizer, Stage.encode, Stage.publish]
 
     def do(self, stage: Stage) -> Manifest | None:
@@ -82,6 +92,14 @@ class Stages:
                 self._tokenizer_stage()
             case Stage.publish:
                 return self._publish_stage()
+            case Stage.verify:
+                return self._verify()
+            case Stage.status:
+                print(self._status())
+            case Stage.dedup:
+                for part in self._dedup_stages():
+                    self._run(part)
+                say(dedup.report_of(self._dedup_plan()).rstrip())
             case Stage.encode:
                 gate(self._vocabulary, self._slices)
                 self._run(stage)
@@ -96,8 +114,10 @@ class Stages:
                 return self._clean_jobs
             case Stage.encode:
                 return self._encode_jobs
+            case _ if stage in self._dedup_stages():
+                return dedup.jobs(self._dedup_plan(), dedup.Stage(stage.value), self._slices)
             case _:
-                return ()
+                raise DataError(f"stage={stage} has nothing to do with this configuration; see clean= and dedup=")
 
     def finished_dataset(self) -> Manifest | None:
         """The dataset that lies there, if it is the one asked for. Raises DataError if it is another one."""
@@ -131,29 +151,53 @@ class Stages:
 
     @cached_property
     def _slices(self) -> list[Slice]:
-        if not self._config.clean.is_active:
+        if not self._cleans:
             return [Slice(task.id, task.source, task, self._reading, None) for task in self._plan.tasks]
         return [Slice(job.id, job.task.source, job.task, self._reading, job.part) for job in self._clean_jobs]
 
     @cached_property
     def _clean_jobs(self) -> list[CleanJob]:
-        if not self._config.clean.is_active:
+        if not self._cleans:
             return []
-        return [CleanJob(task, self._reading, self._config.clean, self._work) for task in self._plan.tasks]
+        rules, keep_dropped = digest(rules_of(self._config.clean)), self._config.keep_dropped
+        clean = self._config.clean
+        return [CleanJob(task, self._reading, clean, rules, keep_dropped, self._work) for task in self._plan.tasks]
+
+    # --- duplicates --------------------------------------------------------------------------------------------------
+
+    def _dedup_stages(self) -> list[Stage]:
+        if self._dedup is None:
+            return []
+        return [Stage(stage.value) for stage in dedup.stages(self._dedup_plan())]
+
+    @property
+    def _dedup(self) -> ExactDedup | MinHashDedup | None:
+        return None if isinstance(self._config.dedup, NoDedup) else self._config.dedup
+
+    def _dedup_plan(self) -> DedupPlan:
+        assert self._dedup is not None, "asked for only when something is deduplicated"
+        if self._found_dedup_plan is None:
+            self._found_dedup_plan = dedup_plan(self._dedup, self._slices, self._work / "dedup")
+        return self._found_dedup_plan
 
     # --- tokenizer ---------------------------------------------------------------------------------------------------
 
     def _tokenizer_stage(self) -> None:
         settings = self._config.tokenizer
-        wanted = vocabulary.wanted_settings(settings, self._config.val_fraction, self._config.clean)
+        wanted = self._tokenizer_settings()
         tokenizer, trained_on = vocabulary.existing(self._folder, settings, wanted), None
         if tokenizer is None:
-            self._require(Stage.clean)
+            self._require_curated()
             tokenizer, trained_on = vocabulary.make(self._slices, self._removed, settings, self._config.val_fraction)
             vocabulary.publish(self._folder, tokenizer, wanted, trained_on)
         elif settings.model is not None:
             vocabulary.publish(self._folder, tokenizer, "given", None)
         say(f"tokenizer: {tokenizer.vocab_size:,} pieces, sha256 {tokenizer.sha256[:16]}")
+
+    def _tokenizer_settings(self) -> dict[str, Any]:
+        return vocabulary.wanted_settings(
+            self._config.tokenizer, self._config.val_fraction, rules_of(self._config.clean)
+        )
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -162,8 +206,7 @@ class Stages:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         settings = self._config.tokenizer
-        wanted = vocabulary.wanted_settings(settings, self._config.val_fraction, self._config.clean)
-        tokenizer = vocabulary.existing(self._folder, settings, wanted)
+        tokenizer = vocabulary.existing(self._folder, settings, self._tokenizer_settings())
         if tokenizer is None:
             raise DataError(f"{self._folder} holds no tokenizer of these settings; run stage=tokenizer first")
         return tokenizer
@@ -173,7 +216,11 @@ class Stages:
     @cached_property
     def _removed(self) -> Mapping[str, Mapping[int, str]]:
         """Slice id → number of a document → why it is left out."""
-        return {}
+        if self._dedup is None:
+            return {}
+        plan = self._dedup_plan()
+        found = {slice.id: dedup.removals(plan, slice.id) for slice in self._slices}
+        return {id: {i: f"{its[i].reason}_duplicate" for i in its} for id, its in found.items() if len(its)}
 
     @cached_property
     def _encode_jobs(self) -> list[EncodeJob]:
@@ -190,9 +237,20 @@ class Stages:
             for slice, clean_job in zip(self._slices, cleaned, strict=True)
         ]
 
+    def _require_curated(self) -> None:
+        for stage in ([Stage.clean] if self._cleans else []) + self._dedup_stages():
+            self._require(stage)
+
     def _publish_stage(self) -> Manifest:
         self._require(Stage.encode)
         return publish(self._folder, self._plan, self._encode_jobs, self._tokenizer, self._config.val_fraction)
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def _verify(self) -> Manifest:
+        manifest = Manifest.load(self._folder)
+        say(f"verified {manifest.verify(self._folder) / 1e6:,.1f} MB of {self._folder}: every checksum is right")
+        return manifest
 
     # --- running jobs ------------------------------------------------------------------------------------------------
 

@@ -19,12 +19,22 @@ from data_prep.files import DataError, publish_bytes
 from data_prep.inputs import Input, Span, find
 from data_prep.jobs import Task
 from data_prep.manifest import INPUTS
+from data_prep.parts import rules_of
 from data_prep.shards import SCHEMA_VERSION, read_json
 from data_prep.sources.config import TextFiles
 
 PLAN = "plan.json"
-NOT_THE_DATASET = ("out", "stage", "workers", "task", "n_tasks", "update", "source.paths", "clean.keep_dropped")
-LOOKING = ("inspect.", "export.")
+NOT_THE_DATASET = (
+    "out",
+    "stage",
+    "workers",
+    "task",
+    "n_tasks",
+    "update",
+    "source.paths",
+    "keep_dropped",
+    "dedup.memory_bytes",
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,9 @@ def load(config: DataPrepConfig) -> Plan:
     differing = differences(tree["options"], options_of(config))
     if differing:
         lines = "\n".join(f"  {line}" for line in differing)
-        raise DataError(f"the plan in {config.out} was made for other options:\n{lines}\nRun stage=plan with these first.")
+        raise DataError(
+            f"the plan in {config.out} was made for other options:\n{lines}\nRun stage=plan with these first."
+        )
     inputs = [Input(*item) for item in tree["inputs"]]
     groups = [tuple(Span(inputs[i], start, stop) for i, start, stop in task) for task in tree["tasks"]]
     return Plan(tree["options"], tuple(jobs.task_of(group, reading_of(config)) for group in groups))
@@ -94,12 +106,9 @@ def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
 
 
 def options_of(config: DataPrepConfig) -> dict[str, Any]:
-    """The keys that decide what the dataset is, flat. A given tokenizer is known by its content, not by its path."""
-    flat = {
-        key: value
-        for key, value in flatten(to_tree(config)).items()
-        if key not in NOT_THE_DATASET and not key.startswith(LOOKING)
-    }
+    """The keys that decide what the dataset is, flat. Files named are known by their content, not by their path."""
+    tree = to_tree(config) | {"clean": rules_of(config.clean)}
+    flat = {key: value for key, value in flatten(tree).items() if key not in NOT_THE_DATASET}
     if config.tokenizer.model is None:
         return flat
     from data_prep.tokenizer import Tokenizer

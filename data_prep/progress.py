@@ -50,7 +50,9 @@ class Progress:
     def _show(self, start: str, end: str) -> None:
         self._shown = time.monotonic()
         seconds = max(1e-9, self._shown - self._started)
-        share = 1.0 if self._jobs_done == self._n_jobs else min(0.999, (self._whole + self._partial) / self._total_bytes)
+        share = (
+            1.0 if self._jobs_done == self._n_jobs else min(0.999, (self._whole + self._partial) / self._total_bytes)
+        )
         parts = [f"{self._label:<13} {share:6.1%}  {self._jobs_done:,}/{self._n_jobs:,} tasks"]
         if self._text_bytes:
             parts.append(f"{self._text_bytes / 1e6:,.1f} MB text  {self._text_bytes / 1e6 / seconds:.1f} MB/s")

@@ -29,7 +29,6 @@ class Reading:
             for outcome in refusing(read(self.source, span), self.on_bad):
                 yield i, outcome
 
-
     def refuses(self, reason: str) -> bool:
         """True if a document removed for this reason would now be an error: made under laxer rules, not used again."""
         return self.on_bad is OnBad.error and reason in set(Reason) and reason != Reason.empty

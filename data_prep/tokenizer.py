@@ -166,7 +166,9 @@ def cut_of(content: bytes) -> re.Pattern[bytes] | None:
     symbols = {piece.piece for piece in model.pieces if piece.type == USER_DEFINED}
     if model.trainer_spec.model_type != BPE or not as_they_are or not rules.escape_whitespaces or symbols != {"\n"}:
         return None
-    return cut_for(piece.piece.replace(BLANK_MARK, " ").encode() for piece in model.pieces if piece.type in (NORMAL, UNUSED))
+    return cut_for(
+        piece.piece.replace(BLANK_MARK, " ").encode() for piece in model.pieces if piece.type in (NORMAL, UNUSED)
+    )
 
 
 def _text_bytes(piece: Any) -> int:

@@ -6,14 +6,12 @@ tokenizer that lies there already and was made with the same settings is kept, a
 another vocabulary would make every shard anew. `tokenizer.json` says what it was trained on.
 """
 
-import dataclasses
 import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.clean.config import CleanConfig
 from data_prep.config import TokenizerConfig
 from data_prep.document import Document
 from data_prep.files import DataError, publish_bytes, publish_json
@@ -42,15 +40,15 @@ def existing(folder: Path, settings: TokenizerConfig, wanted: dict[str, Any]) ->
     return tokenizer if same else None
 
 
-def wanted_settings(settings: TokenizerConfig, val_fraction: float, clean: CleanConfig) -> dict[str, Any]:
-    """All that decides the content of a trained model, but for the corpus."""
+def wanted_settings(settings: TokenizerConfig, val_fraction: float, rules: dict[str, Any]) -> dict[str, Any]:
+    """All that decides the content of a trained model, but for the corpus. `rules`: those of `clean`."""
     return {
         "model_type": settings.model_type.value,
         "vocab_size": settings.vocab_size,
         "sample_bytes": settings.sample_bytes,
         "seed": settings.seed,
         "val_fraction": val_fraction,
-        "clean": dataclasses.asdict(clean),
+        "clean": rules,
         "lossless_settings": LOSSLESS,
     }
 

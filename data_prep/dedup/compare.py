@@ -20,6 +20,7 @@ from data_prep.dedup.plan import Plan
 from data_prep.dedup.runs import PAIR_BYTES, members_in, pairs_in
 from data_prep.dedup.sign import Advance
 from data_prep.dedup.words import Grams, Hashes, Ints, grams
+from data_prep.jobs import Done
 
 SORT_BYTES = 40  # held for one shingle while it is sorted
 PIECE = 1 << 18  # shingles looked up at a time
@@ -42,7 +43,7 @@ def shingle(
                 elif wanted[i]:
                     documents.append(i)
                     yield text
-                advance(len(text))
+                advance(Done(documents=1, text_bytes=len(text)))
 
         for found, counts, hashes in _small_sets(grams(usual(), n)):
             sets.add(np.array(documents)[found], counts, hashes)

@@ -85,6 +85,8 @@ class MinHashDedup:
 
 DedupConfig = NoDedup | ExactDedup | MinHashDedup
 
+DEDUPS: dict[str, type] = {"none": NoDedup, "exact": ExactDedup, "minhash": MinHashDedup}
+
 
 def _brake_problems(max_source_loss: float, max_cluster_share: float) -> list[str]:
     shares = {"max_source_loss": max_source_loss, "max_cluster_share": max_cluster_share}

@@ -31,6 +31,7 @@ from data_prep.dedup.plan import Plan, Slice
 from data_prep.dedup.resolve import Removals, decide, write_removals
 from data_prep.dedup.sign import Signatures, sign
 from data_prep.files import DataError, publish_bytes, publish_json
+from data_prep.jobs import Done
 
 KEYS = 1 << 64
 
@@ -73,8 +74,7 @@ class Job:
     def finished(self) -> bool:
         return self.path.exists()
 
-    def run(self, advance: Callable[[int], None]) -> None:
-        """Calls `advance` with bytes done, `self.bytes` in all if the sizes of the slices are right."""
+    def run(self, advance: Callable[[Done], None]) -> None:
         plan = Plan.load(self.plan_file)
         match self.stage:
             case Stage.sign:
@@ -93,7 +93,7 @@ class Job:
                 compare(plan, self.index, _outputs(plan, Stage.match), _outputs(plan, Stage.shingle), self.path)
             case Stage.resolve:
                 _resolve(plan, self.slices)
-        advance(self.bytes)
+        advance(Done(bytes=self.bytes))
 
 
 def jobs(plan: Plan, stage: Stage, slices: Sequence[Slice]) -> list[Job]:
@@ -137,6 +137,11 @@ def removals(plan: Plan, slice_id: str) -> Removals:
     if not plan.path("report.json").exists():
         raise DataError(f"{plan.path()} holds no finished deduplication; run all its sub-stages first")
     return Removals(plan, slice_id)
+
+
+def report_of(plan: Plan) -> str:
+    """The table for people that `resolve` left."""
+    return plan.path("report.txt").read_text()
 
 
 def _outputs(plan: Plan, stage: Stage) -> list[Path]:

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from data_prep.dedup.columns import Columns, Writer, writing
 from data_prep.dedup.config import ExactDedup, MinHashDedup
 from data_prep.dedup.words import Grams, Hashes, Ints, grams, mixed
+from data_prep.jobs import Done
 
-Advance = Callable[[int], None]
+Advance = Callable[[Done], None]
 
 HASH_BYTES = 16
 
@@ -39,7 +40,7 @@ def sign(texts: Iterable[bytes], config: ExactDedup | MinHashDedup, path: Path, 
             length.append(len(text))
             digest.extend(hashlib.blake2b(text, digest_size=HASH_BYTES).digest())
             yield text
-            advance(len(text))
+            advance(Done(documents=1, text_bytes=len(text)))
 
     match config:
         case ExactDedup():

@@ -26,7 +26,9 @@ ROUNDS = 3
 
 def main() -> None:
     source = Jsonl(paths=sys.argv[1:]) if sys.argv[1:] else PythonStdlib()
-    print(f"{'model':<9}{'vocabulary':>11}{'bare MB/s':>11}{'ours MB/s':>11}{'tokens/s':>12}   ratio of each round, median")
+    print(
+        f"{'model':<9}{'vocabulary':>11}{'bare MB/s':>11}{'ours MB/s':>11}{'tokens/s':>12}   ratio of each round, median"
+    )
     for model_type, vocab_size in ((ModelType.bpe, 32_000), (ModelType.unigram, 32_000)):
         with tempfile.TemporaryDirectory() as folder:
             measure(source, model_type, vocab_size, Path(folder))
@@ -52,7 +54,9 @@ def measure(source: Jsonl | PythonStdlib, model_type: ModelType, vocab_size: int
         n_tokens = sum(len(processor.encode(text)) for text in texts)
         bare = time.process_time() - started
         given = TokenizerConfig(model=model)
-        ours = DataPrepConfig(**{**vars(config), "out": str(folder / str(i)), "tokenizer": given, "stage": Stage.encode})
+        ours = DataPrepConfig(
+            **{**vars(config), "out": str(folder / str(i)), "tokenizer": given, "stage": Stage.encode}
+        )
         prepare(DataPrepConfig(**{**vars(ours), "stage": Stage.tokenizer}))
         started = time.process_time()
         prepare(ours)

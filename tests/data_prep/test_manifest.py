@@ -39,7 +39,9 @@ def verify(folder: Path) -> int:
 
 def test_a_whole_dataset_passes_and_every_byte_was_read(dataset: Path):
     check(dataset)
-    assert verify(dataset) == sum(f.stat().st_size for f in dataset.iterdir() if f.is_file() and f.name != "manifest.json")
+    assert verify(dataset) == sum(
+        f.stat().st_size for f in dataset.iterdir() if f.is_file() and f.name != "manifest.json"
+    )
     assert Manifest.load(dataset).sha256 == sha256_file(dataset / "manifest.json")
 
 
