@@ -144,7 +144,7 @@ class DataPrepConfig:
         return found + self._array_problems()
 
     def _array_problems(self) -> list[str]:
-        if self.task is None and self.n_tasks is None:
+        if self.task is None and (self.n_tasks is None or self.stage is Stage.status):
             return []
         if self.task is None or self.n_tasks is None:
             return [f"task={self.task} n_tasks={self.n_tasks}: give both, or neither"]

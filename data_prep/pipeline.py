@@ -27,7 +27,7 @@ from data_prep.files import DataError, exclusive
 from data_prep.jobs import Job, clear_temporaries
 from data_prep.manifest import MANIFEST, Manifest
 from data_prep.parts import CleanJob, rules_of
-from data_prep.plan import Plan
+from data_prep.plan import PLAN, Plan
 from data_prep.publish import publish, remove_strangers
 from data_prep.slices import Reading, Slice
 from data_prep.tokenizer import Tokenizer
@@ -252,6 +252,28 @@ class Stages:
         say(f"verified {manifest.verify(self._folder) / 1e6:,.1f} MB of {self._folder}: every checksum is right")
         return manifest
 
+    def _status(self) -> str:
+        """A line a stage: tasks done of all; with n_tasks, which elements of a job array have something left to do."""
+        lines: list[str] = []
+        for stage in self.order():
+            for part in self._dedup_stages() if stage is Stage.dedup else [stage]:
+                lines.append(f"{part:<12}{self._progress_of(part)}")
+        return "\n".join(lines)
+
+    def _progress_of(self, stage: Stage) -> str:
+        if stage in (Stage.plan, Stage.tokenizer, Stage.publish):
+            files = {Stage.plan: Path("work", PLAN), Stage.tokenizer: Path(vocabulary.ORIGIN), Stage.publish: MANIFEST}
+            return "done" if (self._folder / files[stage]).exists() else "to do"
+        try:
+            finished = [job.finished() for job in self.jobs(stage)]
+        except DataError:
+            return "waits for the stages before it"
+        line = f"{sum(finished):,} of {len(finished):,} tasks done"
+        if self._config.n_tasks is None or all(finished):
+            return line
+        left = [i for i in range(self._config.n_tasks) if not all(finished[i :: self._config.n_tasks])]
+        return f"{line}; array elements with something left: {in_ranges(left)}"
+
     # --- running jobs ------------------------------------------------------------------------------------------------
 
     def _run(self, stage: Stage) -> None:
@@ -272,6 +294,13 @@ class Stages:
 def n_cores() -> int:
     """Cores that this process may use: fewer than the machine has under Slurm or taskset."""
     return len(os.sched_getaffinity(0))
+
+
+def in_ranges(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] becomes "0-2,5", as job arrays take it. `numbers` rise."""
+    starts = [n for i, n in enumerate(numbers) if not i or numbers[i - 1] != n - 1]
+    ends = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _another_dataset(config: DataPrepConfig, differing: Sequence[str]) -> str:
