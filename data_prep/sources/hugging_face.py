@@ -44,12 +44,13 @@ def read_shard(source: HuggingFace, span: Span) -> Iterator[Outcome]:
     dataset, _ = _opened(source)
     shard = dataset.shard(num_shards=dataset.num_shards, index=int(span.input.url.rpartition("#")[2]))
     tables = shard.with_format("arrow").iter(batch_size=BATCH_ROWS)
-    number, prefix = 0, prefix_of(span)
+    number, seen, prefix = 0, 0, prefix_of(span)
     try:
         while (table := _accessed(source, lambda: next(tables, None))) is not None:
             check_columns(table.schema, source)
+            seen = min(span.stop, seen + table.nbytes)  # stored bytes are not told of; these are the nearest
             for batch in table.to_batches():
-                yield from outcomes_of(batch, source, prefix, number, 0)
+                yield from outcomes_of(batch, source, prefix, number, seen)
                 number += batch.num_rows
     except BrokenFileError as error:
         yield Rejected(error.reason, f"{prefix}{number + 1}", span.stop, error.detail)
