@@ -25,23 +25,14 @@ T = TypeVar("T")
 
 def shards(source: HuggingFace) -> Iterator[Input]:
     """Raises DataError: no such dataset, configuration or split, or no way to reach it."""
-    dataset, files = _opened(source)
-    label = source.dataset.rstrip("/").rpartition("/")[2]
-    known = [stored.facts(file) for file in files]
-    if len(known) != dataset.num_shards:
-        size = sum(n_bytes for n_bytes, _ in known) // dataset.num_shards
-        version = hashlib.sha256(repr([source.revision, *known]).encode()).hexdigest()[:16]
-        known = [(size, version)] * dataset.num_shards
-    for i, (n_bytes, version) in enumerate(known):
-        name = f"{label}/{source.split}-{i:05d}"
-        yield Input(f"{source.dataset}#{i}", name, label, n_bytes, version)
+    yield from _shards(source, *_opened(source))
 
 
 def read_shard(source: HuggingFace, span: Span) -> Iterator[Outcome]:
     """All of a shard: spans of one are not made. Raises DataError also for what is wrong in its files."""
-    if span.input not in tuple(shards(source)):
+    dataset, files = _opened(source)
+    if span.input not in tuple(_shards(source, dataset, files)):
         raise DataError(f"{span.input.name} of source.dataset={source.dataset} changed since it was listed; run again")
-    dataset, _ = _opened(source)
     shard = dataset.shard(num_shards=dataset.num_shards, index=int(span.input.url.rpartition("#")[2]))
     tables = shard.with_format("arrow").iter(batch_size=BATCH_ROWS)
     number, seen, prefix = 0, 0, prefix_of(span)
@@ -54,6 +45,18 @@ def read_shard(source: HuggingFace, span: Span) -> Iterator[Outcome]:
                 number += batch.num_rows
     except BrokenFileError as error:
         yield Rejected(error.reason, f"{prefix}{number + 1}", span.stop, error.detail)
+
+
+def _shards(source: HuggingFace, dataset: Any, files: list[str]) -> Iterator[Input]:
+    label = source.dataset.rstrip("/").rpartition("/")[2]
+    known = [stored.facts(file) for file in files]
+    if len(known) != dataset.num_shards:
+        size = sum(n_bytes for n_bytes, _ in known) // dataset.num_shards
+        version = hashlib.sha256(repr([source.revision, *known]).encode()).hexdigest()[:16]
+        known = [(size, version)] * dataset.num_shards
+    for i, (n_bytes, version) in enumerate(known):
+        name = f"{label}/{source.split}-{i:05d}"
+        yield Input(f"{source.dataset}#{i}", name, label, n_bytes, version)
 
 
 def _opened(source: HuggingFace) -> tuple[Any, list[str]]:

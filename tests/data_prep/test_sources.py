@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import os
 import random
 import tracemalloc
 from pathlib import Path
@@ -262,6 +263,15 @@ def test_a_file_that_vanishes_is_named(tmp_path: Path):
     file.unlink()
     with pytest.raises(DataError, match=r"cannot read .*a\.txt: No such file"):
         list(read(source, Span(item, 0, item.bytes)))
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path):
+    if os.geteuid() == 0:
+        pytest.skip("root may read every file")
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.txt").chmod(0)
+    with pytest.raises(DataError, match=r"cannot read .*a\.txt: Permission denied"):
+        outcomes(TextFiles([str(tmp_path)]))
 
 
 def test_each_limit_is_checked_and_said_to_whom_it_matters():
