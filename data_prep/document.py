@@ -18,7 +18,7 @@ class Reason(StrEnum):
     empty = "empty"
     """No text in it: a blank line, an empty file, an empty string."""
     not_a_page = "not_a_page"
-    """A record of a crawl that is not the answer of a web server with status 2xx: a request, a redirection, metadata."""
+    """A record of a crawl that is no answer of a web server with status 2xx: a request, a redirection, metadata."""
     not_html = "not_html"
     """The answer of a web server, but a picture, a PDF, ..."""
     not_utf8 = "not_utf8"

@@ -7,10 +7,11 @@ and one status a file (about 10 µs each); remote places are listed with as few 
 
 import functools
 import glob
+import itertools
 import os
 import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from data_prep.sources.config import (
     PythonSite,
     PythonStdlib,
     Source,
-    TextFiles,
     Warc,
     Wet,
 )
@@ -142,8 +142,8 @@ def _entry(text: str) -> _Entry:
 
 
 def _default_label(where: str) -> str:
-    """The folder's name, of a glob that of the folder before its first wildcard, of a file its name up to the first
-    full stop."""
+    """The folder's name, of a glob that of the folder before its first wildcard, of a file its name without
+    endings."""
     if stored.is_remote(where):
         root = _root_of_glob(where).rstrip("/") if glob.has_magic(where) else where.rstrip("/")
         last = root.rpartition("/")[2]
@@ -155,7 +155,9 @@ def _default_label(where: str) -> str:
 
 
 def _stem(name: str) -> str:
-    return name[:1] + name[1:].split(".")[0]
+    """`part-0.1` of part-0.1.jsonl.gz."""
+    path = Path(name)
+    return path.with_suffix("").stem if path.suffix in PACKED else path.stem
 
 
 def _root_of_glob(pattern: str) -> str:
@@ -285,23 +287,28 @@ def _refuse_unreadable_names(inputs: Iterable[Input]) -> None:
 def _refuse_twice(inputs: tuple[Input, ...]) -> None:
     """The same file under two entries would enter the corpus twice, unnoticed; two files under one name would be one in
     every message and count."""
-    for one, two in zip(inputs, inputs[1:], strict=False):
+    for one, two in itertools.pairwise(inputs):
         if one.name == two.name and one.url != two.url:
             raise DataError(
                 f"{one.url} and {two.url} are both called {one.name}; give their entries in source.paths different "
                 "labels, label=path"
             )
     seen: dict[str, str] = {}
-    folder_of = functools.lru_cache(maxsize=1024)(os.path.realpath)  # resolving each whole path costs 20 µs a file
     for item in inputs:
-        real = item.url if stored.is_remote(item.url) else _real_path(item.url, folder_of)
+        real = item.url if stored.is_remote(item.url) else _real_path(item.url)
         if real in seen:
             raise DataError(f"the file {real} is in the corpus twice, as {seen[real]} and as {item.name}; name it once")
         seen[real] = item.name
 
 
-def _real_path(path: str, folder_of: Callable[[str], str]) -> str:
+def _real_path(path: str) -> str:
     if os.path.islink(path):  # noqa: PTH114
         return os.path.realpath(path)
     folder, name = os.path.split(path)
-    return f"{folder_of(folder)}/{name}"
+    return f"{_real_folder(folder)}/{name}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _real_folder(folder: str) -> str:
+    """Kept, since resolving the whole path of each file would cost 20 µs."""
+    return os.path.realpath(folder)

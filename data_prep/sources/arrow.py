@@ -21,7 +21,7 @@ def read_arrow(source: Arrow, part: Part) -> Iterator[Outcome]:
         schema, batches = _opened(part.file)
         check_columns(schema, source)
         for batch in batches:
-            yield from outcomes_of(batch, source, part.prefix, number, part.end_byte)
+            yield from outcomes_of(batch, source, part.prefix, number, part.file.furthest)
             number += batch.num_rows
     except BrokenFileError as error:
         yield part.broken(error, number + 1)

@@ -1,12 +1,11 @@
 """Web archives: WARC (pages as they were served; the text is extracted here) and WET (texts extracted by Common Crawl).
 
-In: records, read by FastWARC from what we uncompressed. Out: one outcome a record. A page is the answer of a web server
-with status 2xx whose type is HTML; its character set is the one it declares, or is detected. Extraction is resiliparse's,
-whose rules change with its releases. FastWARC takes a record that is cut short for a whole one, so lengths are compared
-with what the records' heads announce.
+In: records, read by FastWARC from what we uncompressed. Out: one outcome a record. A page is the answer of a web
+server with status 2xx whose type is HTML; its character set is the one it declares, or is detected. Extraction is
+resiliparse's, whose rules change with its releases. FastWARC takes a record that is cut short for a whole one, so
+lengths are compared with what the records' heads announce.
 """
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from data_prep.document import Outcome, Reason, Rejected, outcome_of_bytes, outc
 from data_prep.files import DataError
 from data_prep.sources.config import Warc, Wet
 from data_prep.sources.part import Part
-from data_prep.sources.stream import BrokenFileError
+from data_prep.sources.stream import BlockStream, BrokenFileError
 
 HTML = ("text/html", "application/xhtml+xml")
 
@@ -31,13 +30,12 @@ def read_crawl(source: Warc | Wet, part: Part) -> Iterator[Outcome]:
 
 def _records(blocks: Iterator[bytes]) -> Iterator[Any]:
     try:
-        import fastwarc.warc
-        import resiliparse.extract.html2text  # noqa: F401  asked for now, not after an hour
+        import fastwarc.warc as warc  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+        import resiliparse.extract.html2text  # noqa: F401  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
     except ImportError as error:
-        raise DataError(
-            f"source=warc and source=wet need FastWARC and resiliparse ({error}): pip install 'crisol[warc]'"
-        )  # noqa: B904
-    archive = iter(fastwarc.warc.ArchiveIterator(_Stream(blocks), parse_http=False, stream_detect=False))
+        raise DataError(f"source=warc and source=wet need packages: pip install 'crisol[warc]' ({error})") from error
+    stream: Any = BlockStream(blocks)
+    archive = iter(warc.ArchiveIterator(stream, parse_http=False, stream_detect=False))
     while True:
         try:
             record = next(archive)
@@ -68,7 +66,7 @@ def _outcome(source: Warc | Wet, record: Any, id: str, end_byte: int) -> Outcome
 
 
 def _page(source: Warc, block: bytes, url: str, id: str, end_byte: int) -> Outcome:
-    from fastwarc.warc import WarcRecord
+    from fastwarc.warc import WarcRecord  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
     answer = WarcRecord()  # apart from the archive, whose reading would end with an answer that cannot be parsed
     answer.init_headers(content_length=len(block))
@@ -93,34 +91,11 @@ def _page(source: Warc, block: bytes, url: str, id: str, end_byte: int) -> Outco
 
 
 def _text(html: bytes, charset: str, main_content: bool) -> str:
-    from resiliparse.extract.html2text import extract_plain_text
-    from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+    from resiliparse.extract.html2text import extract_plain_text  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
+    from resiliparse.parse.encoding import bytes_to_str, detect_encoding  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
     try:
         page = bytes_to_str(html, charset or detect_encoding(html, from_html_meta=True) or "utf-8")
     except LookupError:  # a charset that nobody knows
         page = bytes_to_str(html, detect_encoding(html, from_html_meta=True) or "utf-8")
     return extract_plain_text(page, main_content=main_content, alt_texts=False)
-
-
-class _Stream(io.RawIOBase):
-    """Blocks as the file that FastWARC wants."""
-
-    def __init__(self, blocks: Iterator[bytes]):
-        self._blocks = blocks
-        self._left = b""
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes, and none only at the end."""
-        block = self._left or next(self._blocks, b"")
-        size = len(block) if size < 0 else size
-        self._left = block[size:]
-        self._position += min(size, len(block))
-        return block[:size]

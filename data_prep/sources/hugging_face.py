@@ -25,7 +25,29 @@ T = TypeVar("T")
 
 def shards(source: HuggingFace) -> Iterator[Input]:
     """Raises DataError: no such dataset, configuration or split, or no way to reach it."""
+    yield from _shards(source, *_opened(source))
+
+
+def read_shard(source: HuggingFace, span: Span) -> Iterator[Outcome]:
+    """All of a shard: spans of one are not made. Raises DataError also for what is wrong in its files."""
     dataset, files = _opened(source)
+    if span.input not in tuple(_shards(source, dataset, files)):
+        raise DataError(f"{span.input.name} of source.dataset={source.dataset} changed since it was listed; run again")
+    shard = dataset.shard(num_shards=dataset.num_shards, index=int(span.input.url.rpartition("#")[2]))
+    tables = shard.with_format("arrow").iter(batch_size=BATCH_ROWS)
+    number, seen, prefix = 0, 0, prefix_of(span)
+    try:
+        while (table := _accessed(source, lambda: next(tables, None))) is not None:
+            check_columns(table.schema, source)
+            seen = min(span.stop, seen + table.nbytes)  # stored bytes are not told of; these are the nearest
+            for batch in table.to_batches():
+                yield from outcomes_of(batch, source, prefix, number, seen)
+                number += batch.num_rows
+    except BrokenFileError as error:
+        yield Rejected(error.reason, f"{prefix}{number + 1}", span.stop, error.detail)
+
+
+def _shards(source: HuggingFace, dataset: Any, files: list[str]) -> Iterator[Input]:
     label = source.dataset.rstrip("/").rpartition("/")[2]
     known = [stored.facts(file) for file in files]
     if len(known) != dataset.num_shards:
@@ -35,24 +57,6 @@ def shards(source: HuggingFace) -> Iterator[Input]:
     for i, (n_bytes, version) in enumerate(known):
         name = f"{label}/{source.split}-{i:05d}"
         yield Input(f"{source.dataset}#{i}", name, label, n_bytes, version)
-
-
-def read_shard(source: HuggingFace, span: Span) -> Iterator[Outcome]:
-    """All of a shard: spans of one are not made. Raises DataError also for what is wrong in its files."""
-    if span.input not in tuple(shards(source)):
-        raise DataError(f"{span.input.name} of source.dataset={source.dataset} changed since it was listed; run again")
-    dataset, _ = _opened(source)
-    shard = dataset.shard(num_shards=dataset.num_shards, index=int(span.input.url.rpartition("#")[2]))
-    tables = shard.with_format("arrow").iter(batch_size=BATCH_ROWS)
-    number, prefix = 0, prefix_of(span)
-    try:
-        while (table := _accessed(source, lambda: next(tables, None))) is not None:
-            check_columns(table.schema, source)
-            for batch in table.to_batches():
-                yield from outcomes_of(batch, source, prefix, number, 0)
-                number += batch.num_rows
-    except BrokenFileError as error:
-        yield Rejected(error.reason, f"{prefix}{number + 1}", span.stop, error.detail)
 
 
 def _opened(source: HuggingFace) -> tuple[Any, list[str]]:

@@ -29,7 +29,7 @@ def read_jsonl(source: Jsonl, part: Part) -> Iterator[Outcome]:
             if isinstance(line, int):
                 yield too_long(line, limit, id, part.end_byte)
                 continue
-            if len(line) < 2:
+            if len(line) < 4:
                 yield _looked_at(line, source, id, part.end_byte)
                 continue
             try:

@@ -14,13 +14,14 @@ class Part:
         self.file = file
         self.begins_file = span.start == 0
         self.prefix = prefix_of(span)
-
-    @property
-    def end_byte(self) -> int:
-        return min(max(self.file.furthest, self.span.start), self.span.stop) - self.span.start
+        self.end_byte = 0
+        """Stored bytes of the span read so far, as of the last block that was given."""
 
     def blocks(self, max_expansion: int) -> Iterator[bytes]:
-        return stream.blocks(self.file, self.span.start, self.span.stop, max_expansion)
+        start, stop = self.span.start, self.span.stop
+        for block in stream.blocks(self.file, start, stop, max_expansion):
+            self.end_byte = min(self.file.furthest, stop) - start
+            yield block
 
     def lines(self, max_expansion: int, limit: int) -> Iterator[bytes | int]:
         """See `stream.lines`."""
@@ -29,7 +30,7 @@ class Part:
 
     def broken(self, error: stream.BrokenFileError, number: int) -> Rejected:
         """What ends a file whose record `number` could not be read."""
-        return Rejected(error.reason, f"{self.prefix}{number}", self.end_byte, error.detail)
+        return Rejected(error.reason, f"{self.prefix}{number}", self.span.stop - self.span.start, error.detail)
 
 
 def prefix_of(span: Span) -> str:

@@ -1,7 +1,7 @@
 """CSV: a header line, then one row a document, quoted as in RFC 4180 (a text may hold newlines and delimiters).
 
-Read with the standard library, not through `datasets`: its reader (pandas) takes the words NA, null and None for missing
-values, and gives up a whole file at the first broken row.
+Read with the standard library, not through `datasets`: its reader (pandas) takes the words NA, null and None for
+missing values, and gives up a whole file at the first broken row.
 """
 
 import csv
@@ -48,7 +48,7 @@ def read_rows(source: Csv, part: Part) -> Iterator[Outcome]:
 
 
 def _lines(source: Csv, part: Part) -> Iterator[str]:
-    """With their newlines. Bytes that are not UTF-8 become half surrogate pairs, and are found where they matter."""
+    """Bytes that are not UTF-8 become half surrogate pairs, and are found where they matter."""
     for number, line in enumerate(part.lines(source.max_expansion, source.max_document_bytes), 1):
         if isinstance(line, int):
             raise BrokenFileError(
@@ -56,7 +56,7 @@ def _lines(source: Csv, part: Part) -> Iterator[str]:
                 f"line {number} has {line:,} bytes; source.max_document_bytes={source.max_document_bytes}",
             )
         line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-        yield line.decode(errors="surrogateescape") + "\n"
+        yield line.decode(errors="surrogateescape")
 
 
 def _lines_named(first: int, last: int) -> str:

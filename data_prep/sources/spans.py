@@ -6,6 +6,7 @@ bzip2 file is one span, and so is every format whose borders are known only by r
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from data_prep.inputs import Input, Span
 from data_prep.sources.config import Jsonl, Parquet, Source
@@ -17,7 +18,7 @@ from data_prep.sources.zstd_frames import frame_starts
 def spans_of(source: Source, item: Input, target_bytes: int) -> tuple[Span, ...]:
     """The input in spans of about `target_bytes`; one span for an input of no more than that."""
     borders = [0, *cuts(source, item, target_bytes), item.bytes]
-    return tuple(Span(item, start, stop) for start, stop in zip(borders, borders[1:], strict=False))
+    return tuple(Span(item, start, stop) for start, stop in pairwise(borders))
 
 
 def cuts(source: Source, item: Input, target_bytes: int) -> list[int]:

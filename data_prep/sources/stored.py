@@ -123,6 +123,6 @@ def _advice(url: str, error: Exception) -> str:
     if isinstance(error, ValueError) and "rotocol" in str(error):
         return f"no package of fsspec speaks {protocol}://; a local path is written without ://"
     return (
-        f"{type(error).__name__}: {error}. Credentials and end points are taken from where the package for {protocol}:// "
-        "looks for them (its environment variables and files), and from fsspec's own ~/.config/fsspec/*.json"
+        f"{type(error).__name__}: {error}. Credentials and end points are taken from where the package that speaks "
+        f"{protocol}:// looks for them (its environment variables and files), and from ~/.config/fsspec/*.json"
     )

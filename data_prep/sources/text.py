@@ -27,4 +27,4 @@ def read_text(source: PythonStdlib | PythonSite | TextFiles, part: Part) -> Iter
                 return
         yield outcome_of_bytes(b"".join(blocks), name, part.span.stop)
     except BrokenFileError as error:
-        yield Rejected(error.reason, name, part.end_byte, error.detail)
+        yield Rejected(error.reason, name, part.span.stop, error.detail)

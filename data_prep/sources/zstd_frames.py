@@ -1,8 +1,9 @@
 """Where the frames of a Zstandard file begin, found by its headers alone (RFC 8878, sections 3.1.1 and 3.1.2).
 
-In: an open file. Out: the offset of each frame, skippable ones included. A file in the seekable format (pzstd's table in
-a last skippable frame; zstd contrib/seekable_format) is known from its end; otherwise each block is stepped over by its
-3-byte header: on a local disk about 3 µs for each 128 KiB of text, on a remote one as much traffic as reading the file.
+In: an open file. Out: the offset of each frame, skippable ones included. A file in the seekable format (a table in a
+last skippable frame; contrib/seekable_format of the zstd repository) is known from its end. Otherwise each block is
+stepped over by its 3-byte header: some µs for each 128 KiB of text on a local disk, and on a remote one as much traffic
+as reading the file.
 """
 
 from collections.abc import Iterator

@@ -239,7 +239,7 @@ def test_what_is_wrong_with_a_dataset_is_said(tmp_path: Path):
     with pytest.raises(DataError, match=r"split=valid\): ValueError: Bad split: valid"):
         find(HuggingFace(str(tmp_path), split="valid"))
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{broken')
-    with pytest.raises(DataError, match="source.dataset="):
+    with pytest.raises(DataError, match=r"source\.dataset="):
         texts(source)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from data_prep.document import Document
 from data_prep.inputs import Input, Span, find
+from data_prep.sources import stream
 from data_prep.sources.config import Jsonl, Parquet, Source, TextFiles
 from data_prep.sources.read import read
 from data_prep.sources.spans import cuts, spans_of
@@ -60,12 +61,21 @@ def test_a_file_cut_at_any_byte_or_at_every_byte_gives_the_same_documents(tmp_pa
     assert read_in_parts(source, item, range(1, len(content))) == whole
 
 
-def test_random_files_cut_at_random_give_the_same_documents(tmp_path: Path):
-    draw = random.Random(11)
+@pytest.mark.parametrize("block", [1, 3, 16, 1 << 18])
+def test_random_files_cut_at_random_give_the_same_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+):
+    """With blocks so small that lines, borders and limits meet their edges; against splitting the whole file."""
+    monkeypatch.setattr(stream, "BLOCK", block)
+    draw, limit = random.Random(block), 13
     pieces = [b"\n", b"\r\n", b'{"text":"x"}', b'{"text":"yy"}\n', b'{"text":""}\n', b"  ", b"{", b"\xef\xbb\xbf"]
-    for _ in range(150):
-        source, item = the_input(tmp_path / "a.jsonl", b"".join(draw.choices(pieces, k=draw.randrange(12))))
+    for _ in range(80):
+        content = b"".join(draw.choices(pieces, k=draw.randrange(12)))
+        source, item = the_input(tmp_path / "a.jsonl", content)
+        source.max_document_bytes = limit
         whole = read_in_parts(source, item, [])
+        lines = content.removesuffix(b"\n").split(b"\n") if content else []
+        assert [len(line) > limit for line in lines] == [reason == "too_long" for reason, _ in whole]
         for _ in range(4):
             inside = range(1, max(1, item.bytes))
             borders = sorted(draw.sample(inside, draw.randrange(min(6, len(inside) + 1))))
