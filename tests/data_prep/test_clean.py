@@ -86,7 +86,7 @@ def test_fineweb_is_the_paper_and_fineweb_datatrove_its_code():
     assert (code.c4.min_sentences, code.c4.min_words_per_line) == (5, 3)
     assert paper.fineweb.max_duplicate_line_characters == 0.1
     assert code.fineweb.max_duplicate_line_characters == 0.01
-    assert (paper.words, code.words) == (Words.whitespace, Words.punctuation_apart)
+    assert paper.words is code.words is Words.punctuation_apart
     assert code.pii == paper.pii == Pii(emails=True, public_ips=True)
 
 
