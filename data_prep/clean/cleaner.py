@@ -17,11 +17,14 @@ It is FineWeb's order (§3, and examples/fineweb.py of datatrove). A decision de
 configuration alone, never on other documents.
 """
 
+import importlib.metadata
 from collections import Counter
+from pathlib import Path
 
+from conf.compose import digest, to_tree
 from data_prep.clean.c4 import c4
 from data_prep.clean.characters import with_policies
-from data_prep.clean.config import CleanConfig
+from data_prep.clean.config import CleanConfig, Detector
 from data_prep.clean.fineweb import fineweb
 from data_prep.clean.gopher import gopher_quality
 from data_prep.clean.language import Recogniser
@@ -30,6 +33,9 @@ from data_prep.clean.pii import masked
 from data_prep.clean.refinedweb import refinedweb
 from data_prep.clean.repetition import gopher_repetition
 from data_prep.clean.urls import BlockList
+from data_prep.files import DataError, sha256_file
+
+RULES_VERSION = 1  # raised with every change of these files that can change a decision or a text
 
 
 class Cleaner:
@@ -92,3 +98,26 @@ class Cleaner:
             view = view if left is text else View(left, config.words)
             return fineweb(view, config.fineweb) or left
         return left
+
+
+def fingerprint(config: CleanConfig) -> str:
+    """64 hex digits that differ whenever decisions may: of the settings, of the *content* of the files that they name
+    (wherever those lie), and of the version of the language detector.
+    """
+    tree = to_tree(config)
+    if (path := config.url_block_list.path) is not None:
+        tree["url_block_list"]["path"] = _content(path)
+    if config.language.model is not None:
+        tree["language"]["model"] = _content(config.language.model)
+    if config.language.enabled and config.language.detector is Detector.resiliparse:
+        tree["resiliparse"] = importlib.metadata.version("resiliparse")
+    return digest({"rules": RULES_VERSION, "clean": tree})
+
+
+def _content(path: str) -> str:
+    try:
+        return sha256_file(Path(path))
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); clean.url_block_list or clean.language names it"
+        ) from None

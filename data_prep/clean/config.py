@@ -162,12 +162,13 @@ class C4:
     """C4 §2.2, in the order of the authors' code (c4_utils.clean_page). Removes lines, then judges what is left.
 
     The paper and that code ask for 3 sentences a page and 5 words a line. Dodge et al. 2021 and datatrove have the two
-    numbers exchanged; FineWeb was made that way, see conf/clean/fineweb_datatrove.yaml.
+    numbers exchanged; FineWeb was made that way, see conf/clean/fineweb_datatrove.yaml. Sentences are counted by their
+    end marks, not by nltk's punkt, which needs a download. The paper's list of bad words is left out.
     """
 
     enabled: bool = False
     terminal_punctuation: bool = True
-    """Removes lines that do not end in `.`, `?`, `!` or `"`, or that end in `...`."""
+    """Removes lines that do not end in `.`, `?`, `!` or `"` (datatrove: or `'`), or that end in `...`."""
     min_words_per_line: int | None = 5
     max_word_length: int | None = 1000
     """Removes lines with a longer word (code only)."""
@@ -254,8 +255,9 @@ class CleanConfig:
     url_block_list: UrlBlockList = field(default_factory=UrlBlockList)
     language: Language = field(default_factory=Language)
     words: Words = Words.whitespace
-    """What a word is to Gopher and FineWeb: text between white space (as in Dolma, RedPajama and C4's code), or the
-    same with each punctuation mark a word of its own (as the tokenizers of datatrove, with which FineWeb was made)."""
+    """What a word is to Gopher and FineWeb: text between white space (as in Dolma, RedPajama and C4's code), or that
+    with each punctuation mark a word of its own (nearly as the tokenizers of datatrove, with which FineWeb was made).
+    The papers do not say. It matters most to `min_alphabetic_words`, which drops many more with marks apart."""
     gopher_repetition: GopherRepetition = field(default_factory=GopherRepetition)
     gopher_quality: GopherQuality = field(default_factory=GopherQuality)
     c4: C4 = field(default_factory=C4)

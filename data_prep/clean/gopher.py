@@ -4,7 +4,7 @@ Rae et al. 2021, appendix A.1.1 "Quality Filtering"; thresholds and choices in `
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def gopher_quality(view: View, rules: GopherQuality) -> Dropped | None:
 def _broken(view: View, rules: GopherQuality) -> Iterator[Dropped | None]:
     """One outcome a rule, lazily, in datatrove's order, which follows the paper's text."""
     n_words = len(view.words)
-    proper = _marked(view, lambda word: word.isalpha() or bool(_LETTER_OR_DIGIT.search(word)))
+    proper, lettered = _kinds(view.vocabulary)
     n_proper = int(view.occurrences[proper].sum())
     yield below("gopher_too_few_words", n_proper, rules.min_words, "words")
     yield above("gopher_too_many_words", n_proper, rules.max_words, "words")
@@ -41,13 +41,17 @@ def _broken(view: View, rules: GopherQuality) -> Iterator[Dropped | None]:
     yield above("gopher_bullet_lines", bullets / len(lines), rules.max_bullet_lines, "share of bullet lines")
     endings = sum(line.rstrip().endswith(_ELLIPSES) for line in lines)
     yield above("gopher_ellipsis_lines", endings / len(lines), rules.max_ellipsis_lines, "share of lines with ellipsis")
-    alphabetic = _marked(view, lambda word: word.isalpha() or any(map(str.isalpha, word)))
-    share = int(view.occurrences[alphabetic].sum()) / n_words
+    share = int(view.occurrences[lettered].sum()) / n_words
     yield below("gopher_few_alphabetic_words", share, rules.min_alphabetic_words, "share of words with a letter")
     found = len(set(rules.stop_words).intersection(view.vocabulary))
     yield below("gopher_few_stop_words", found, rules.min_stop_words, "different stop words")
 
 
-def _marked(view: View, test: Callable[[str], bool]) -> np.ndarray:
-    """For each word of the vocabulary whether it passes."""
-    return np.fromiter(map(test, view.vocabulary), bool, len(view.vocabulary))
+def _kinds(vocabulary: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """For each word: has it a letter or digit, has it a letter."""
+    lettered = np.fromiter(map(str.isalpha, vocabulary), bool, len(vocabulary))
+    proper = lettered.copy()
+    for i in np.flatnonzero(~lettered).tolist():
+        lettered[i] = any(map(str.isalpha, vocabulary[i]))
+        proper[i] = lettered[i] or _LETTER_OR_DIGIT.search(vocabulary[i]) is not None
+    return proper, lettered

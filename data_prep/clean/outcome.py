@@ -14,9 +14,13 @@ import numpy as np
 
 from data_prep.clean.config import Words
 
-_PUNCTUATION = r"!-/:-@\[-\^`{-~¡§«¶·»¿‐-‧‰-⁞、-〃〈-〠！-／：-＠［-｀｛-･"
-# Parts without punctuation, joined by a mark that may stand inside a word ("don't", "well-known", "3.14"); or one mark.
-_TOKENS = re.compile(rf"[^\s{_PUNCTUATION}]++(?:['’.,-][^\s{_PUNCTUATION}]++)*+|[{_PUNCTUATION}]")
+_PUNCTUATION = r"!-/:-@\[-`{-~¡§«¶·»¿‐-‧‰-⁞、-〃〈-〠！-／：-＠［-｀｛-･"
+_PART = rf"[^\s{_PUNCTUATION}]++"
+# What spaCy's English rules come to, nearly: initials keep their point; dots and underscores inside a word and commas
+# inside a number hold it together; what follows an apostrophe is a word; dots and dashes in a row are one mark.
+_TOKENS = re.compile(
+    rf"\b(?:[A-Z]|Mrs?|Dr|St)\.(?!\w)|(?:(?<=\w)['’])?{_PART}(?:[._]{_PART}|,(?=\d){_PART})*+|\.\.+|--+|[{_PUNCTUATION}]"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,14 +30,18 @@ def _broken(view: View, rules: GopherRepetition) -> Iterator[Dropped | None]:
     yield _share("lines", n / len(lines), rules.max_duplicate_lines)
     yield _share("line_characters", characters / size, rules.max_duplicate_line_characters)
     ends = np.concatenate(([0], np.cumsum(view.lengths[view.ids])))  # characters before each word, blanks left out
+    limits = {n: limit for n in range(5, 11) if (limit := getattr(rules, f"max_duplicate_{n}gram")) is not None}
     for grams in repeated(view.ids, 10):
-        if grams.n <= 4:
-            limit = getattr(rules, f"max_top_{grams.n}gram")
+        n = grams.n
+        if n <= 4:
             share = top_characters(grams, ends) / size
-            yield above(f"gopher_top_{grams.n}gram", share, limit, f"characters in the top {grams.n}-gram")
-        elif (limit := getattr(rules, f"max_duplicate_{grams.n}gram")) is not None:
-            share = _duplicate_share(grams, ends, size, limit)
-            yield _share(f"{grams.n}gram", share, limit)
+            limit = getattr(rules, f"max_top_{n}gram")
+            yield above(f"gopher_top_{n}gram", share, limit, f"share of characters in the top {n}-gram")
+        if n >= 4 and _covered(grams, ends) / size <= min(limits.values(), default=1.0):
+            return  # longer runs lie inside these, and duplicates are a part of them: no limit can be reached
+        if n in limits:
+            share = duplicate_characters(grams, ends) / size
+            yield above(f"gopher_duplicate_{n}gram", share, limits[n], f"share of characters in duplicate {n}-grams")
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,28 @@ def repeated(ids: np.ndarray, longest: int) -> Iterator[Grams]:
     A run's name is unique for its length: (name of its first n-1 words, last word) is one 64-bit key, numbered anew.
     """
     size = len(ids)
-    places, names = np.arange(size), ids
+    places, names, times = np.arange(size), ids, ids
     n_words = int(ids.max()) + 1 if size else 0
     for n in range(2, min(longest, size) + 1):
         inside = places + n <= size
         places, names = places[inside], names[inside]
-        _, names, times = np.unique(names * n_words + ids[places + n - 1], return_inverse=True, return_counts=True)
-        times = times[names]
-        again = times > 1
-        places, names, times = places[again], names[again], times[again]
+        if len(places):
+            names, times = _numbered(names * n_words + ids[places + (n - 1)])
+            again = times > 1
+            places, names, times = places[again], names[again], times[again]
         yield Grams(n, places, names, times)
+
+
+def _numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the rank of each key among the distinct ones, how often it occurs): np.unique with less ado for short texts."""
+    order = keys.argsort()
+    ordered = keys[order]
+    new = np.empty(len(keys), bool)
+    new[0] = False
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    names = np.empty(len(keys), np.int64)
+    names[order] = new.cumsum()
+    return names, np.bincount(names)[names]
 
 
 def top_characters(grams: Grams, ends: np.ndarray) -> int:
@@ -107,16 +123,14 @@ def _lines(text: str) -> list[str]:
     return [line for line in text.split("\n") if line] + ends
 
 
-def _duplicate_share(grams: Grams, ends: np.ndarray, size: int, limit: float) -> float:
-    """The share of duplicate characters, or 0 where even all repeated runs together stay within the limit."""
-    covered = np.zeros(len(ends) - 1, bool)
-    for step in range(grams.n):
-        covered[grams.places + step] = True
-    if int(np.diff(ends)[covered].sum()) / size <= limit:
-        return 0.0
-    return duplicate_characters(grams, ends) / size
+def _covered(grams: Grams, ends: np.ndarray) -> int:
+    """Characters of all words that some repeated run of this length holds, first occurrences included."""
+    if len(grams.places) == 0:
+        return 0
+    behind = grams.places + grams.n
+    behind[:-1] = np.minimum(behind[:-1], grams.places[1:])
+    return int((ends[behind] - ends[grams.places]).sum())
 
 
 def _share(what: str, share: float, limit: float | None) -> Dropped | None:
-    words = what.replace("_", " ").replace("gram", "-gram characters")
-    return above(f"gopher_duplicate_{what}", share, limit, f"share of duplicate {words}")
+    return above(f"gopher_duplicate_{what}", share, limit, f"share of duplicate {what.replace('_', ' ')}")

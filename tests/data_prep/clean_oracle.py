@@ -4,7 +4,7 @@ datatrove splits with spaCy or nltk, which are no dependency of ours; its filter
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from data_prep.clean.c4 import n_sentences
 
 TALE = """it was the best of times and that is what we have to be with when the age of wisdom turns into an age
 of foolishness because every season of light has also been one of darkness for those who were there before us"""
-PROSE = TALE.split()
+PROSE: list[str] = list(TALE.split())
 # Capital first, so that runs of words joined without blanks (as datatrove names them) tell the words apart.
 SYLLABLES = ["Da", "Re", "Mio", "Fala", "So", "Tis", "Ofthe"]
 
@@ -82,5 +82,5 @@ def _line(draw: random.Random) -> str:
             return _words(draw, PROSE, 2, 25) + draw.choice([".", ".", "!", "?", '."', "", ",", "。"])
 
 
-def _words(draw: random.Random, vocabulary: list[str], least: int, most: int) -> str:
+def _words(draw: random.Random, vocabulary: Sequence[str], least: int, most: int) -> str:
     return " ".join(draw.choices(vocabulary, k=draw.randint(least, most)))

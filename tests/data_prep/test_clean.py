@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from conf.compose import App, ConfigError, compose
-from data_prep.clean.cleaner import Cleaner
+from data_prep.clean.cleaner import Cleaner, fingerprint
 from data_prep.clean.config import C4, CleanConfig, GopherQuality, GopherRepetition, Newlines, Pii, Words
 from data_prep.clean.outcome import Dropped, Kept
+from data_prep.files import DataError
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "clean").glob("*.yaml"))
 PAGE = (
@@ -47,6 +48,11 @@ def cleaned(text: str, config: CleanConfig, url: str = "") -> Kept | Dropped:
     return Cleaner(config).clean(text.encode(), url)
 
 
+def reason_of(text: str, config: CleanConfig) -> str:
+    outcome = cleaned(text, config)
+    return outcome.reason if isinstance(outcome, Dropped) else ""
+
+
 # --- configuration --------------------------------------------------------------------------------------------------
 
 
@@ -75,7 +81,7 @@ def test_a_single_threshold_is_overridable():
     assert config.gopher_quality == GopherQuality(enabled=True, min_words=20)
     assert config.gopher_repetition == GopherRepetition(enabled=True, max_top_2gram=None)
     thirty = "the people of the valley have heard it " * 3 + "and most that live there can tell you"
-    assert cleaned(thirty, CleanConfig(gopher_quality=GopherQuality(enabled=True))).reason == "gopher_too_few_words"
+    assert reason_of(thirty, CleanConfig(gopher_quality=GopherQuality(enabled=True))) == "gopher_too_few_words"
     assert isinstance(cleaned(thirty, CleanConfig(gopher_quality=config.gopher_quality)), Kept)
 
 
@@ -128,9 +134,9 @@ def test_what_was_altered_is_counted_and_a_text_that_was_not_is_the_same_object(
 
 def test_rules_apply_in_the_documented_order():
     config = configured("clean=gopher", "clean.c4.enabled=true", "clean.fineweb.enabled=true")
-    assert cleaned("Home {\n" * 9, config).reason == "gopher_duplicate_lines"
-    assert cleaned("the old mill of the town {\n", config).reason == "gopher_top_2gram"
-    assert cleaned(PAGE + "int main() { return 0; } is what it says on the wall of the inn.\n", config).reason == (
+    assert reason_of("Home {\n" * 9, config) == "gopher_duplicate_lines"
+    assert reason_of("the old mill of the town {\n", config) == "gopher_top_2gram"
+    assert reason_of(PAGE + "int main() { return 0; } is what it says on the wall of the inn.\n", config) == (
         "c4_curly_bracket"
     )
 
@@ -145,10 +151,20 @@ def test_a_cleaner_decides_alike_in_another_process(tmp_path: Path):
     assert here.clean(PAGE.encode(), "http://www.blocked.example/x") == Dropped("url_blocked_domain", "blocked.example")
 
 
+def test_the_fingerprint_follows_the_content_of_files_not_their_place(tmp_path: Path):
+    for name, content in (("a", "x.example\n"), ("b", "x.example\n"), ("c", "y.example\n")):
+        (tmp_path / name).write_text(content)
+    a, b, c = (fingerprint(configured(f"clean.url_block_list.path={tmp_path / name}")) for name in "abc")
+    assert a == b != c
+    assert len({a, c, fingerprint(configured()), fingerprint(configured("clean=gopher"))}) == 4
+    with pytest.raises(DataError, match=r"none\.txt"):
+        fingerprint(configured(f"clean.url_block_list.path={tmp_path}/none.txt"))
+
+
 def test_a_document_emptied_by_its_rules_is_dropped_as_empty():
     config = CleanConfig(c4=C4(enabled=True, min_sentences=None))
-    assert cleaned("Home\nAbout us\n", config).reason == "empty"
-    assert cleaned(" \u2003\n\t", config).reason == "empty"
+    assert reason_of("Home\nAbout us\n", config) == "empty"
+    assert reason_of(" \u2003\n\t", config) == "empty"
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
