@@ -1,0 +1,390 @@
+"""Another program's token files → a dataset of ours, without tokenizing again.
+
+In: `ImportConfig`. Out: the `Manifest` of the folder `out`: one shard for each payload file, hard-linked when its
+bytes are what ours would be, rewritten when they are not, `manifest.json` last. On the way every id is checked:
+inside the vocabulary; without text only where it was declared (the end-of-text id at the end of each document, and
+nowhere else). The source is only read. A killed import goes on with the files that are not done.
+
+Rewritten are: ids of another width (after the range check), llm.c files (their header), documents that lack the
+end-of-text id under `append_eos`, and files with documents left out under `on_bad_document=skip`.
+Memory: a block of a file, and in a rewritten file 4 bytes a document (`ShardWriter`) and the longest document.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conf.compose import digest, flatten, to_tree
+from data_prep.config import OnBad
+from data_prep.exchange import peer_tokenizer
+from data_prep.exchange.config import ImportConfig
+from data_prep.exchange.indexes import Ends, write_megatron_index
+from data_prep.exchange.links import link_or_copy, say
+from data_prep.exchange.peer_tokenizer import PeerTokenizer
+from data_prep.exchange.peers import PeerFile, ends_of, find
+from data_prep.files import DataError, exclusive, publish_bytes, publish_json, published, sha256_file
+from data_prep.jobs import clear_temporaries
+from data_prep.manifest import (
+    MANIFEST,
+    OUR_SHARD,
+    TOKEN_BYTES,
+    FileEntry,
+    InputEntry,
+    Manifest,
+    ShardEntry,
+    shard_stems,
+)
+from data_prep.shards import (
+    EOS_POLICY,
+    LONGEST_DOCUMENT,
+    SCHEMA_VERSION,
+    InputCount,
+    ShardHead,
+    Sidecar,
+    file_of,
+    read_sidecar,
+    remove_shard,
+    shard_writer,
+    size_problems,
+)
+
+EMPTY, CONTROL_ID = "empty", "control_id_in_text"
+SHARED_WIDTHS = {2: "uint16", 4: "int32"}  # int32 and uint32, int16 and uint16 agree on every id that is in range
+
+
+@dataclass(frozen=True)
+class Job:
+    """One payload file on its way to one shard."""
+
+    peer: PeerFile
+    stem: Path
+    split: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What reading every id of a file told. `bad`: numbers of documents to leave out; `lacking`: how many documents
+    do not end with the end-of-text id."""
+
+    sha256: str
+    text_bytes: int
+    bad: Sequence[int]
+    lacking: int
+
+
+def import_dataset(out: Path, config: ImportConfig, on_bad: OnBad) -> Manifest:
+    """Raises DataError, naming the file, for everything that would make the dataset other than it says."""
+    out = Path(out)
+    if missing := config.missing():
+        raise DataError("; ".join(missing))
+    _refuse_own_output(out, config)
+    tokenizer = peer_tokenizer.load(config)
+    jobs = [_job(peer, out, config, tokenizer, on_bad) for peer in find(config)]
+    if all(job.split == "val" for job in jobs):
+        raise DataError(f"peer.val={config.val} matches every file, which leaves nothing to train on")
+    with exclusive(out, "wait for it, or choose another out="):
+        clear_temporaries(out)
+        if (out / MANIFEST).exists():
+            return _already_there(out, jobs)
+        for job in jobs:
+            if _finished(job, tokenizer):
+                say(f"{job.peer.name}: done already, used again")
+            else:
+                _import_file(job, config, tokenizer, on_bad)
+        return _publish(out, jobs, config, tokenizer)
+
+
+def _refuse_own_output(out: Path, config: ImportConfig) -> None:
+    inside = [path for path in config.paths if out.resolve().is_relative_to(Path(path).resolve())]
+    if inside:
+        raise DataError(f"out={out} lies inside peer.paths ({inside[0]}); choose a folder outside")
+
+
+def _job(peer: PeerFile, out: Path, config: ImportConfig, tokenizer: PeerTokenizer, on_bad: OnBad) -> Job:
+    """A shard is named by what decides its bytes: the file's name, size and time, tokenizer and rules."""
+    state = peer.path.stat()
+    rules = _rules(config, tokenizer) | {"on_bad_document": on_bad.value}
+    task = digest([SCHEMA_VERSION, peer.name, state.st_size, state.st_mtime_ns, rules])[:16]
+    split = "val" if any(fnmatchcase(peer.name, glob) for glob in config.val) else "train"
+    return Job(peer, out / f"{split}-{task}", split, task)
+
+
+def _rules(config: ImportConfig, tokenizer: PeerTokenizer) -> dict[str, Any]:
+    kept = {key: value for key, value in to_tree(config).items() if key not in ("paths", "tokenizer", "val")}
+    return kept | {"tokenizer_sha256": tokenizer.sha256, "eos_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size}
+
+
+def _already_there(out: Path, jobs: Sequence[Job]) -> Manifest:
+    manifest = Manifest.load(out)
+    if {shard.name for shard in manifest.shards} != {job.stem.name for job in jobs}:
+        raise DataError(f"{out} holds another finished dataset (other files, tokenizer or rules); choose another out=")
+    manifest.check(out)
+    say("this dataset is complete already; nothing to do")
+    return manifest
+
+
+def _finished(job: Job, tokenizer: PeerTokenizer) -> bool:
+    try:
+        sidecar = read_sidecar(job.stem)
+    except DataError:
+        return False
+    return not size_problems(job.stem, sidecar) and sidecar.tokenizer_sha256 == tokenizer.sha256
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+def _import_file(job: Job, config: ImportConfig, tokenizer: PeerTokenizer, on_bad: OnBad) -> None:
+    _refuse_narrow(job.peer, tokenizer)
+    with _spooled(job.peer, tokenizer.eos_id, job.stem.parent) as (ends, empty):
+        found = examine(job.peer, ends, tokenizer, config)
+        rejected = {reason: n for reason, n in ((EMPTY, empty), (CONTROL_ID, len(found.bad))) if n}
+        if found.bad and on_bad is OnBad.error:
+            raise DataError(_control_message(job.peer, ends, found.bad, tokenizer, config))
+        if found.lacking and not config.append_eos:
+            raise DataError(
+                f"{job.peer.path}: {found.lacking} of {len(ends)} documents do not end with eos_id={tokenizer.eos_id}; "
+                "pass the id that ends them as peer.eos_id, or have it written: peer.append_eos=true"
+            )
+        record = InputCount(
+            job.peer.name,
+            job.peer.path.stat().st_size,
+            found.sha256,
+            len(ends) + empty,
+            len(ends) - len(found.bad),
+            rejected,
+        )
+        try:
+            reasons = _why_rewritten(job.peer, found)
+            if reasons:
+                _rewrite(job, ends, found, record, tokenizer)
+                say(f"{job.peer.name}: {record.documents:,} documents, rewritten ({', '.join(reasons)})")
+            else:
+                linked = _link(job, ends, found, record, tokenizer)
+                say(f"{job.peer.name}: {record.documents:,} documents, {'linked' if linked else 'copied'}")
+        except BaseException:
+            remove_shard(job.stem)
+            raise
+
+
+def _refuse_narrow(peer: PeerFile, tokenizer: PeerTokenizer) -> None:
+    largest = np.iinfo(np.dtype(peer.dtype)).max
+    if tokenizer.vocab_size - 1 > largest:
+        raise DataError(
+            f"{peer.path} stores ids as {np.dtype(peer.dtype).name}, which cannot hold the largest of this vocabulary "
+            f"({tokenizer.vocab_size - 1}): the tokenizer is another, or ids were cut off when they were written"
+        )
+
+
+@contextlib.contextmanager
+def _spooled(peer: PeerFile, eos_id: int, folder: Path) -> Iterator[tuple[Ends, int]]:
+    """(ends of the documents that hold tokens, mapped from an unnamed temporary file; how many hold none)."""
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        n, empty, last = 0, 0, 0
+        for block in ends_of(peer, eos_id):
+            lengths = np.diff(block, prepend=last)
+            if len(lengths) and lengths.max() > LONGEST_DOCUMENT:
+                raise DataError(
+                    f"{peer.path} has a document of {lengths.max()} tokens; the index holds {LONGEST_DOCUMENT}"
+                )
+            kept = block[lengths > 0]
+            spool.write(kept.astype("<i8").tobytes())
+            n, empty = n + len(kept), empty + len(block) - len(kept)
+            last = int(block[-1]) if len(block) else last
+        spool.flush()
+        yield (np.memmap(spool, "<i8", "r", shape=(n,)) if n else np.empty(0, np.int64)), empty
+
+
+def examine(peer: PeerFile, ends: Ends, tokenizer: PeerTokenizer, config: ImportConfig) -> Examined:
+    """Reads every id once. Raises DataError on the first id outside the vocabulary.
+
+    An id without text is in order at its declared place: `eos_id` as the last of a document, `bos_id` as the first,
+    `allow_ids` anywhere.
+    """
+    textless = tokenizer.token_bytes == 0
+    textless[[id for id in config.allow_ids if 0 <= id < len(textless)]] = False
+    sha256, text_bytes, lacking, position = hashlib.sha256(), 0, 0, 0
+    bad = array("q")
+    for ids in peer.blocks():
+        after = position + len(ids)
+        sha256.update(ids.tobytes())
+        _check_range(peer, ids, position, tokenizer.vocab_size)
+        text_bytes += int(tokenizer.token_bytes[ids].sum(dtype=np.int64))
+        first, stop = (int(np.searchsorted(ends, np.int64(edge), side="right")) for edge in (position, after))
+        last_ones = np.asarray(ends[first:stop]) - 1 - position
+        lacking += int((ids[last_ones] != tokenizer.eos_id).sum())
+        places = np.flatnonzero(textless[ids])
+        out_of_place = places[~((ids[places] == tokenizer.eos_id) & np.isin(places, last_ones))]
+        if len(out_of_place) and config.bos_id is not None:
+            openings = np.append(last_ones + 1, 0 if position == 0 or (first and ends[first - 1] == position) else -1)
+            out_of_place = out_of_place[~((ids[out_of_place] == config.bos_id) & np.isin(out_of_place, openings))]
+        documents = np.unique(np.searchsorted(ends, out_of_place + position, side="right")).tolist()
+        bad.extend(document for document in documents if not bad or document > bad[-1])
+        position = after
+    return Examined(sha256.hexdigest(), text_bytes, bad, lacking)
+
+
+def _check_range(peer: PeerFile, ids: Any, position: int, vocab_size: int) -> None:
+    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
+        at = int(np.flatnonzero((ids < 0) | (ids >= vocab_size))[0])
+        raise DataError(
+            f"{peer.path}: id {ids[at]} at token {position + at} lies outside the vocabulary 0 ... {vocab_size - 1}: "
+            "another tokenizer made it, or the file is damaged"
+        )
+
+
+def _control_message(
+    peer: PeerFile, ends: Ends, bad: Sequence[int], tokenizer: PeerTokenizer, config: ImportConfig
+) -> str:
+    start, stop = _bounds(ends, bad[0])
+    ids = np.memmap(peer.path, peer.dtype, "r", peer.header_bytes, (peer.tokens,))[start:stop]
+    inner = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
+    wrong = sorted({int(id) for id in inner[tokenizer.token_bytes[inner] == 0]} - set(config.allow_ids))
+    return (
+        f"{peer.path}: {len(bad)} documents hold an id without text where none is declared (first: document {bad[0]}, "
+        f"ids {wrong}); name them in peer.allow_ids or peer.bos_id if they belong there, or leave these documents out: "
+        "on_bad_document=skip"
+    )
+
+
+def _bounds(ends: Ends, document: int) -> tuple[int, int]:
+    return (int(ends[document - 1]) if document else 0), int(ends[document])
+
+
+def _why_rewritten(peer: PeerFile, found: Examined) -> list[str]:
+    reasons = {
+        f"{np.dtype(peer.dtype).name} ids": np.dtype(peer.dtype).itemsize not in SHARED_WIDTHS,
+        "its llm.c header is left out": peer.header_bytes > 0,
+        f"end-of-text id written after {found.lacking} documents": found.lacking > 0,
+        f"{len(found.bad)} documents left out": len(found.bad) > 0,
+    }
+    return [reason for reason, applies in reasons.items() if applies]
+
+
+def _link(job: Job, ends: Ends, found: Examined, record: InputCount, tokenizer: PeerTokenizer) -> bool:
+    """The payload as it is under our name, our index and sidecar beside it."""
+    dtype = SHARED_WIDTHS[np.dtype(job.peer.dtype).itemsize]
+    linked = link_or_copy(job.peer.path, file_of(job.stem, ".bin"))
+    with published(file_of(job.stem, ".idx")) as stream:
+        idx_sha256 = write_megatron_index(stream, ends, dtype)
+    sidecar = Sidecar(
+        schema_version=SCHEMA_VERSION,
+        task=job.task,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype,
+        eos_policy=EOS_POLICY,
+        eos_id=tokenizer.eos_id,
+        documents=len(ends),
+        tokens=job.peer.tokens,
+        text_bytes=found.text_bytes,
+        bin_sha256=found.sha256,
+        idx_sha256=idx_sha256,
+        inputs=(record,),
+    )
+    publish_json(file_of(job.stem, ".json"), dataclasses.asdict(sidecar))
+    return linked
+
+
+def _rewrite(job: Job, ends: Ends, found: Examined, record: InputCount, tokenizer: PeerTokenizer) -> None:
+    """Document by document through our own writer, which ends each with the end-of-text id and checks every id."""
+    head = ShardHead(job.task, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id)
+    bad = set(found.bad)
+    with job.peer.path.open("rb") as stream, shard_writer(job.stem, head) as writer:
+        stream.seek(job.peer.header_bytes)
+        start = 0
+        for document, end in enumerate(map(int, ends)):
+            ids = np.frombuffer(stream.read((end - start) * np.dtype(job.peer.dtype).itemsize), job.peer.dtype)
+            start = end
+            if document not in bad:
+                text = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
+                writer.add(text, int(tokenizer.token_bytes[text].sum(dtype=np.int64)))
+        writer.inputs.append(record)
+
+
+# --- the dataset -----------------------------------------------------------------------------------------------------
+
+
+def _publish(out: Path, jobs: Sequence[Job], config: ImportConfig, tokenizer: PeerTokenizer) -> Manifest:
+    sidecars = [read_sidecar(job.stem) for job in jobs]
+    for name in sorted(shard_stems(out) - {job.stem.name for job in jobs}):
+        if OUR_SHARD.fullmatch(name):
+            say(f"removing {name}, left by an unfinished import with other files or rules")
+            remove_shard(out / name)
+    publish_bytes(out / TOKEN_BYTES, peer_tokenizer.token_bytes_file(tokenizer))
+    names = [TOKEN_BYTES]
+    if tokenizer.file_name:
+        publish_bytes(out / tokenizer.file_name, tokenizer.content)
+        names.append(tokenizer.file_name)
+    if not any(job.split == "val" for job in jobs):
+        say("warning: nothing is held out, so there is no validation loss; name whole files with peer.val=[GLOB]")
+    manifest = _manifest(out, jobs, sidecars, config, tokenizer, names).publish(out)
+    manifest.check(out)
+    return manifest
+
+
+def _manifest(
+    out: Path,
+    jobs: Sequence[Job],
+    sidecars: Sequence[Sidecar],
+    config: ImportConfig,
+    tokenizer: PeerTokenizer,
+    names: Sequence[str],
+) -> Manifest:
+    """The one function, with `_shard_entry` and `_input_entry`, that knows how records of shards are laid out."""
+    options = flatten({"peer": _rules(config, tokenizer) | {"val": config.val}})
+    counts = [sidecar.inputs[0] for sidecar in sidecars]
+    corpus = digest([[count.path, count.sha256] for count in counts])
+    rejected: Counter[str] = Counter()
+    for count in counts:
+        rejected.update(count.rejected)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        fingerprint=digest([corpus, tokenizer.sha256, options]),
+        corpus_fingerprint=corpus,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        dtype="int32" if any(sidecar.dtype == "int32" for sidecar in sidecars) else "uint16",  # the widest of all
+        eos_id=tokenizer.eos_id,
+        options=options,
+        documents_in=sum(count.documents_in for count in counts),
+        rejected=dict(sorted(rejected.items())),
+        baselines={},
+        shards=tuple(_shard_entry(job, sidecar) for job, sidecar in zip(jobs, sidecars, strict=True)),
+        files=tuple(FileEntry(name, (out / name).stat().st_size, sha256_file(out / name)) for name in names),
+        inputs=tuple(_input_entry(job, count) for job, count in zip(jobs, counts, strict=True)),
+    )
+
+
+def _shard_entry(job: Job, sidecar: Sidecar) -> ShardEntry:
+    record = file_of(job.stem, ".json")
+    return ShardEntry(
+        name=job.stem.name,
+        split=job.split,
+        task=job.task,
+        documents=sidecar.documents,
+        tokens=sidecar.tokens,
+        text_bytes=sidecar.text_bytes,
+        bin_bytes=sidecar.bin_bytes,
+        idx_bytes=sidecar.idx_bytes,
+        json_bytes=record.stat().st_size,
+        bin_sha256=sidecar.bin_sha256,
+        idx_sha256=sidecar.idx_sha256,
+        json_sha256=sha256_file(record),
+    )
+
+
+def _input_entry(job: Job, count: InputCount) -> InputEntry:
+    train, val = (count.documents, 0) if job.split == "train" else (0, count.documents)
+    return InputEntry(count.path, count.bytes, count.sha256, count.documents_in, train, val, count.rejected)
