@@ -9,9 +9,11 @@ from data_prep.inspection.survey import Survey
 from data_prep.inspection.tokenizer_report import TokenizerReport
 
 EXCERPT_CHARACTERS = 400
-# C0 but tab and newline, C1, marks that turn the direction or have no width, halves of surrogate pairs
+# C0 but tab and newline, C1, soft hyphen, marks that turn the direction or cannot be seen, tags, halves of surrogate
+# pairs, non-characters; but not the joiners U+200C and U+200D, which belong to the spelling of many scripts
 UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ufff9-\uffff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
+    "\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
 
@@ -65,10 +67,12 @@ def aligned(rows: Sequence[Sequence[str]], left: tuple[int, ...] = (0,)) -> str:
 
 
 def plain(text: str) -> str:
-    """Control characters, direction marks and half characters by number: `\\x1b`, `\\u202e`."""
-    return UNSAFE.sub(lambda found: found[0].encode("ascii", "backslashreplace").decode(), text).replace(
-        "\x1b", "\\x1b"
-    )
+    r"""Control characters, direction marks and half characters by number: `\x1b`, `\u202e`."""
+    return UNSAFE.sub(lambda found: _number(ord(found[0])), text)
+
+
+def _number(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def piece_name(piece: str) -> str:
@@ -87,7 +91,7 @@ def size(n_bytes: float) -> str:
 def _heading(survey: Survey) -> str:
     manifest = survey.manifest
     return (
-        f"{survey.name}: {survey.total('tokens'):,} tokens, {survey.total('documents'):,} documents, "
+        f"{plain(survey.name)}: {survey.total('tokens'):,} tokens, {survey.total('documents'):,} documents, "
         f"{size(survey.total('text_bytes'))} of text, {len(manifest.shards)} shards\n"
         f"tokenizer {manifest.tokenizer_sha256[:16]}, {manifest.vocab_size:,} ids as {manifest.dtype}, end-of-text id "
         f"{manifest.eos_id}"
@@ -96,7 +100,7 @@ def _heading(survey: Survey) -> str:
 
 def _sources(survey: Survey) -> str:
     total = max(1, survey.total("tokens"))
-    head = ("source", "split", "tokens", "share", "documents", "text", "bytes/token", "5 %", "median", "95 %")
+    head = ("source", "split", "tokens", "share", "documents", "text", "bytes/token", "5 % <", "half <", "95 % <")
     order = {source: i for i, source in enumerate(survey.sources)}
     rows = [
         (

@@ -35,7 +35,9 @@ class Excerpt:
     before: str
     marked: str
     after: str
-    is_whole: bool
+    cut_before: bool
+    cut_after: bool
+    """Whether more of the document lies before and after what is shown."""
     origins: tuple[str, ...]
     """Inputs that the document can come from."""
 
@@ -100,7 +102,8 @@ class Corpus:
             before=decode(reader.tokens(first, at)),
             marked=self.tokenizer.piece(int(reader.tokens(at, at + 1)[0])) if marked else "",
             after=decode(reader.tokens(at + marked, last)),
-            is_whole=(first, last) == (start, stop),
+            cut_before=first > start,
+            cut_after=last < stop,
             origins=origins(reader.sidecar, document),
         )
 

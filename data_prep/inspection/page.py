@@ -8,9 +8,12 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from data_prep.files import publish_bytes
 from data_prep.inspection import plots
-from data_prep.inspection.console import UNSAFE, piece_name, size
+from data_prep.inspection.console import UNSAFE, piece_name, plain, size
 from data_prep.inspection.corpus import Excerpt
 from data_prep.inspection.style import STYLE
 from data_prep.inspection.survey import Survey, quantile
@@ -27,14 +30,14 @@ def write_page(path: Path, survey: Survey, reports: Sequence[TokenizerReport] = 
 
 def page(survey: Survey, reports: Sequence[TokenizerReport] = ()) -> str:
     sections = [
+        ("What was asked for", _excerpts(survey.found, is_open=True)),
         ("What it is made of", _shares(survey)),
         ("How long its documents are", _lengths(survey)),
         ("What became of the documents", _losses(survey)),
-        ("What was asked for", _excerpts(survey.found, is_open=True)),
-        ("Documents drawn at random", _excerpts(survey.drawn, is_open=True)),
-        ("Longest and shortest", _excerpts((*survey.longest, *survey.shortest), is_open=False)),
         ("How its vocabulary is used", _vocabulary(survey)),
         ("How the tokenizer fits", _reports(reports)),
+        ("Documents drawn at random", _excerpts(survey.drawn, is_open=True)),
+        ("Longest and shortest", _excerpts((*survey.longest, *survey.shortest), is_open=False)),
         ("Where it comes from", _facts(survey)),
     ]
     body = [BLOCK.format(title, content) for title, content in sections if content]
@@ -46,12 +49,17 @@ def shown(text: str) -> str:
     return UNSAFE.sub(lambda found: f'<i class="mark">U+{ord(found[0]):04X}</i>', html.escape(text))
 
 
+def _hint(text: str) -> str:
+    """For attributes, which hold no tags."""
+    return html.escape(plain(text))
+
+
 def _head(survey: Survey) -> list[str]:
     name = shown(survey.name)
     total, val = survey.total("tokens"), survey.total("tokens", split="val")
     tiles = (
-        (plots.short(total), "tokens", f"{total:,}"),
-        (plots.short(survey.total("documents")), "documents", f"{survey.total('documents'):,}"),
+        (plots.short(total, 3), "tokens", f"{total:,}"),
+        (plots.short(survey.total("documents"), 3), "documents", f"{survey.total('documents'):,}"),
         (size(survey.total("text_bytes")), "of text", f"{survey.total('text_bytes'):,} bytes"),
         (f"{_bytes_per_token(survey):.2f}", "bytes per token", "end-of-text not counted"),
         (f"{survey.manifest.vocab_size:,}", "ids", survey.manifest.dtype),
@@ -62,7 +70,7 @@ def _head(survey: Survey) -> list[str]:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{name}: what is in it</title>\n<style>{STYLE}</style></head><body><main>",
+        f"<title>{_hint(survey.name)}: what is in it</title>\n<style>{STYLE}</style></head><body><main>",
         f"<h1>{name}</h1>\n<p class='lead'>{_sentence(survey)}</p>",
         f'<div class="tiles">{"".join(cells)}</div>',
     ]
@@ -78,7 +86,7 @@ def _sentence(survey: Survey) -> str:
     )
     largest = shown(sources[0]) if sources else "nothing"
     mixed = (
-        f"{len(sources)} sources, <b>{largest}</b> the largest" if len(sources) > 1 else f"one source, <b>{largest}</b>"
+        f"{len(sources)} sources, <b>{largest}</b> the largest" if len(sources) > 1 else f"One source, <b>{largest}</b>"
     )
     return f"{mixed}; half of its documents have no more than {quantile(survey.histogram(), 0.5):,} tokens; {lost}."
 
@@ -102,7 +110,7 @@ def _shares(survey: Survey) -> str:
         text_bytes = survey.total("text_bytes", source)
         share = 100 * tokens / total
         bar.append(
-            f'<span class="{_colour(i)}" style="width:{share:.3f}%" title="{shown(source)}: {share:.2f} %"></span>'
+            f'<span class="{_colour(i)}" style="width:{share:.3f}%" title="{_hint(source)}: {share:.2f} %"></span>'
         )
         rows.append(
             [
@@ -124,9 +132,9 @@ def _shares(survey: Survey) -> str:
         "text",
         "bytes per token",
         "held-out tokens",
-        "5 %",
-        "median",
-        "95 %",
+        "5 % below",
+        "half below",
+        "95 % below",
     ]
     note = "<p class='note'>The last three columns: tokens per document, right to about 19 %.</p>"
     return f'<div class="bar">{"".join(bar)}</div>{_table(head, rows)}{note}'
@@ -141,10 +149,16 @@ def _lengths(survey: Survey) -> str:
     )
     figures: list[str] = []
     for what, unit, caption in pictures:
-        rows = [(source, survey.histogram(source, what)) for source in survey.sources]
+        rows = _merged([(source, survey.histogram(source, what)) for source in survey.sources])
         drawing = plots.lengths(caption, unit, rows, quantile(survey.histogram(None, what), 0.5))
         figures.append(f"<figure>{drawing}<figcaption>{caption}</figcaption></figure>")
     return f'<div class="two">{"".join(figures)}</div>'
+
+
+def _merged(rows: list[tuple[str, npt.NDArray[np.int64]]]) -> list[tuple[str, npt.NDArray[np.int64]]]:
+    """Sources without a colour of their own, the smallest, as one."""
+    own, others = rows[: plots.N_COLOURS - 1], rows[plots.N_COLOURS - 1 :]
+    return [*own, (f"{len(others)} others", np.sum([row for _, row in others], axis=0))] if others else own
 
 
 def _losses(survey: Survey) -> str:
@@ -171,11 +185,12 @@ def _excerpt(excerpt: Excerpt, is_open: bool) -> str:
     marked = f"<mark>{shown(piece_name(excerpt.marked))}</mark>" if excerpt.marked else ""
     place = f" · token {excerpt.position:,} of it is marked" if excerpt.marked else ""
     origin = shown(" or ".join(excerpt.origins)) or "unknown"
+    # the newline after <pre> is one that HTML drops, so that one at the beginning of the text stays
     return (
         f"<details{' open' if is_open else ''}>"
         f"<summary><b>{excerpt.tokens:,} tokens</b> · <bdi>{origin}</bdi></summary>"
-        f'<pre dir="auto">{"" if not excerpt.before or excerpt.is_whole else "… "}{shown(excerpt.before)}{marked}'
-        f"{shown(excerpt.after)}{'' if excerpt.is_whole else ' …'}</pre>"
+        f'<pre dir="auto">\n{"… " if excerpt.cut_before else ""}{shown(excerpt.before)}{marked}'
+        f"{shown(excerpt.after)}{' …' if excerpt.cut_after else ''}</pre>"
         f"<p class='note'><bdi>{shown(excerpt.source)}</bdi> · {excerpt.split} · document={shown(excerpt.shard)}:"
         f"{excerpt.document} · offset={excerpt.split}:{excerpt.offset + excerpt.position}{place}</p></details>"
     )
@@ -236,7 +251,7 @@ def _facts(survey: Survey) -> str:
         ["manifest", f"<code>{manifest.sha256[:32]}</code>, {len(manifest.shards):,} shards"],
         ["tokenizer", f"<code>{manifest.tokenizer_sha256[:32]}</code>, end-of-text id {manifest.eos_id}"],
         ["made with", shown(options)],
-        *([name.replace("_", " "), f"{value:.4f}"] for name, value in manifest.baselines.items()),
+        *([shown(name.replace("_", " ")), f"{value:.4f}"] for name, value in manifest.baselines.items()),
     ]
     return _table([], rows, left=(0, 1))
 

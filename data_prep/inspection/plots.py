@@ -10,11 +10,13 @@ from xml.sax.saxutils import escape
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.inspection.console import plain
 from data_prep.inspection.survey import EDGES
 
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 40
 N_COLOURS = 8
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def lengths(title: str, unit: str, rows: Sequence[tuple[str, npt.NDArray[np.int64]]], median: int) -> str:
@@ -41,8 +43,7 @@ def lengths(title: str, unit: str, rows: Sequence[tuple[str, npt.NDArray[np.int6
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "tokens in the document", "middle", "quiet"))
     at = x(max(1, median))
     parts.append(f'<line class="median" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    anchor = "end" if at > WIDTH * 0.6 else "start"
-    parts.append(_text(at + (-5 if anchor == "end" else 5), TOP + 4, f"half below {short(median)}", anchor, "ink"))
+    parts.append(_text(at, TOP - 6, f"half below {short(median)}", "middle", "ink"))
     return _svg(title, parts)
 
 
@@ -64,7 +65,7 @@ def frequencies(title: str, counts: npt.NDArray[np.int64], half: int) -> str:
 
     parts: list[str] = []
     for power in range(low, high + 1):
-        parts += _level(y(10.0**power), f"{10.0 ** (power + 2):g} %")
+        parts += _level(y(10.0**power), _percent(power + 2))
     for power in range(math.floor(width) + 1):
         parts.append(_text(x(10.0**power), HEIGHT - BOTTOM + 16, short(10**power), "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, "rank of the id", "middle", "quiet"))
@@ -76,17 +77,22 @@ def frequencies(title: str, counts: npt.NDArray[np.int64], half: int) -> str:
     parts.append(f'<polyline class="curve" points="{points}"/>')
     at = x(half)
     parts.append(f'<line class="median" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-    parts.append(_text(at + 5, HEIGHT - BOTTOM - 6, f"{short(half)} ids: half of all tokens", "start", "ink"))
+    parts.append(_text(at, TOP - 6, f"{short(half)} ids make half of it", "middle", "ink"))
     return _svg(title, parts)
 
 
-def short(n: float) -> str:
-    """20_480 as `20 k`, with two digits at least where there is a fraction."""
-    for unit in ("", " k", " M", " G"):
-        if n < 1000:
-            return f"{n:.0f}{unit}" if n >= 10 or n == round(n) else f"{n:.1f}{unit}"
+def short(n: float, digits: int = 2) -> str:
+    """20_480 as `20 k`; 3_879_038 with three digits as `3.88 M`."""
+    for unit in ("", " k", " M", " G", " T"):
+        if n < 1000 or unit == " T":
+            return f"{n:,.0f}{unit}" if n >= 100 or n == round(n) else f"{n:.{digits}g}{unit}"
         n /= 1000
-    return f"{n:.0f} T"
+    raise AssertionError
+
+
+def _percent(power: int) -> str:
+    """10 to this power, as a share in per cent."""
+    return f"{10.0**power:g} %" if power >= -2 else f"10{str(power).translate(SUPERSCRIPT)} %"
 
 
 def _column(x: float, width: float, stack: list[tuple[str, int]], top: float, bin: int) -> list[str]:
@@ -99,7 +105,7 @@ def _column(x: float, width: float, stack: list[tuple[str, int]], top: float, bi
         if amount:
             base -= height
             box = f'x="{x:.1f}" y="{base:.2f}" width="{width:.1f}" height="{max(height, 0.6):.2f}"'
-            hint = escape(f"{name}: {amount:,} ({span})")
+            hint = escape(f"{plain(name)}: {amount:,} ({span})")
             parts.append(f'<rect class="c{min(i, N_COLOURS - 1)}" {box}><title>{hint}</title></rect>')
     return parts
 

@@ -19,7 +19,7 @@ h3 { font-size: 13px; margin: 14px 0 4px; color: var(--quiet); font-weight: 600 
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 10px; margin-bottom: 22px }
 .tiles div, section { background: var(--card); border: 1px solid var(--line); border-radius: 10px }
 .tiles div { padding: 12px 14px }
-.tiles b { display: block; font-size: 23px; line-height: 1.25; letter-spacing: -.01em }
+.tiles b { display: block; white-space: nowrap; font-size: 23px; line-height: 1.25; letter-spacing: -.01em }
 .tiles span { color: var(--quiet); font-size: 13px }
 section { padding: 18px 20px; margin-bottom: 14px }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 10px 28px }
@@ -28,7 +28,7 @@ figure { margin: 0 } figcaption, .note { color: var(--quiet); font-size: 13px; m
 th, td { padding: 5px 12px 5px 0; text-align: right; white-space: nowrap; border-top: 1px solid var(--line) }
 thead th { border-top: 0; color: var(--quiet); font-weight: 500; font-size: 13px }
 tr:first-child td { border-top-color: var(--line) }
-.left { text-align: left; white-space: normal; overflow-wrap: anywhere }
+.left { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 8em }
 td:last-child, th:last-child { padding-right: 0 }
 .bar { display: flex; height: 18px; border-radius: 5px; overflow: hidden; margin-bottom: 10px; gap: 1px }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 8px }

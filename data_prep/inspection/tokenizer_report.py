@@ -89,7 +89,11 @@ def tokenizer_report(
 
 
 def drawn(texts: Iterable[bytes], limit_bytes: int, seed: int) -> list[str]:
-    """The texts with the smallest hashes, each once, together at most `limit_bytes`; a single longer one is cut."""
+    """The texts with the smallest hashes, each once, together at most `limit_bytes`; a single longer one is cut.
+
+    Kept on the way is the shortest beginning of the list by hash that fills `limit_bytes`: what was once dropped can
+    never belong to it, so the result does not depend on the order.
+    """
     heap: list[tuple[int, bytes]] = []
     kept: set[int] = set()
     total = 0
@@ -100,11 +104,14 @@ def drawn(texts: Iterable[bytes], limit_bytes: int, seed: int) -> list[str]:
         heapq.heappush(heap, (-rank, text))
         kept.add(rank)
         total += len(text)
-        while total > limit_bytes and len(heap) > 1:
-            worst, dropped = heapq.heappop(heap)
-            kept.discard(-worst)
+        while total - len(heap[0][1]) >= limit_bytes:
+            last, dropped = heapq.heappop(heap)
+            kept.discard(-last)
             total -= len(dropped)
-    return [text[:limit_bytes].decode(errors="ignore") for _, text in sorted(heap, reverse=True)]
+    chosen = [text for _, text in sorted(heap, reverse=True)]
+    if total > limit_bytes and len(chosen) > 1:
+        chosen.pop()
+    return [text[:limit_bytes].decode(errors="ignore") for text in chosen]
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
