@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import tempfile
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from conf.compose import digest, flatten, to_tree
 from data_prep.config import OnBad
 from data_prep.exchange import peer_tokenizer
 from data_prep.exchange.config import ImportConfig
-from data_prep.exchange.indexes import Ends, write_megatron_index
+from data_prep.exchange.indexes import Row, write_megatron_index
 from data_prep.exchange.links import link_or_copy, say
 from data_prep.exchange.peer_tokenizer import PeerTokenizer
 from data_prep.exchange.peers import PeerFile, ends_of, find
@@ -188,8 +189,8 @@ def _refuse_narrow(peer: PeerFile, tokenizer: PeerTokenizer) -> None:
 
 
 @contextlib.contextmanager
-def _spooled(peer: PeerFile, eos_id: int, folder: Path) -> Iterator[tuple[Ends, int]]:
-    """(ends of the documents that hold tokens, mapped from an unnamed temporary file; how many hold none)."""
+def _spooled(peer: PeerFile, eos_id: int, folder: Path) -> Iterator[tuple[Row, int]]:
+    """(ends of the documents that hold tokens, in an unnamed temporary file; how many hold none)."""
     with tempfile.TemporaryFile(dir=folder) as spool:
         n, empty, last = 0, 0, 0
         for block in ends_of(peer, eos_id):
@@ -203,10 +204,10 @@ def _spooled(peer: PeerFile, eos_id: int, folder: Path) -> Iterator[tuple[Ends, 
             n, empty = n + len(kept), empty + len(block) - len(kept)
             last = int(block[-1]) if len(block) else last
         spool.flush()
-        yield (np.memmap(spool, "<i8", "r", shape=(n,)) if n else np.empty(0, np.int64)), empty
+        yield Row(spool, "<i8", 0, n), empty
 
 
-def examine(peer: PeerFile, ends: Ends, tokenizer: PeerTokenizer, config: ImportConfig) -> Examined:
+def examine(peer: PeerFile, ends: Row, tokenizer: PeerTokenizer, config: ImportConfig) -> Examined:
     """Reads every id once. Raises DataError on the first id outside the vocabulary.
 
     An id without text is in order at its declared place: `eos_id` as the last of a document, `bos_id` as the first,
@@ -221,15 +222,15 @@ def examine(peer: PeerFile, ends: Ends, tokenizer: PeerTokenizer, config: Import
         sha256.update(ids.tobytes())
         _check_range(peer, ids, position, tokenizer.vocab_size)
         text_bytes += int(tokenizer.token_bytes[ids].sum(dtype=np.int64))
-        first, stop = (int(np.searchsorted(ends, np.int64(edge), side="right")) for edge in (position, after))
-        last_ones = np.asarray(ends[first:stop]) - 1 - position
+        first, stop = bisect_right(ends, position), bisect_right(ends, after)
+        last_ones = ends[first:stop] - 1 - position
         lacking += int((ids[last_ones] != tokenizer.eos_id).sum())
         places = np.flatnonzero(textless[ids])
         out_of_place = places[~((ids[places] == tokenizer.eos_id) & np.isin(places, last_ones))]
         if len(out_of_place) and config.bos_id is not None:
             openings = np.append(last_ones + 1, 0 if position == 0 or (first and ends[first - 1] == position) else -1)
             out_of_place = out_of_place[~((ids[out_of_place] == config.bos_id) & np.isin(out_of_place, openings))]
-        documents = np.unique(np.searchsorted(ends, out_of_place + position, side="right")).tolist()
+        documents = np.unique(first + np.searchsorted(last_ones, out_of_place, side="left")).tolist()
         bad.extend(document for document in documents if not bad or document > bad[-1])
         position = after
     return Examined(sha256.hexdigest(), text_bytes, bad, lacking)
@@ -245,10 +246,10 @@ def _check_range(peer: PeerFile, ids: Any, position: int, vocab_size: int) -> No
 
 
 def _control_message(
-    peer: PeerFile, ends: Ends, bad: Sequence[int], tokenizer: PeerTokenizer, config: ImportConfig
+    peer: PeerFile, ends: Row, bad: Sequence[int], tokenizer: PeerTokenizer, config: ImportConfig
 ) -> str:
     start, stop = _bounds(ends, bad[0])
-    ids = np.memmap(peer.path, peer.dtype, "r", peer.header_bytes, (peer.tokens,))[start:stop]
+    ids = Row.of(peer.path, peer.dtype, peer.header_bytes, peer.tokens)[start:stop]
     inner = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
     wrong = sorted({int(id) for id in inner[tokenizer.token_bytes[inner] == 0]} - set(config.allow_ids))
     return (
@@ -258,8 +259,8 @@ def _control_message(
     )
 
 
-def _bounds(ends: Ends, document: int) -> tuple[int, int]:
-    return (int(ends[document - 1]) if document else 0), int(ends[document])
+def _bounds(ends: Row, document: int) -> tuple[int, int]:
+    return (ends[document - 1] if document else 0), ends[document]
 
 
 def _why_rewritten(peer: PeerFile, found: Examined) -> list[str]:
@@ -272,7 +273,7 @@ def _why_rewritten(peer: PeerFile, found: Examined) -> list[str]:
     return [reason for reason, applies in reasons.items() if applies]
 
 
-def _link(job: Job, ends: Ends, found: Examined, record: InputCount, tokenizer: PeerTokenizer) -> bool:
+def _link(job: Job, ends: Row, found: Examined, record: InputCount, tokenizer: PeerTokenizer) -> bool:
     """The payload as it is under our name, our index and sidecar beside it."""
     dtype = SHARED_WIDTHS[np.dtype(job.peer.dtype).itemsize]
     linked = link_or_copy(job.peer.path, file_of(job.stem, ".bin"))
@@ -297,14 +298,14 @@ def _link(job: Job, ends: Ends, found: Examined, record: InputCount, tokenizer: 
     return linked
 
 
-def _rewrite(job: Job, ends: Ends, found: Examined, record: InputCount, tokenizer: PeerTokenizer) -> None:
+def _rewrite(job: Job, ends: Row, found: Examined, record: InputCount, tokenizer: PeerTokenizer) -> None:
     """Document by document through our own writer, which ends each with the end-of-text id and checks every id."""
     head = ShardHead(job.task, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id)
     bad = set(found.bad)
     with job.peer.path.open("rb") as stream, shard_writer(job.stem, head) as writer:
         stream.seek(job.peer.header_bytes)
         start = 0
-        for document, end in enumerate(map(int, ends)):
+        for document, end in enumerate(end for _, block in ends.blocks() for end in block.tolist()):
             ids = np.frombuffer(stream.read((end - start) * np.dtype(job.peer.dtype).itemsize), job.peer.dtype)
             start = end
             if document not in bad:

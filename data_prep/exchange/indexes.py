@@ -1,9 +1,11 @@
 """Indexes of any length, block by block: our .idx read without holding it, and written from a row of document ends.
 
-A row of ends is an int64 array (documents,), usually mapped from a file: the token position after each document.
+Files are read, not mapped: mapped pages would count as memory of the process, which is to stay flat.
 """
 
 import hashlib
+import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,36 +17,58 @@ from data_prep.files import DataError
 from data_prep.shards import DTYPE_CODES, HEADER, MAGIC, Sidecar, file_of
 
 BLOCK_DOCUMENTS = 1 << 18
-Ends = npt.NDArray[np.int64]
+
+
+class Row:
+    """A row of integers in a file: `row[i]` is an int, `row[i:j]` an array, and bisect can search it."""
+
+    def __init__(self, stream: IO[bytes], dtype: str, offset: int, count: int):
+        self._stream, self._dtype, self._offset, self._count = stream, np.dtype(dtype), offset, count
+
+    @staticmethod
+    def of(file: Path, dtype: str, offset: int, count: int) -> "Row":
+        """Raises DataError when the file cannot be opened."""
+        try:
+            return Row(file.open("rb"), dtype, offset, count)
+        except OSError as error:
+            raise DataError(f"{file} is missing or out of reach: {error.strerror}") from error
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, place: Any) -> Any:
+        start, stop, _ = place.indices(self._count) if isinstance(place, slice) else (place, place + 1, 1)
+        if not 0 <= start <= self._count or stop > self._count:
+            raise IndexError(f"{place} of {self._count}")
+        n, size = max(0, stop - start), self._dtype.itemsize
+        row = np.frombuffer(os.pread(self._stream.fileno(), n * size, self._offset + start * size), self._dtype)
+        return row if isinstance(place, slice) else int(row[0])
+
+    def blocks(self) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """(place of the first, consecutive numbers) of the whole row."""
+        for first in range(0, self._count, BLOCK_DOCUMENTS):
+            yield first, self[first : first + BLOCK_DOCUMENTS]
 
 
 class Index:
-    """The .idx of one of our shards, mapped: `lengths` (documents,) in tokens, `offsets` (documents,) in bytes."""
+    """The .idx of one of our shards: `lengths` (documents,) in tokens, `offsets` (documents,) in bytes."""
 
     def __init__(self, stem: Path, sidecar: Sidecar):
         """Raises DataError when the file is missing or is not the index of this shard."""
         file = file_of(stem, ".idx")
         self.documents, self.tokens = sidecar.documents, sidecar.tokens
         self.itemsize = np.dtype(sidecar.dtype).itemsize
-        try:
-            with file.open("rb") as stream:
-                head = stream.read(HEADER.size)
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}") from error
+        self.lengths = Row.of(file, "<i4", HEADER.size, self.documents)
+        self.offsets = Row.of(file, "<i8", HEADER.size + 4 * self.documents, self.documents)
+        with file.open("rb") as stream:
+            head = stream.read(HEADER.size)
         if head != HEADER.pack(MAGIC, 1, DTYPE_CODES[sidecar.dtype], self.documents, self.documents + 1):
             raise DataError(f"{file} does not describe {file_of(stem, '.bin').name}: it was altered or exchanged")
-        self.lengths: npt.NDArray[np.int32] = mapped(file, "<i4", HEADER.size, self.documents)
-        self.offsets: Ends = mapped(file, "<i8", HEADER.size + 4 * self.documents, self.documents)
 
-    def blocks(self) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
-        """(number of the first document, lengths (n,)) of consecutive documents."""
-        for first in range(0, self.documents, BLOCK_DOCUMENTS):
-            yield first, np.asarray(self.lengths[first : first + BLOCK_DOCUMENTS])
-
-    def end_blocks(self) -> Iterator[Ends]:
+    def end_blocks(self) -> Iterator[npt.NDArray[np.int64]]:
         """Token positions after consecutive documents, (n,)."""
         total = 0
-        for _, lengths in self.blocks():
+        for _, lengths in self.lengths.blocks():
             ends = total + np.cumsum(lengths, dtype=np.int64)
             total = int(ends[-1])
             yield ends
@@ -53,21 +77,21 @@ class Index:
 
     def bounds(self, document: int) -> tuple[int, int]:
         """Token positions [start, stop) of one document."""
-        start = int(self.offsets[document]) // self.itemsize
-        return start, start + int(self.lengths[document])
+        start = self.offsets[document] // self.itemsize
+        return start, start + self.lengths[document]
 
     def document_at(self, position: int) -> int:
         """The document that holds the token at `position`; a binary search in the file."""
-        return int(np.searchsorted(self.offsets, np.int64(position * self.itemsize), side="right")) - 1
+        return bisect_right(self.offsets, position * self.itemsize) - 1
 
 
-def mapped(file: Path, dtype: str, offset: int, count: int) -> npt.NDArray[Any]:
-    """Read-only view (count,) of a part of a file; an empty part cannot be mapped."""
-    return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=(count,)) if count else np.empty(0, dtype)
+def ids_of(stem: Path, sidecar: Sidecar) -> Row:
+    """All ids of a shard."""
+    return Row.of(file_of(stem, ".bin"), np.dtype(sidecar.dtype).newbyteorder("<").str, 0, sidecar.tokens)
 
 
-def write_megatron_index(stream: IO[bytes], ends: Ends, dtype: str) -> str:
-    """Writes the .idx for one sequence per document; returns its SHA-256. Memory: one block."""
+def write_megatron_index(stream: IO[bytes], ends: Row, dtype: str) -> str:
+    """Writes the .idx for one sequence per document, from the token positions after each; returns its SHA-256."""
     sha256 = hashlib.sha256()
 
     def put(content: bytes) -> None:
@@ -85,10 +109,9 @@ def write_megatron_index(stream: IO[bytes], ends: Ends, dtype: str) -> str:
     return sha256.hexdigest()
 
 
-def _blocks_with_starts(ends: Ends) -> Iterator[tuple[Ends, Ends]]:
+def _blocks_with_starts(ends: Row) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """(ends, starts) of consecutive documents."""
     start = np.zeros(1, np.int64)
-    for first in range(0, len(ends), BLOCK_DOCUMENTS):
-        block = np.asarray(ends[first : first + BLOCK_DOCUMENTS])
+    for _, block in ends.blocks():
         yield block, np.concatenate([start, block[:-1]])
         start = block[-1:]

@@ -7,6 +7,7 @@ index of any length costs no memory. A file that contradicts its own index is re
 import csv
 import gzip
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.exchange.config import ImportConfig, PeerFormat
-from data_prep.exchange.indexes import BLOCK_DOCUMENTS, Ends, mapped
+from data_prep.exchange.indexes import BLOCK_DOCUMENTS, Row
 from data_prep.files import DataError
 from data_prep.shards import HEADER, MAGIC, file_of
 
@@ -31,6 +32,7 @@ ENDINGS = {
 LLM_C_HEADER_BYTES = 256 * 4
 LLM_C_DTYPES = {(20240520, 1): "<u2", (20240801, 7): "<u4"}  # llm.c dev/data/data_common.py: magic, version
 BLOCK_TOKENS = 1 << 20
+Ends = npt.NDArray[np.int64]  # token positions after consecutive documents
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,10 @@ class _Megatron:
         found = _size(self.file)
         if found not in (n_bytes, n_bytes + self.n_sequences):
             raise DataError(f"{self.file} is damaged: {self.n_sequences} sequences need {n_bytes} bytes, found {found}")
-        self.lengths = mapped(self.file, "<i4", lengths, self.n_sequences)
-        self.offsets = mapped(self.file, "<i8", lengths + offsets, self.n_sequences)
-        self.bounds = mapped(self.file, "<i8", lengths + offsets + bounds, self.n_bounds)
-        self.modes = mapped(self.file, "i1", n_bytes, found - n_bytes)
+        self.lengths = Row.of(self.file, "<i4", lengths, self.n_sequences)
+        self.offsets = Row.of(self.file, "<i8", lengths + offsets, self.n_sequences)
+        self.bounds = Row.of(self.file, "<i8", lengths + offsets + bounds, self.n_bounds)
+        self.modes = Row.of(self.file, "i1", n_bytes, found - n_bytes)
 
     def _head(self) -> tuple[str, int, int]:
         try:
@@ -173,39 +175,36 @@ class _Megatron:
 
     def ends(self) -> Iterator[Ends]:
         """Sequences of one document are joined: they lie behind each other in the payload, or the file is refused."""
-        itemsize = np.dtype(self.dtype).itemsize
-        self._check_sequences(itemsize)
-        if self.n_bounds < 1 or self.bounds[0] != 0 or self.bounds[-1] != self.n_sequences:
+        if self.n_bounds < 1 or self.bounds[0] != 0 or self.bounds[self.n_bounds - 1] != self.n_sequences:
             raise DataError(f"{self.file} is damaged: its documents do not cover its {self.n_sequences} sequences")
-        for first in range(1, self.n_bounds, BLOCK_DOCUMENTS):
-            bounds = np.asarray(self.bounds[first : first + BLOCK_DOCUMENTS])
-            if (np.diff(bounds) < 0).any() or bounds[0] < self.bounds[first - 1]:
-                raise DataError(f"{self.file} is damaged: the sequences of its documents go backwards")
-            inside = bounds < self.n_sequences
-            ends = np.full(len(bounds), self.payload_bytes // itemsize, np.int64)
-            ends[inside] = np.asarray(self.offsets[bounds[inside]]) // itemsize
-            yield ends
-
-    def _check_sequences(self, itemsize: int) -> None:
-        position = 0
-        for first in range(0, self.n_sequences, BLOCK_DOCUMENTS):
-            lengths = np.asarray(self.lengths[first : first + BLOCK_DOCUMENTS]).astype(np.int64)
-            ends = position + np.cumsum(lengths * itemsize)
-            if (lengths < 0).any() or not np.array_equal(
-                self.offsets[first : first + len(ends)] + lengths * itemsize, ends
-            ):
-                raise DataError(
-                    f"{self.file}: its sequences do not lie behind each other in the .bin; rewrite the pair"
-                )
-            position = int(ends[-1])
-            if self.modes.size and np.any(self.modes[first : first + len(ends)]):
-                raise DataError(f"{self.file} has sequences of another mode than text (multimodal data)")
-        if position != self.payload_bytes:
-            problem = "truncated" if position > self.payload_bytes else "too long"
+        position, next_bound = 0, 1
+        for first in range(0, max(1, self.n_sequences), BLOCK_DOCUMENTS):
+            borders = np.concatenate([[position], position + self._sequence_ends(first, position)])
+            stop = bisect_right(self.bounds, first + len(borders) - 1, next_bound)
+            for bound in range(next_bound, stop, BLOCK_DOCUMENTS):
+                sequences = self.bounds[bound : min(bound + BLOCK_DOCUMENTS, stop)] - first
+                if (sequences < 0).any() or (sequences >= len(borders)).any():
+                    raise DataError(f"{self.file} is damaged: the sequences of its documents go backwards")
+                yield borders[sequences]
+            position, next_bound = int(borders[-1]), stop
+        n_tokens = self.payload_bytes // np.dtype(self.dtype).itemsize
+        if next_bound != self.n_bounds or position != n_tokens:
+            problem = "truncated" if position > n_tokens else "too long"
             raise DataError(
-                f"{self.file.with_suffix('.bin')} is {problem}: its index describes {position} bytes, "
-                f"found {self.payload_bytes}"
+                f"{self.file.with_suffix('.bin')} is {problem}: its index describes {position} ids, found {n_tokens}"
             )
+
+    def _sequence_ends(self, first: int, position: int) -> Ends:
+        """Of a block of sequences, in tokens from `position`. Raises DataError unless each begins where the one before
+        it ended, and all are text."""
+        lengths = self.lengths[first : first + BLOCK_DOCUMENTS].astype(np.int64)
+        ends = np.cumsum(lengths)
+        starts = (position + ends - lengths) * np.dtype(self.dtype).itemsize
+        if (lengths < 0).any() or not np.array_equal(self.offsets[first : first + len(lengths)], starts):
+            raise DataError(f"{self.file}: its sequences do not lie behind each other in the .bin; rewrite the pair")
+        if len(self.modes) and self.modes[first : first + len(lengths)].any():
+            raise DataError(f"{self.file} has sequences of another mode than text (multimodal data)")
+        return ends
 
 
 # --- datatrove -------------------------------------------------------------------------------------------------------
@@ -243,7 +242,7 @@ def _last_end(path: Path) -> int:
     n_bytes = _size(file)
     if n_bytes % 8:
         raise DataError(f"{file} is damaged: {n_bytes} bytes are no whole number of 8-byte ends")
-    return int(mapped(file, "<u8", n_bytes - 8, 1)[0]) if n_bytes else 0
+    return Row.of(file, "<u8", n_bytes - 8, 1)[0] if n_bytes else 0
 
 
 def _inferred(path: Path, n_bytes: int, tokens: int) -> str:
@@ -258,9 +257,8 @@ def _inferred(path: Path, n_bytes: int, tokens: int) -> str:
 
 def _datatrove_ends(path: Path) -> Iterator[Ends]:
     file = file_of(path, ".index")
-    ends = mapped(file, "<i8", 0, _size(file) // 8)
-    for first in range(0, len(ends), BLOCK_DOCUMENTS):
-        yield np.asarray(ends[first : first + BLOCK_DOCUMENTS])
+    for _, ends in Row.of(file, "<i8", 0, _size(file) // 8).blocks():
+        yield ends
 
 
 # --- OLMo ------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A finished dataset, opened for questions: which shards, which document, what text, from which input.
 
-In: a dataset's folder. Out: `Corpus`. Nothing is held but the manifest; shards are mapped when asked for.
+In: a dataset's folder. Out: `Corpus`. Nothing is held but the manifest; shards are opened when asked for.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.exchange.indexes import Index
+from data_prep.exchange.indexes import Index, Row, ids_of
 from data_prep.exchange.peer_tokenizer import PeerTokenizer, of_dataset
 from data_prep.files import DataError
 from data_prep.inspection.config import PLACE
 from data_prep.manifest import SPLITS, Manifest, ShardEntry
-from data_prep.shards import ShardReader, Sidecar
+from data_prep.shards import Sidecar, read_sidecar
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,13 @@ class Excerpt:
     """Inputs that the document can come from."""
 
 
+@dataclass(frozen=True)
+class OpenShard:
+    sidecar: Sidecar
+    index: Index
+    ids: Row
+
+
 class Corpus:
     def __init__(self, folder: Path):
         """Raises DataError when there is no finished dataset, or one that is damaged at a glance."""
@@ -50,8 +57,11 @@ class Corpus:
         self.manifest.check(self.folder)
         self.tokenizer: PeerTokenizer = of_dataset(self.folder, self.manifest)
         self.shards = tuple(shard for split in SPLITS for shard in self.manifest.shards_of(split))
-        self.reader = lru_cache(maxsize=8)(lambda name: ShardReader(self.folder / name))
-        self.index = lru_cache(maxsize=8)(lambda name: Index(self.folder / name, self.reader(name).sidecar))
+        self.shard = lru_cache(maxsize=8)(self._open)
+
+    def _open(self, name: str) -> "OpenShard":
+        sidecar = read_sidecar(self.folder / name)
+        return OpenShard(sidecar, Index(self.folder / name, sidecar), ids_of(self.folder / name, sidecar))
 
     def at_document(self, place: str, n_tokens: int) -> Excerpt:
         """`SHARD:N` → the beginning of that document. Raises DataError when there is none."""
@@ -76,7 +86,7 @@ class Corpus:
             )
         for shard in self.manifest.shards_of(split):
             if position < shard.tokens:
-                index = self.index(shard.name)
+                index = self.shard(shard.name).index
                 document = index.document_at(position)
                 return self.excerpt(shard, document, n_tokens, position - index.bounds(document)[0])
             position -= shard.tokens
@@ -84,8 +94,9 @@ class Corpus:
 
     def excerpt(self, shard: ShardEntry, document: int, n_tokens: int, position: int | None = None) -> Excerpt:
         """`n_tokens` of a document from its beginning, or around a token of it."""
-        reader = self.reader(shard.name)
-        start, stop = self.index(shard.name).bounds(document)
+        opened = self.shard(shard.name)
+        ids = opened.ids
+        start, stop = opened.index.bounds(document)
         at = start if position is None else start + position
         first = max(start, min(at - n_tokens // 2, stop - n_tokens))
         last = min(stop, first + n_tokens)
@@ -99,12 +110,12 @@ class Corpus:
             tokens=stop - start,
             offset=self._offset_of(shard) + start,
             position=position or 0,
-            before=decode(reader.tokens(first, at)),
-            marked=self.tokenizer.piece(int(reader.tokens(at, at + 1)[0])) if marked else "",
-            after=decode(reader.tokens(at + marked, last)),
+            before=decode(ids[first:at]),
+            marked=self.tokenizer.piece(ids[at]) if marked else "",
+            after=decode(ids[at + marked : last]),
             cut_before=first > start,
             cut_after=last < stop,
-            origins=origins(reader.sidecar, document),
+            origins=origins(opened.sidecar, document),
         )
 
     def drawn(self, n: int, seed: int, n_tokens: int) -> list[Excerpt]:

@@ -161,7 +161,7 @@ def _parts(corpus: Corpus, n_tokens: int) -> tuple[tuple[Part, ...], tuple[Excer
     for (source, split), shards in groups.items():
         documents, tokens = np.zeros(len(EDGES), np.int64), np.zeros(len(EDGES), np.int64)
         for shard in shards:
-            for first, lengths in corpus.index(shard.name).blocks():
+            for first, lengths in corpus.shard(shard.name).index.lengths.blocks():
                 bins = np.searchsorted(EDGES, lengths, side="right") - 1
                 documents += np.bincount(bins, minlength=len(EDGES))
                 tokens += np.bincount(bins, weights=lengths, minlength=len(EDGES)).astype(np.int64)
@@ -249,5 +249,5 @@ def _sample(corpus: Corpus, sample_tokens: int, seed: int) -> Iterator[npt.NDArr
         for chunk in chunks[first : first + COUNTED_AT_ONCE]:
             at = int(np.searchsorted(ends, chunk, side="right"))
             start = (int(chunk) - (int(ends[at - 1]) if at else 0)) * CHUNK_TOKENS
-            rows.append(corpus.reader(shards[at].name).tokens(start, min(start + CHUNK_TOKENS, shards[at].tokens)))
+            rows.append(corpus.shard(shards[at].name).ids[start : start + CHUNK_TOKENS])
         yield np.concatenate(rows)
