@@ -7,15 +7,13 @@ nowhere else). The source is only read. A killed import goes on with the files t
 
 Rewritten are: ids of another width (after the range check), llm.c files (their header), documents that lack the
 end-of-text id under `append_eos`, and files with documents left out under `on_bad_document=skip`.
-Memory: a block of a file, and in a rewritten file 4 bytes a document (`ShardWriter`) and the longest document.
+Memory: a block of a file, and 8 bytes for each document that is left out.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import tempfile
-from array import array
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from data_prep.exchange import peer_tokenizer
 from data_prep.exchange.config import ImportConfig
 from data_prep.exchange.indexes import Row, write_megatron_index
 from data_prep.exchange.links import link_or_copy, say
+from data_prep.exchange.payload import Examined, control_message, examine, mended
 from data_prep.exchange.peer_tokenizer import PeerTokenizer
 from data_prep.exchange.peers import PeerFile, ends_of, find
 from data_prep.files import DataError, exclusive, publish_bytes, publish_json, published, sha256_file
@@ -50,12 +49,11 @@ from data_prep.shards import (
     LONGEST_DOCUMENT,
     SCHEMA_VERSION,
     InputCount,
-    ShardHead,
     Sidecar,
+    dtype_for,
     file_of,
     read_sidecar,
     remove_shard,
-    shard_writer,
     size_problems,
 )
 
@@ -73,17 +71,6 @@ class Job:
     task: str
 
 
-@dataclass(frozen=True)
-class Examined:
-    """What reading every id of a file told. `bad`: numbers of documents to leave out; `lacking`: how many documents
-    do not end with the end-of-text id."""
-
-    sha256: str
-    text_bytes: int
-    bad: Sequence[int]
-    lacking: int
-
-
 def import_dataset(out: Path, config: ImportConfig, on_bad: OnBad) -> Manifest:
     """Raises DataError, naming the file, for everything that would make the dataset other than it says."""
     out = Path(out)
@@ -92,6 +79,8 @@ def import_dataset(out: Path, config: ImportConfig, on_bad: OnBad) -> Manifest:
     _refuse_own_output(out, config)
     tokenizer = peer_tokenizer.load(config)
     jobs = [_job(peer, out, config, tokenizer, on_bad) for peer in find(config)]
+    if config.val and not any(job.split == "val" for job in jobs):
+        raise DataError(f"peer.val={config.val} matches none of {len(jobs)} files (first: {jobs[0].peer.name})")
     if all(job.split == "val" for job in jobs):
         raise DataError(f"peer.val={config.val} matches every file, which leaves nothing to train on")
     with exclusive(out, "wait for it, or choose another out="):
@@ -152,7 +141,7 @@ def _import_file(job: Job, config: ImportConfig, tokenizer: PeerTokenizer, on_ba
         found = examine(job.peer, ends, tokenizer, config)
         rejected = {reason: n for reason, n in ((EMPTY, empty), (CONTROL_ID, len(found.bad))) if n}
         if found.bad and on_bad is OnBad.error:
-            raise DataError(_control_message(job.peer, ends, found.bad, tokenizer, config))
+            raise DataError(control_message(job.peer, ends, found.bad, tokenizer, config))
         if found.lacking and not config.append_eos:
             raise DataError(
                 f"{job.peer.path}: {found.lacking} of {len(ends)} documents do not end with eos_id={tokenizer.eos_id}; "
@@ -195,9 +184,9 @@ def _spooled(peer: PeerFile, eos_id: int, folder: Path) -> Iterator[tuple[Row, i
         n, empty, last = 0, 0, 0
         for block in ends_of(peer, eos_id):
             lengths = np.diff(block, prepend=last)
-            if len(lengths) and lengths.max() > LONGEST_DOCUMENT:
+            if len(lengths) and lengths.max() >= LONGEST_DOCUMENT:
                 raise DataError(
-                    f"{peer.path} has a document of {lengths.max()} tokens; the index holds {LONGEST_DOCUMENT}"
+                    f"{peer.path} has a document of {lengths.max()} tokens; the index holds {LONGEST_DOCUMENT - 1}"
                 )
             kept = block[lengths > 0]
             spool.write(kept.astype("<i8").tobytes())
@@ -205,62 +194,6 @@ def _spooled(peer: PeerFile, eos_id: int, folder: Path) -> Iterator[tuple[Row, i
             last = int(block[-1]) if len(block) else last
         spool.flush()
         yield Row(spool, "<i8", 0, n), empty
-
-
-def examine(peer: PeerFile, ends: Row, tokenizer: PeerTokenizer, config: ImportConfig) -> Examined:
-    """Reads every id once. Raises DataError on the first id outside the vocabulary.
-
-    An id without text is in order at its declared place: `eos_id` as the last of a document, `bos_id` as the first,
-    `allow_ids` anywhere.
-    """
-    textless = tokenizer.token_bytes == 0
-    textless[[id for id in config.allow_ids if 0 <= id < len(textless)]] = False
-    sha256, text_bytes, lacking, position = hashlib.sha256(), 0, 0, 0
-    bad = array("q")
-    for ids in peer.blocks():
-        after = position + len(ids)
-        sha256.update(ids.tobytes())
-        _check_range(peer, ids, position, tokenizer.vocab_size)
-        text_bytes += int(tokenizer.token_bytes[ids].sum(dtype=np.int64))
-        first, stop = bisect_right(ends, position), bisect_right(ends, after)
-        last_ones = ends[first:stop] - 1 - position
-        lacking += int((ids[last_ones] != tokenizer.eos_id).sum())
-        places = np.flatnonzero(textless[ids])
-        out_of_place = places[~((ids[places] == tokenizer.eos_id) & np.isin(places, last_ones))]
-        if len(out_of_place) and config.bos_id is not None:
-            openings = np.append(last_ones + 1, 0 if position == 0 or (first and ends[first - 1] == position) else -1)
-            out_of_place = out_of_place[~((ids[out_of_place] == config.bos_id) & np.isin(out_of_place, openings))]
-        documents = np.unique(first + np.searchsorted(last_ones, out_of_place, side="left")).tolist()
-        bad.extend(document for document in documents if not bad or document > bad[-1])
-        position = after
-    return Examined(sha256.hexdigest(), text_bytes, bad, lacking)
-
-
-def _check_range(peer: PeerFile, ids: Any, position: int, vocab_size: int) -> None:
-    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
-        at = int(np.flatnonzero((ids < 0) | (ids >= vocab_size))[0])
-        raise DataError(
-            f"{peer.path}: id {ids[at]} at token {position + at} lies outside the vocabulary 0 ... {vocab_size - 1}: "
-            "another tokenizer made it, or the file is damaged"
-        )
-
-
-def _control_message(
-    peer: PeerFile, ends: Row, bad: Sequence[int], tokenizer: PeerTokenizer, config: ImportConfig
-) -> str:
-    start, stop = _bounds(ends, bad[0])
-    ids = Row.of(peer.path, peer.dtype, peer.header_bytes, peer.tokens)[start:stop]
-    inner = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
-    wrong = sorted({int(id) for id in inner[tokenizer.token_bytes[inner] == 0]} - set(config.allow_ids))
-    return (
-        f"{peer.path}: {len(bad)} documents hold an id without text where none is declared (first: document {bad[0]}, "
-        f"ids {wrong}); name them in peer.allow_ids or peer.bos_id if they belong there, or leave these documents out: "
-        "on_bad_document=skip"
-    )
-
-
-def _bounds(ends: Row, document: int) -> tuple[int, int]:
-    return (ends[document - 1] if document else 0), ends[document]
 
 
 def _why_rewritten(peer: PeerFile, found: Examined) -> list[str]:
@@ -277,6 +210,31 @@ def _link(job: Job, ends: Row, found: Examined, record: InputCount, tokenizer: P
     """The payload as it is under our name, our index and sidecar beside it."""
     dtype = SHARED_WIDTHS[np.dtype(job.peer.dtype).itemsize]
     linked = link_or_copy(job.peer.path, file_of(job.stem, ".bin"))
+    _seal(job, ends, dtype, found.sha256, found.text_bytes, record, tokenizer)
+    return linked
+
+
+def _rewrite(job: Job, ends: Row, found: Examined, record: InputCount, tokenizer: PeerTokenizer) -> None:
+    """Block by block; every id was found to fit before."""
+    dtype = dtype_for(tokenizer.vocab_size)
+    sha256, text_bytes, n_kept = hashlib.sha256(), 0, 0
+    with tempfile.TemporaryFile(dir=job.stem.parent) as spool:
+        with published(file_of(job.stem, ".bin")) as stream:
+            for ids, new_ends in mended(job.peer, ends, found.bad, tokenizer.eos_id):
+                content = ids.astype(np.dtype(dtype).newbyteorder("<")).tobytes()
+                stream.write(content)
+                sha256.update(content)
+                text_bytes += int(tokenizer.token_bytes[ids].sum(dtype=np.int64))
+                spool.write(new_ends.astype("<i8").tobytes())
+                n_kept += len(new_ends)
+        spool.flush()
+        _seal(job, Row(spool, "<i8", 0, n_kept), dtype, sha256.hexdigest(), text_bytes, record, tokenizer)
+
+
+def _seal(
+    job: Job, ends: Row, dtype: str, bin_sha256: str, text_bytes: int, record: InputCount, tokenizer: PeerTokenizer
+) -> None:
+    """Index and sidecar of a payload that lies there; the sidecar last."""
     with published(file_of(job.stem, ".idx")) as stream:
         idx_sha256 = write_megatron_index(stream, ends, dtype)
     sidecar = Sidecar(
@@ -288,30 +246,13 @@ def _link(job: Job, ends: Row, found: Examined, record: InputCount, tokenizer: P
         eos_policy=EOS_POLICY,
         eos_id=tokenizer.eos_id,
         documents=len(ends),
-        tokens=job.peer.tokens,
-        text_bytes=found.text_bytes,
-        bin_sha256=found.sha256,
+        tokens=ends[len(ends) - 1] if len(ends) else 0,
+        text_bytes=text_bytes,
+        bin_sha256=bin_sha256,
         idx_sha256=idx_sha256,
         inputs=(record,),
     )
     publish_json(file_of(job.stem, ".json"), dataclasses.asdict(sidecar))
-    return linked
-
-
-def _rewrite(job: Job, ends: Row, found: Examined, record: InputCount, tokenizer: PeerTokenizer) -> None:
-    """Document by document through our own writer, which ends each with the end-of-text id and checks every id."""
-    head = ShardHead(job.task, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id)
-    bad = set(found.bad)
-    with job.peer.path.open("rb") as stream, shard_writer(job.stem, head) as writer:
-        stream.seek(job.peer.header_bytes)
-        start = 0
-        for document, end in enumerate(end for _, block in ends.blocks() for end in block.tolist()):
-            ids = np.frombuffer(stream.read((end - start) * np.dtype(job.peer.dtype).itemsize), job.peer.dtype)
-            start = end
-            if document not in bad:
-                text = ids[:-1] if ids[-1] == tokenizer.eos_id else ids
-                writer.add(text, int(tokenizer.token_bytes[text].sum(dtype=np.int64)))
-        writer.inputs.append(record)
 
 
 # --- the dataset -----------------------------------------------------------------------------------------------------

@@ -80,6 +80,12 @@ def load(config: ImportConfig) -> PeerTokenizer:
             found = PeerTokenizer(config.tokenizer_sha256, -1, _table(content, path))
         case _:
             raise DataError(f"peer.tokenizer={path} must end in .model, .json or .npy")
+    for id in [*config.allow_ids, *([] if config.bos_id is None else [config.bos_id])]:
+        if not 0 <= id < found.vocab_size or found.token_bytes[id]:
+            raise DataError(
+                f"id {id} of peer.allow_ids or peer.bos_id needs no permission: only ids without text of the vocabulary "
+                f"0 ... {found.vocab_size - 1} do"
+            )
     return _with_eos(found, config.eos_id)
 
 

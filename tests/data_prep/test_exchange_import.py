@@ -247,7 +247,7 @@ def test_a_control_id_inside_a_document_is_refused_left_out_or_allowed(peer: Pat
 def test_checks_hold_across_the_borders_of_blocks(peer: Path, monkeypatch: pytest.MonkeyPatch):
     """Every block length from one id on gives what one block for all gives."""
     write_datatrove(peer, [[0, 1, EOS], [EOS], [0, 2, 3, EOS], [4, 0, 5, EOS], [0, 6, EOS]])
-    for size in range(1, 12):
+    for size in (1, 2, 3, 4, 5, 7, 11):
         monkeypatch.setattr("data_prep.exchange.peers.BLOCK_TOKENS", size)
         monkeypatch.setattr("data_prep.exchange.peers.BLOCK_DOCUMENTS", max(1, size // 2))
         monkeypatch.setattr("data_prep.exchange.indexes.BLOCK_DOCUMENTS", max(1, size // 3))
@@ -288,8 +288,9 @@ def test_whole_files_are_held_out_by_name(peer: Path):
     out = bring(peer, PeerFormat.datatrove, val=["*_val.ds"])
     assert documents(out, "val") == [[2, EOS]]
     assert documents(out, "train") == DOCUMENTS
-    with pytest.raises(DataError, match="leaves nothing to train on"):
-        bring(peer, PeerFormat.datatrove, val=["*"], out="other")
+    for globs, message in ((["*"], "leaves nothing to train on"), (["*.bin"], "matches none of 2 files")):
+        with pytest.raises(DataError, match=message):
+            bring(peer, PeerFormat.datatrove, val=globs, out="other")
 
 
 def test_the_source_is_only_read_and_the_same_command_has_nothing_left_to_do(peer: Path):
@@ -415,7 +416,29 @@ def test_a_tokenizer_that_cannot_be_the_right_one_is_refused(peer: Path):
         bring(peer, PeerFormat.datatrove, eos_id=12)
     with pytest.raises(DataError, match=r"peer\.eos_id=3 stands for 3 bytes"):
         bring(peer, PeerFormat.datatrove, eos_id=3)
+    for keys in ({"allow_ids": [3]}, {"allow_ids": [12]}, {"bos_id": -1}):
+        with pytest.raises(DataError, match="needs no permission"):
+            bring(peer, PeerFormat.datatrove, **keys)
     word_piece = {"model": {"type": "WordPiece", "vocab": {"a": 0}}, "added_tokens": []}
     (peer.parent / "tokenizer.json").write_text(json.dumps(word_piece))
     with pytest.raises(DataError, match="neither byte-level nor SentencePiece-like"):
         bring(peer, PeerFormat.datatrove, tokenizer=str(peer.parent / "tokenizer.json"), tokenizer_sha256="")
+
+
+def test_a_rewritten_file_is_what_a_loop_over_its_documents_gives(peer: Path, monkeypatch: pytest.MonkeyPatch):
+    """Documents left out and end-of-text ids written, for every way that blocks can cut the documents."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(1, 6, rng.integers(1, 6)).tolist() + [EOS] * int(rng.integers(2)) for _ in range(40)]
+    for row in rows[::5]:
+        row[0] = 0
+    expected = [row if row[-1] == EOS else [*row, EOS] for row in rows if 0 not in row]
+    write_datatrove(peer, rows)
+    for size in (1, 3, 8, 1000):
+        monkeypatch.setattr("data_prep.exchange.peers.BLOCK_TOKENS", size)
+        monkeypatch.setattr("data_prep.exchange.indexes.BLOCK_DOCUMENTS", size)
+        out = bring(peer, PeerFormat.datatrove, on_bad=OnBad.skip, append_eos=True, out=f"out{size}")
+        assert documents(out) == expected
+        manifest = Manifest.load(out)
+        manifest.verify(out)
+        assert manifest.text_bytes("train") == sum(id for row in expected for id in row if id != EOS)
+        assert manifest.rejected == {"control_id_in_text": 8}
