@@ -83,8 +83,8 @@ def load(config: ImportConfig) -> PeerTokenizer:
     for id in [*config.allow_ids, *([] if config.bos_id is None else [config.bos_id])]:
         if not 0 <= id < found.vocab_size or found.token_bytes[id]:
             raise DataError(
-                f"id {id} of peer.allow_ids or peer.bos_id needs no permission: only ids without text of the vocabulary "
-                f"0 ... {found.vocab_size - 1} do"
+                f"id {id} of peer.allow_ids or peer.bos_id needs no permission: only ids of the vocabulary "
+                f"(0 ... {found.vocab_size - 1}) that stand for no text do"
             )
     return _with_eos(found, config.eos_id)
 

@@ -416,7 +416,8 @@ def test_a_tokenizer_that_cannot_be_the_right_one_is_refused(peer: Path):
         bring(peer, PeerFormat.datatrove, eos_id=12)
     with pytest.raises(DataError, match=r"peer\.eos_id=3 stands for 3 bytes"):
         bring(peer, PeerFormat.datatrove, eos_id=3)
-    for keys in ({"allow_ids": [3]}, {"allow_ids": [12]}, {"bos_id": -1}):
+    useless: list[dict[str, Any]] = [{"allow_ids": [3]}, {"allow_ids": [12]}, {"bos_id": -1}]
+    for keys in useless:
         with pytest.raises(DataError, match="needs no permission"):
             bring(peer, PeerFormat.datatrove, **keys)
     word_piece = {"model": {"type": "WordPiece", "vocab": {"a": 0}}, "added_tokens": []}
