@@ -19,6 +19,7 @@ from typing import IO, Any
 from data_prep.exchange.config import ExportConfig, PeerFormat
 from data_prep.exchange.indexes import Index
 from data_prep.exchange.links import COPY_BYTES, folder_published, link_or_copy, say
+from data_prep.exchange.peer_tokenizer import HF_TOKENIZER
 from data_prep.files import DataError, publish_json, published
 from data_prep.manifest import SPLITS, TOKENIZER, Manifest, ShardEntry
 from data_prep.shards import EOS_POLICY, Sidecar, file_of, read_sidecar
@@ -46,8 +47,9 @@ def export(dataset: Path, config: ExportConfig) -> Path:
     _refuse(manifest, config.format)
     with folder_published(target) as folder:
         files = [file for split in SPLITS for file in _split(dataset, manifest, split, config.format, folder)]
-        if (dataset / TOKENIZER).is_file():
-            link_or_copy(dataset / TOKENIZER, folder / TOKENIZER)
+        for name in (TOKENIZER, HF_TOKENIZER):
+            if (dataset / name).is_file():
+                link_or_copy(dataset / name, folder / name)
         publish_json(folder / RECORD, _record(manifest, config.format, files))
     linked = sum(file["linked"] for file in files)
     say(f"exported {len(files)} {config.format.value} files to {target}: {linked} linked, {len(files) - linked} copied")
