@@ -1,7 +1,7 @@
 """Named arrays in one file, written in one pass and read by memory map.
 
 In: arrays, or pieces of arrays, under names. Out: a file that appears whole or not at all: the arrays' bytes, each
-aligned to 64, then a table of contents (JSON: names, dtypes, shapes, offsets, and the writer's facts), its length, a mark.
+aligned to 64, then a table of contents (JSON: names, dtypes, shapes, offsets, the writer's facts), its length, a mark.
 """
 
 import contextlib
