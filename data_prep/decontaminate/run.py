@@ -21,11 +21,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from data_prep.decontaminate.config import DecontaminateConfig
 from data_prep.decontaminate.index import Index, build_index
 from data_prep.decontaminate.scan import scan
 from data_prep.dedup.columns import Columns
 from data_prep.dedup.plan import Slice
+from data_prep.dedup.words import Ints
 from data_prep.files import DataError, publish_json, sha256_file
 
 REASON = "contaminated"
@@ -126,19 +129,25 @@ def removals(plan: Plan, slice_id: str) -> Mapping[int, int]:
 def judge(plan: Plan) -> None:
     """Publishes the report. Raises DataError when a source loses more than the settings allow."""
     index = Index(plan.index)
+    names = [PurePath(file).name for file in plan.config.files]
+    file_of = np.array([names.index(item.file) for item in index.items])
     sources: dict[str, dict[str, int]] = {}
-    per_item: dict[int, list[dict[str, Any]]] = {}
+    documents_of_item, documents_of_file = np.zeros(len(file_of), np.int64), np.zeros(len(names), np.int64)
+    listed: dict[int, list[dict[str, Any]]] = {}
     for part in plan.slices:
         hits = Columns(plan.hits(part.id))
         count = sources.setdefault(part.source, {"documents": 0, "removed": 0})
         count["documents"] += hits.facts["documents"]
         count["removed"] += len(hits["document"])
-        removed = set(hits["document"].tolist())
-        rows = zip(*(hits[name].tolist() for name in ("hit_item", "hit_document", "hit_grams")), strict=True)
-        for item, document, grams in rows:
-            where = {"source": part.source, "slice": part.id, "document": document}
-            per_item.setdefault(item, []).append({**where, "grams": grams, "removed": document in removed})
-    found = {"sources": sources, "files": _by_file(plan.config, index, per_item)}
+        items, documents = hits["hit_item"].astype(np.int64), hits["hit_document"].astype(np.int64)
+        documents_of_item += np.bincount(items, minlength=len(file_of))
+        pairs = np.unique(np.stack([file_of[items], documents]), axis=1)
+        documents_of_file += np.bincount(pairs[0], minlength=len(names))
+        _list_some(listed, part, hits)
+    files = {name: _file_report(name, index, documents_of_item, listed) for name in names}
+    for name, n in zip(names, documents_of_file.tolist(), strict=True):
+        files[name]["documents"] = n
+    found = {"sources": sources, "files": files}
     _brake(plan.config, found)
     publish_json(plan.report, found)
 
@@ -154,29 +163,34 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _by_file(config: DecontaminateConfig, index: Index, per_item: dict[int, list[dict[str, Any]]]) -> dict[str, Any]:
-    """For each evaluation file: its items, those that could not be searched for, and where the others were found, the
-    most frequent first. Of an item's documents the first N_LISTED are named.
+def _list_some(listed: dict[int, list[dict[str, Any]]], part: Slice, hits: Columns) -> None:
+    """Adds where items were found, up to N_LISTED documents for each."""
+    removed = np.isin(hits["hit_document"], hits["document"]).tolist()
+    rows = zip(*(hits[name].tolist() for name in ("hit_item", "hit_document", "hit_grams")), removed, strict=True)
+    for item, document, grams, goes in rows:
+        some = listed.setdefault(item, [])
+        if len(some) < N_LISTED:
+            where = {"source": part.source, "slice": part.id, "document": document}
+            some.append({**where, "grams": grams, "removed": goes})
+
+
+def _file_report(
+    name: str, index: Index, documents_of_item: Ints, listed: dict[int, list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """An evaluation file's items: those that could not be searched for, and where others were found, the most frequent
+    first.
     """
-    files: dict[str, Any] = {}
-    for name in (PurePath(file).name for file in config.files):
-        own = [number for number, item in enumerate(index.items) if item.file == name]
-        found = sorted((number for number in own if number in per_item), key=lambda number: -len(per_item[number]))
-        files[name] = {
-            "items": len(own),
-            "searched": sum(index.items[number].searched for number in own),
-            "not_searched": [index.items[number].id for number in own if not index.items[number].searched],
-            "documents": len({(hit["slice"], hit["document"]) for number in found for hit in per_item[number]}),
-            "found": [
-                {
-                    "item": index.items[number].id,
-                    "documents": len(per_item[number]),
-                    "in": per_item[number][:N_LISTED],
-                }
-                for number in found
-            ],
-        }
-    return files
+    own = [number for number, item in enumerate(index.items) if item.file == name]
+    found = sorted((number for number in own if number in listed), key=lambda number: -documents_of_item[number])
+    return {
+        "items": len(own),
+        "searched": sum(index.items[number].searched for number in own),
+        "not_searched": [index.items[number].id for number in own if not index.items[number].searched],
+        "found": [
+            {"item": index.items[number].id, "documents": int(documents_of_item[number]), "in": listed[number]}
+            for number in found
+        ],
+    }
 
 
 def _brake(config: DecontaminateConfig, found: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_prep.files import DataError, published
 
 VERSION = 1
-MARK = b"CRISCOL1"
+MARK = b"CRISOL01"
 ALIGN = 64
 TAIL_BYTES = 8 + len(MARK)
 
