@@ -1,7 +1,7 @@
 """Named arrays in one file, written in one pass and read by memory map.
 
 In: arrays, or pieces of arrays, under names. Out: a file that appears whole or not at all: the arrays' bytes, each
-aligned to 64, then a table of contents (JSON: names, dtypes, shapes, offsets, and the writer's facts), its length, a mark.
+aligned to 64, then a table of contents (JSON: names, dtypes, shapes, offsets, the writer's facts), its length, a mark.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_prep.files import DataError, published
 
 VERSION = 1
-MARK = b"CRISCOL1"
+MARK = b"CRISOL01"
 ALIGN = 64
 TAIL_BYTES = 8 + len(MARK)
 

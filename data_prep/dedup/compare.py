@@ -1,9 +1,9 @@
 """From candidates to verified edges: the true Jaccard similarity of each pair.
 
 In: the candidate pairs, and the texts of the slice. Out, `shingle`: the sorted set of shingles of each document of the
-slice that is in some pair. Out, `compare`: of the slice's pairs (that of the lower rank decides whose they are) those at
-least `min_jaccard` similar. A set is over 64-bit hashes: of two sets of 10^5 shingles one pair collides by chance with
-probability 10^-9.
+slice that is in some pair. Out, `compare`: of the slice's pairs (a pair belongs to the slice of its lower rank) those
+that are at least `min_jaccard` similar. Sets are of 64-bit hashes: among the 10^10 pairs of shingles of two documents
+of 10^5 words, one collides by chance with probability 10^-9.
 
 A document of any size costs a bounded amount of memory: its shingles are sorted a range of hashes at a time.
 """

@@ -77,8 +77,8 @@ class MinHashDedup:
         if not found and self.chance(self.min_jaccard) < LEAST_CHANCE:
             found.append(
                 f"dedup.min_jaccard={self.min_jaccard} with {self.bands} bands of {self.rows} rows finds only "
-                f"{self.chance(self.min_jaccard):.0%} of the pairs that are just as similar; raise dedup.bands, or lower "
-                f"dedup.rows, or raise dedup.min_jaccard, to find at least {LEAST_CHANCE:.0%}"
+                f"{self.chance(self.min_jaccard):.0%} of the pairs that are just as similar; to find at least "
+                f"{LEAST_CHANCE:.0%}, raise dedup.bands, lower dedup.rows, or raise dedup.min_jaccard"
             )
         return found
 

@@ -2,8 +2,8 @@
 
 In: the signatures of all slices, and a range of hashes, or of the keys of one band. Out: one file of sorted pairs
 (see `runs`): for copies (document that goes, the first document of the corpus with that text); for candidates (document
-that ranks lower, document that ranks higher). Memory is bounded by the settings: a range with too many rows is halved, and
-a single key with too many rows is gone through slice by slice.
+that ranks lower, document that ranks higher). Memory is bounded by the settings: a range with too many rows is halved,
+and a single key with too many rows is gone through slice by slice.
 
 Rank: the longer text first, the smaller hash among equals. It depends on content alone, and so do the candidates, so
 neither the division into slices nor their order changes which texts stay.

@@ -1,9 +1,9 @@
 """What is deduplicated, under which settings, and where everything about it lies.
 
-In: the configuration and the slices in corpus order. Out: a `Plan`, a small file `plan.json` in a folder that is named by
-its content, from which every job reads what it needs:
+In: the configuration and the slices in corpus order. Out: a `Plan`, a small file `plan.json` in a folder that is
+named by its content, from which every job reads what it needs:
 
-    FOLDER/signatures/<16 digits>      one file a slice; named by the slice and the settings of signing, shared by all plans
+    FOLDER/signatures/<16 digits>      one file a slice, named by the slice and the settings of signing; for all plans
     FOLDER/<16 digits>/plan.json       the settings, and the slices in order
     FOLDER/<16 digits>/<stage>/...     one file a job
     FOLDER/<16 digits>/report.json     written last: the removals beside it are valid
@@ -32,11 +32,15 @@ from data_prep.files import publish_json
 VERSION = 1  # raised when the same text and settings would give other files
 ID_DIGITS = 16
 SIGNING = ("kind", "ngram", "bands", "rows", "seed")  # the settings that a signature depends on
-NOT_IN_RESULT = ("memory_bytes",)
+COMPARING = ("min_jaccard", "max_bucket")  # and what the pairs and removals depend on besides
 
 
 class Slice(Protocol):
     """Some documents of one source; can be pickled."""
+
+    def texts(self) -> Iterator[bytes]:
+        """Its documents in order, as UTF-8; can be called again."""
+        ...
 
     @property
     def id(self) -> str:
@@ -49,10 +53,6 @@ class Slice(Protocol):
     @property
     def bytes(self) -> int:
         """UTF-8 bytes of its documents, or an estimate: progress only."""
-        ...
-
-    def texts(self) -> Iterator[bytes]:
-        """Its documents in order, as UTF-8; can be called again."""
         ...
 
 
@@ -68,12 +68,10 @@ class Plan:
 
     @functools.cached_property
     def id(self) -> str:
-        facts = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in NOT_IN_RESULT}
-        return _digest([self._facts(facts), self.ids, self.sources])
+        return _digest([self._settings(SIGNING + COMPARING), self.ids, self.sources])
 
     def signature(self, position: int) -> Path:
-        settings = {k: v for k, v in dataclasses.asdict(self.config).items() if k in SIGNING}
-        return self.folder / "signatures" / _digest([self._facts(settings), self.ids[position]])
+        return self.folder / "signatures" / _digest([self._settings(SIGNING), self.ids[position]])
 
     def path(self, *names: str) -> Path:
         return self.folder.joinpath(self.id, *names)
@@ -83,9 +81,19 @@ class Plan:
         assert isinstance(self.config, MinHashDedup), "only near-duplicates have bands and shingles"
         return self.config
 
+    @property
+    def report(self) -> Path:
+        """Written last: while it is there, the removals beside it are valid."""
+        return self.path("report.json")
+
     def publish(self) -> None:
-        settings = dataclasses.asdict(self.config)
-        publish_json(self.path("plan.json"), {"settings": settings, "ids": self.ids, "sources": self.sources})
+        """A report made under other limits does not count: its job is done again, from the pairs that lie there."""
+        content = {"settings": dataclasses.asdict(self.config), "ids": self.ids, "sources": self.sources}
+        file = self.path("plan.json")
+        if file.exists() and json.loads(file.read_text())["settings"] == content["settings"]:
+            return
+        self.report.unlink(missing_ok=True)
+        publish_json(file, content)
 
     @staticmethod
     def load(file: Path) -> "Plan":
@@ -117,13 +125,12 @@ class Plan:
         positions = np.searchsorted(self.firsts, numbers, "right") - 1
         order = np.argsort(positions, kind="stable")
         found, begins = np.unique(positions[order], return_index=True)
-        for position, chosen in zip(found.tolist(), np.split(order, begins[1:]), strict=bool(len(found))):
-            yield position, chosen
+        yield from zip(found.tolist(), np.split(order, begins[1:]), strict=bool(len(found)))
 
-    @staticmethod
-    def _facts(settings: dict[str, Any]) -> list[Any]:
+    def _settings(self, names: tuple[str, ...]) -> list[Any]:
         """Which characters are letters changes with Unicode's version, and with it the words."""
-        return [VERSION, settings, unicodedata.unidata_version if "ngram" in settings else ""]
+        chosen = {name: value for name, value in dataclasses.asdict(self.config).items() if name in names}
+        return [VERSION, chosen, unicodedata.unidata_version if "ngram" in chosen else ""]
 
 
 def plan(config: ExactDedup | MinHashDedup, slices: Sequence[Slice], folder: Path) -> Plan:

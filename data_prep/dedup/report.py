@@ -93,8 +93,8 @@ def brake(plan: Plan, found: Report) -> None:
     for name, count in found.sources.items():
         if count.loss > config.max_source_loss:
             broken.append(
-                f"source {name} would lose {count.loss:.1%}, more than dedup.max_source_loss={config.max_source_loss:g} "
-                "allows"
+                f"source {name} would lose {count.loss:.1%}, more than dedup.max_source_loss="
+                f"{config.max_source_loss:g} allows"
             )
     largest = found.clusters[0] if found.clusters else None
     if largest and largest.removed >= SMALL_CLUSTER and largest.removed > config.max_cluster_share * found.documents:
@@ -106,8 +106,8 @@ def brake(plan: Plan, found: Report) -> None:
         raise DataError(
             "deduplication stopped, and published nothing:\n  "
             + "\n  ".join(broken)
-            + f"\n{table(found)}\nLook at the texts above: if they are duplicates, raise the key that is named; if not, "
-            "the text before them is at fault (an error page, a header on every page), or dedup.min_jaccard is too low."
+            + f"\n{table(found)}\nLook at the texts above. If they are duplicates, raise the key that is named; if "
+            "not, what made them is at fault (an error page, a header on every page), or dedup.min_jaccard is too low."
         )
 
 

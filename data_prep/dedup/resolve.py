@@ -1,14 +1,13 @@
 """From copies and verified edges to removals: which documents go, and for which one that stays.
 
-In: the pairs of copies, and the edges (lower rank, higher rank, similarity) of all slices. Out: one file a slice with the
-documents that go, and `report.json`, written last.
+In: the pairs of copies, and the edges (lower rank, higher rank, similarity) of all slices. Out: one file a slice with
+the documents that go.
 
 **A document goes only if it is a copy of, or at least `min_jaccard` similar to, a document that stays.** There are no
 chains: in the order of rank, a document goes exactly if a document before it that stays is its neighbour. That greedy
-set is found in rounds over the edges, as Blelloch, Fineman and Shun (SPAA 2012) show: whoever has a neighbour that stays
-goes; whoever has no undecided neighbour of higher rank left stays; the result is that of the sequential order. The
-similarity to the one that stays is at least `min_jaccard`, so a false cluster cannot grow along a chain of half-similar
-pages.
+set is found in rounds over the edges, as Blelloch, Fineman and Shun (SPAA 2012) show: whoever has a neighbour that
+stays, goes; whoever has no undecided neighbour of higher rank left, stays; the result is that of the sequential order.
+So a false cluster cannot grow along a chain of half-similar pages.
 
 Tables of one entry a document are memory-mapped files, removed at the end; edges are read in bounded pieces.
 """
@@ -97,9 +96,12 @@ class Removals(Mapping[int, Removal]):
         self._documents, self._state = np.array(columns["document"]), np.array(columns["state"])
         self._survivor, self._jaccard = columns["survivor"], columns["jaccard"]
 
+    def __contains__(self, document: object) -> bool:
+        return isinstance(document, int) and self._row(document) is not None
+
     def __getitem__(self, document: int) -> Removal:
-        row = int(np.searchsorted(self._documents, document))
-        if row == len(self._documents) or self._documents[row] != document:
+        row = self._row(document)
+        if row is None:
             raise KeyError(document)
         position, inside = self._plan.located(int(self._survivor[row]))
         reason = Reason.exact if self._state[row] == State.exact else Reason.near
@@ -110,6 +112,10 @@ class Removals(Mapping[int, Removal]):
 
     def __len__(self) -> int:
         return len(self._documents)
+
+    def _row(self, document: int) -> int | None:
+        row = int(np.searchsorted(self._documents, document))
+        return row if row < len(self._documents) and self._documents[row] == document else None
 
 
 # --- copies ----------------------------------------------------------------------------------------------------------

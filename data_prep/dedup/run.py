@@ -10,12 +10,12 @@ In: the configuration and the slices of the corpus in order. Out: for each slice
     compare  a job a slice          candidate pairs → pairs that are similar enough
     resolve  one job                pairs → removals and a report, or the brake
 
-The jobs of a sub-stage are independent; those before it have to be finished before `jobs` can list them. Each writes one
-file, whole or not at all, and is finished when the file is there.
+The jobs of a sub-stage are independent; those before it have to be finished before `jobs` can list them. Each writes
+one file, whole or not at all, and is finished when it is there.
 """
 
 import enum
-import tempfile
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,10 @@ class Stage(enum.StrEnum):
     resolve = "resolve"
 
 
+RANGED = (Stage.copies, Stage.match)
+BETWEEN = (Stage.copies, Stage.match, Stage.shingle, Stage.compare)
+
+
 def stages(plan: Plan) -> tuple[Stage, ...]:
     if isinstance(plan.config, MinHashDedup):
         return tuple(Stage)
@@ -72,7 +76,8 @@ class Job:
     """whose text it reads"""
 
     def finished(self) -> bool:
-        return self.path.exists()
+        """The files between signatures and removals may be gone once these are there."""
+        return self.path.exists() or (self.stage in BETWEEN and Plan.load(self.plan_file).report.exists())
 
     def run(self, advance: Callable[[Done], None]) -> None:
         plan = Plan.load(self.plan_file)
@@ -127,33 +132,35 @@ def jobs(plan: Plan, stage: Stage, slices: Sequence[Slice]) -> list[Job]:
         case Stage.catalog:
             return [Job(f"catalog-{plan.id}", 1, stage, file, plan.path("catalog"))]
         case Stage.resolve:
-            return [Job(f"resolve-{plan.id}", 1, stage, file, plan.path("report.json"), slices=tuple(slices))]
+            return [Job(f"resolve-{plan.id}", 1, stage, file, plan.report, slices=tuple(slices))]
 
 
 def removals(plan: Plan, slice_id: str) -> Removals:
     """Position of a document in the slice → why it goes; documents that stay are absent. Raises DataError before
     `resolve` has finished.
     """
-    if not plan.path("report.json").exists():
+    if not plan.report.exists():
         raise DataError(f"{plan.path()} holds no finished deduplication; run all its sub-stages first")
     return Removals(plan, slice_id)
 
 
-def report_of(plan: Plan) -> str:
-    """The table for people that `resolve` left."""
-    return plan.path("report.txt").read_text()
+def discard_between(plan: Plan) -> None:
+    """Removes the pairs and sets of a finished deduplication, which are larger than all the rest."""
+    if plan.report.exists():
+        for stage in BETWEEN:
+            shutil.rmtree(plan.path(stage), ignore_errors=True)
 
 
 def _outputs(plan: Plan, stage: Stage) -> list[Path]:
     """What all jobs of the sub-stage write, in their order."""
     if not isinstance(plan.config, MinHashDedup) and stage in (Stage.match, Stage.shingle, Stage.compare):
         return []
+    parts = [f"{i}-of-{len(_ranges(plan))}" for i in range(len(_ranges(plan)))] if stage in RANGED else []
     match stage:
         case Stage.copies:
-            return [plan.path(stage, f"{i:04d}") for i in range(len(_ranges(plan)))]
+            return [plan.path(stage, part) for part in parts]
         case Stage.match:
-            n = len(_ranges(plan))
-            return [plan.path(stage, f"{band:02d}-{i:04d}") for band in range(plan.minhash.bands) for i in range(n)]
+            return [plan.path(stage, f"{band:02d}-{part}") for band in range(plan.minhash.bands) for part in parts]
         case _:
             return [plan.path(stage, name) for name in plan.ids]
 
@@ -172,10 +179,15 @@ def _catalog(plan: Plan, path: Path) -> None:
 
 def _resolve(plan: Plan, slices: Sequence[Slice]) -> None:
     copies, edges = _outputs(plan, Stage.copies), _outputs(plan, Stage.compare)
-    with tempfile.TemporaryDirectory(dir=plan.path(), prefix=".resolve-") as name:
-        verdict = decide(plan, copies, edges, Path(name))
-        found = reports.report(plan, verdict, edges, slices, Path(name))
+    scratch = plan.path("scratch")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a job that was killed
+    scratch.mkdir()
+    try:
+        verdict = decide(plan, copies, edges, scratch)
+        found = reports.report(plan, verdict, edges, slices, scratch)
         reports.brake(plan, found)
         write_removals(plan, verdict)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     publish_bytes(plan.path("report.txt"), (reports.table(found) + "\n").encode())
-    publish_json(plan.path("report.json"), found.to_json())
+    publish_json(plan.report, found.to_json())

@@ -68,7 +68,7 @@ class PairWriter:
 
 
 def pairs_in(paths: Sequence[Path], low: int, high: int, limit: int) -> Iterator[tuple[Ints, Ints]]:
-    """Distinct pairs with low <= first < high, ascending. A piece has at most `limit` of them, or those of one first."""
+    """Distinct pairs with low <= first < high, ascending; at most `limit` at a time, or all those of one first."""
     runs = [_narrowed(run, low, high) for path in paths for run in _runs(path)]
 
     def rows(start: int, stop: int) -> int:

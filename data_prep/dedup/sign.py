@@ -1,10 +1,10 @@
 """The signatures of one slice: everything about its documents that finding duplicates needs, without their text.
 
-In: a slice's texts. Out: one file that depends on nothing but these texts and the settings that it is named by, so it is
-used again when other slices join the corpus. Its columns, for n documents of which m differ:
+In: a slice's texts. Out: one file that depends on nothing but these texts and the settings that it is named by, so it
+is used again when other slices join the corpus. Its columns, for n documents of which m differ:
 
     length   (n,)   u8  bytes of the document
-    hash     (n, 2) u8  BLAKE2b-128 of its bytes: equal hashes are taken as equal texts, even where somebody wishes otherwise
+    hash     (n, 2) u8  BLAKE2b-128 of its bytes; cryptographic, so equal hashes are equal texts
     copies   (c, 2) u4  document, first document of this slice with the same bytes; c = n - m, ascending
     hash keys (m,)  u8  first halves of the m distinct hashes, ascending
     hash documents (m,) u4  the documents they belong to
@@ -77,8 +77,8 @@ def band_keys(blocks: Iterable[Grams], config: MinHashDedup) -> tuple[Ints, Hash
 def minima_of(block: Grams, factors: Hashes) -> Hashes:
     """(D, F) for each document the least of (factor · shingle mod 2^64) over its shingles, for each odd factor.
 
-    Shingles are mixed hashes, so uniform; a fixed bijection of uniform values has its minimum at each of them with equal
-    probability, and the addend of the usual a·x + b would only shift all of them.
+    Shingles are mixed hashes, so uniform; a fixed bijection of uniform values has its minimum at each of them with
+    equal probability, and the addend of the usual a·x + b would only shift all of them.
     """
     starts = np.cumsum(block.counts) - block.counts
     minima = np.empty((len(factors), len(starts)), np.uint64)

@@ -39,12 +39,26 @@ ALONE = (  # [first, last] code points of scripts without spaces
 BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 MASK = (1 << 64) - 1
 ADVANCE = np.uint64(0xD6E8FEB86659FD93)
-SHORT_GRAM = np.uint64(0xA0761D6478BD642F)
+SHORT = 0xA0761D6478BD642F
+
+
+@dataclass(frozen=True)
+class Words:
+    """A block: the words of some pieces of text, one piece after the other."""
+
+    documents: Ints
+    """(P,) which text each piece belongs to: positions in the input, ascending"""
+    counts: Ints
+    """(P,) words of each piece"""
+    hashes: Hashes
+    """(sum of counts,)"""
+    is_last: NDArray[np.bool_]
+    """(P,) whether the piece ends its text; only the last piece of a block may go on, in the next"""
 
 
 @dataclass(frozen=True)
 class Grams:
-    """The n-grams of some documents, or of parts of them: a document may go on in the next block."""
+    """The n-grams of some documents, or of parts of them: the last one may go on in the next block."""
 
     documents: Ints
     """(D,) positions in the input, ascending, each with at least one n-gram here"""
@@ -58,29 +72,49 @@ def grams(texts: Iterable[bytes], n: int) -> Iterator[Grams]:
     """All n-grams of n consecutive words of each text. A text of fewer than n words has one n-gram, all its words; a
     text without words has none.
     """
-    carried = NOTHING
-    for block in _blocks(texts):
-        words, counts = _words(block.pieces)
-        if carried.document == block.documents[0] and len(carried.words):
-            words = np.concatenate([carried.words, words])
-            counts[0] += len(carried.words)
-        goes_on = carried.has_grams and carried.document == block.documents[0]
-        hashes, per_piece = _hashes(words, counts, n, goes_on, block.is_last)
-        carried = _carry(block, words, counts, n, goes_on)
+    windows = Windows(n)
+    for block in word_blocks(texts):
+        found = windows.over(block)
+        if len(found.hashes):
+            yield found
+
+
+def word_blocks(texts: Iterable[bytes]) -> Iterator[Words]:
+    for documents, pieces, is_last in _blocks(texts):
+        hashes, counts = _words(pieces)
+        yield Words(np.array(documents), counts, hashes, np.array(is_last))
+
+
+class Windows:
+    """Windows of n words over consecutive blocks. Keeps the last n - 1 words of a text that goes on."""
+
+    def __init__(self, n: int):
+        self._n = n
+        self._goes_on = False
+        self._tail = np.empty(0, np.uint64)
+        self._has_grams = False  # whether the text that goes on had any so far
+
+    def over(self, block: Words) -> Grams:
+        n, counts, words = self._n, block.counts.copy(), block.hashes
+        had = self._goes_on and self._has_grams
+        if self._goes_on:
+            words = np.concatenate([self._tail, words])
+            counts[0] += len(self._tail)
+        hashes, per_piece = _hashes(words, counts, n, had, block.is_last)
+        self._goes_on = not block.is_last[-1]
+        self._tail = words[len(words) - min(int(counts[-1]), n - 1) :].copy()
+        self._has_grams = bool(counts[-1] >= n) or (len(counts) == 1 and had)
         some = per_piece > 0
-        if some.any():
-            yield Grams(block.documents[some], per_piece[some], hashes)
+        return Grams(block.documents[some], per_piece[some], hashes)
 
 
-def word_strings(text: bytes) -> list[str]:
-    """The words themselves, as `grams` sees them. Slow: for the few documents where it matters."""
-    found: list[str] = []
+def word_strings(text: bytes) -> Iterator[list[str]]:
+    """The words themselves, as `grams` sees them, some at a time. Slow: for the few documents where it matters."""
     for piece, _ in _pieces(text):
-        values = _values([piece])[0]
+        values = _values([piece])[0].astype("<u4")
         starts, ends = _borders(values, ascii_only=False)
-        line = values.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
-        found += [line[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-    return found
+        line = values.tobytes().decode("utf-32-le")
+        yield [line[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def mixed(hashes: Hashes) -> Hashes:
@@ -96,26 +130,8 @@ def mixed(hashes: Hashes) -> Hashes:
 # --- blocks of text --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Block:
-    documents: Ints  # (P,) which text each piece belongs to
-    pieces: list[bytes]
-    is_last: NDArray[np.bool_]  # (P,) whether the piece ends its text
-
-
-@dataclass(frozen=True)
-class _Carry:
-    """The last words of a text that goes on in the next block."""
-
-    document: int
-    words: Hashes
-    has_grams: bool
-
-
-NOTHING = _Carry(-1, np.empty(0, np.uint64), False)
-
-
-def _blocks(texts: Iterable[bytes]) -> Iterator[_Block]:
+def _blocks(texts: Iterable[bytes]) -> Iterator[tuple[list[int], list[bytes], list[bool]]]:
+    """(text, piece, whether it is the text's last), about BLOCK_BYTES of pieces at a time."""
     documents: list[int] = []
     pieces: list[bytes] = []
     lasts: list[bool] = []
@@ -126,11 +142,11 @@ def _blocks(texts: Iterable[bytes]) -> Iterator[_Block]:
             pieces.append(piece)
             lasts.append(last)
             size += len(piece) + 1
-            if size >= BLOCK_BYTES:
-                yield _Block(np.array(documents), pieces, np.array(lasts))
+            if size >= BLOCK_BYTES or not last:  # so that two pieces of a block are never of one text
+                yield documents, pieces, lasts
                 documents, pieces, lasts, size = [], [], [], 0
     if pieces:
-        yield _Block(np.array(documents), pieces, np.array(lasts))
+        yield documents, pieces, lasts
 
 
 def _pieces(text: bytes) -> Iterator[tuple[bytes, bool]]:
@@ -145,14 +161,6 @@ def _pieces(text: bytes) -> Iterator[tuple[bytes, bool]]:
         yield text[start:border], False
         start = border
     yield text[start:], True
-
-
-def _carry(block: _Block, words: Hashes, counts: Ints, n: int, first_goes_on: bool) -> _Carry:
-    if block.is_last[-1]:
-        return NOTHING
-    had = bool(counts[-1] >= n) or (len(counts) == 1 and first_goes_on)
-    tail = min(int(counts[-1]), n - 1)
-    return _Carry(int(block.documents[-1]), words[len(words) - tail :].copy(), had)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
@@ -264,10 +272,15 @@ def _hashes(
         hashes[: len(words) - n + 1] = _combined(words[i : len(words) - n + 1 + i] for i in range(n))
     for k in np.unique(counts[short]).tolist():
         starts = (ends - counts)[short & (counts == k)]
-        hashes[starts] = _combined(words[starts + i] for i in range(k)) + SHORT_GRAM * np.uint64(n - k)
+        hashes[starts] = _combined(words[starts + i] for i in range(k)) + _short_mark(n - k)
         valid[starts] = True
     per_piece[short] = 1
     return mixed(hashes[valid]), per_piece
+
+
+def _short_mark(missing: int) -> np.uint64:
+    """Sets a gram of all words of a short text apart from one whose other words happen to hash to zero."""
+    return np.uint64(SHORT * missing & MASK)
 
 
 def _combined(words: Iterable[Hashes]) -> Hashes:
