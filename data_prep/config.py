@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from data_prep.clean.config import CleanConfig
+from data_prep.decontaminate.config import DecontaminateConfig
 from data_prep.dedup.config import DedupConfig
+from data_prep.exchange.config import ExportConfig, ImportConfig
+from data_prep.inspection.config import InspectConfig
 from data_prep.sources.config import Source
 
 MINIMUM_VOCABULARY = 262  # 4 control ids, newline, 256 bytes, and at least one character
@@ -31,12 +34,19 @@ class Stage(StrEnum):
     shingle = "shingle"
     compare = "compare"
     resolve = "resolve"
+    decontaminate = "decontaminate"  # the three that follow
+    index = "index"  # pyright: ignore[reportAssignmentType]  hides str.index, which no stage needs
+    scan = "scan"
+    judge = "judge"
     tokenizer = "tokenizer"
     encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which no stage needs
     publish = "publish"
 
     status = "status"
     verify = "verify"
+    inspect = "inspect"
+    export = "export"
+    import_ = "import"
 
 
 DEDUP_STAGES = (
@@ -48,7 +58,8 @@ DEDUP_STAGES = (
     Stage.compare,
     Stage.resolve,
 )
-SHARED_STAGES = (Stage.clean, *DEDUP_STAGES, Stage.encode)
+DECONTAMINATE_STAGES = (Stage.index, Stage.scan, Stage.judge)
+SHARED_STAGES = (Stage.clean, *DEDUP_STAGES, *DECONTAMINATE_STAGES, Stage.encode)
 """Lists of jobs, which the elements of a job array may share."""
 
 
@@ -111,9 +122,14 @@ class DataPrepConfig:
     source: Source
     dedup: DedupConfig
     clean: CleanConfig = field(default_factory=CleanConfig)
+    decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    inspect: InspectConfig = field(default_factory=InspectConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    peer: ImportConfig = field(default_factory=ImportConfig)
     stage: Stage = Stage.all
-    """`all`, or one stage of it, or a look at a finished dataset: `verify`, `inspect`, `export`."""
+    """`all`, or one stage of it; or what can be done with a finished dataset: `status`, `verify`, `inspect`, `export`;
+    or `import` of another program's token files."""
     task: int | None = None
     """With `n_tasks`: only every n-th job of the stage, from this one on (0 is the first); for a job array."""
     n_tasks: int | None = None
@@ -141,6 +157,12 @@ class DataPrepConfig:
             found.append(f"task_bytes={self.task_bytes} must be at least 1; 268_435_456 is 256 MiB")
         if self.workers is not None and self.workers < 1:
             found.append(f"workers={self.workers} must be at least 1, or null for one a core")
+        for stage, part in ((Stage.export, self.export), (Stage.import_, self.peer)):
+            found += part.missing() if self.stage is stage else []
+        for stage, name in ((Stage.inspect, "inspect"), (Stage.export, "export"), (Stage.import_, "peer")):
+            part = getattr(self, name)
+            if self.stage is not stage and part != type(part)():
+                found.append(f"{name}.* has no effect with stage={self.stage}; it belongs to stage={stage}")
         return found + self._array_problems()
 
     def _array_problems(self) -> list[str]:

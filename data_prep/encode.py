@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.curation import Removals
 from data_prep.document import Document, Rejected
 from data_prep.files import DataError
 from data_prep.jobs import Done, content_id
@@ -61,8 +62,8 @@ class Vocabulary:
 @dataclass(frozen=True)
 class EncodeJob:
     slice: Slice
-    removed: dict[int, str]
-    """Number of a document of the slice → why it is not written."""
+    removals: Removals
+    """Which documents of the slice are not written."""
     cleaned: CleanJob | None
     """Who made the slice's part and has counted what it removed."""
     vocabulary: Vocabulary
@@ -76,7 +77,7 @@ class EncodeJob:
                 "schema_version": SCHEMA_VERSION,
                 "eos_policy": EOS_POLICY,
                 "slice": self.slice.id,
-                "removed": sorted(self.removed.items()),
+                "removed": sorted(self.removals.load().items()),
                 "tokenizer_sha256": self.vocabulary.sha256,
                 "val_fraction": self.val_fraction,
             }
@@ -136,6 +137,7 @@ class EncodeJob:
 
     def _lots(self, tallies: Sequence["Tally"]) -> Iterator[list[tuple[int, Document]]]:
         """Documents with the number of their span, about BATCH_BYTES together; removed ones are only counted."""
+        removed = self.removals.load()
         lot: list[tuple[int, Document]] = []
         size = number = 0
         for span, outcome in self.slice.outcomes():
@@ -144,7 +146,7 @@ class EncodeJob:
             if isinstance(outcome, Rejected):
                 tally.remove(outcome.reason)
                 continue
-            reason = self.removed.get(number)
+            reason = removed.get(number)
             number += 1
             if reason is not None:
                 tally.remove(reason)
@@ -156,8 +158,8 @@ class EncodeJob:
                 lot, size = [], 0
         if lot:
             yield lot
-        if self.removed and max(self.removed) >= number:
-            raise DataError(f"task {self.slice.id} has {number} documents, but number {max(self.removed)} is removed")
+        if removed and max(removed) >= number:
+            raise DataError(f"task {self.slice.id} has {number} documents, but number {max(removed)} is to be removed")
 
     def _count(self, i: int, tally: "Tally", split: str) -> SpanCount:
         span = self.slice.task.spans[i]

@@ -8,7 +8,7 @@ again when it is what was asked for, and refused, with the differing keys, when 
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from conf.compose import digest
 from data_prep import plan as planning
 from data_prep import vocabulary, workers
 from data_prep.clean.config import CleanConfig
-from data_prep.config import DataPrepConfig, Stage
-from data_prep.dedup import run as dedup
-from data_prep.dedup.config import ExactDedup, MinHashDedup, NoDedup
-from data_prep.dedup.plan import Plan as DedupPlan
-from data_prep.dedup.plan import plan as dedup_plan
+from data_prep.config import DECONTAMINATE_STAGES, DEDUP_STAGES, DataPrepConfig, Stage
+from data_prep.curation import Curation
 from data_prep.encode import EncodeJob, Vocabulary, gate
+from data_prep.exchange.incoming import import_dataset
+from data_prep.exchange.outgoing import export
 from data_prep.files import DataError, exclusive
+from data_prep.inspection import console
+from data_prep.inspection.corpus import Corpus
+from data_prep.inspection.page import write_page
+from data_prep.inspection.survey import survey
 from data_prep.jobs import Job, clear_temporaries
 from data_prep.manifest import MANIFEST, Manifest
 from data_prep.parts import CleanJob, rules_of
@@ -36,6 +39,8 @@ from data_prep.tokenizer import Tokenizer
 def prepare(config: DataPrepConfig) -> Manifest | None:
     """Runs what `config.stage` asks for; returns the manifest if the dataset is finished with it. Raises DataError for
     anything the data or the disk can cause."""
+    if config.stage is Stage.import_:
+        return import_dataset(Path(config.out), config.peer, config.on_bad_document)
     with _held(config):
         stages = Stages(config)
         if config.stage is not Stage.all:
@@ -75,13 +80,12 @@ class Stages:
         self._work = self._folder / "work"
         self._reading = Reading(config.source, config.on_bad_document)
         self._cleans = config.clean != CleanConfig()
-        self._found_dedup_plan: DedupPlan | None = None
 
     def order(self) -> list[Stage]:
         """The stages that this configuration needs."""
         stages = [Stage.plan]
         stages += [Stage.clean] if self._cleans else []
-        stages += [Stage.dedup] if self._dedup is not None else []
+        stages += [stage for stage in (Stage.dedup, Stage.decontaminate) if self._parts_of(stage)]
         return [*stages, Stage.tokenizer, Stage.encode, Stage.publish]
 
     def do(self, stage: Stage) -> Manifest | None:
@@ -96,10 +100,13 @@ class Stages:
                 return self._verify()
             case Stage.status:
                 print(self._status())
-            case Stage.dedup:
-                for part in self._dedup_stages():
+            case Stage.inspect:
+                self._inspect()
+            case Stage.export:
+                say(f"exported to {export(self._folder, self._config.export)}")
+            case Stage.dedup | Stage.decontaminate:
+                for part in self._parts_of(stage):
                     self._run(part)
-                say(dedup.report_of(self._dedup_plan()).rstrip())
             case Stage.encode:
                 gate(self._vocabulary, self._slices)
                 self._run(stage)
@@ -110,14 +117,14 @@ class Stages:
     def jobs(self, stage: Stage) -> Sequence[Job]:
         """All jobs of a stage, finished or not, in the order of the corpus."""
         match stage:
-            case Stage.clean:
+            case Stage.clean if self._cleans:
                 return self._clean_jobs
+            case Stage.clean:
+                raise DataError("stage=clean has nothing to do with this configuration; see clean=")
             case Stage.encode:
                 return self._encode_jobs
-            case _ if stage in self._dedup_stages():
-                return dedup.jobs(self._dedup_plan(), dedup.Stage(stage.value), self._slices)
             case _:
-                raise DataError(f"stage={stage} has nothing to do with this configuration; see clean= and dedup=")
+                return self._curation.jobs(stage)
 
     def finished_dataset(self) -> Manifest | None:
         """The dataset that lies there, if it is the one asked for. Raises DataError if it is another one."""
@@ -163,22 +170,9 @@ class Stages:
         clean = self._config.clean
         return [CleanJob(task, self._reading, clean, rules, keep_dropped, self._work) for task in self._plan.tasks]
 
-    # --- duplicates --------------------------------------------------------------------------------------------------
-
-    def _dedup_stages(self) -> list[Stage]:
-        if self._dedup is None:
-            return []
-        return [Stage(stage.value) for stage in dedup.stages(self._dedup_plan())]
-
-    @property
-    def _dedup(self) -> ExactDedup | MinHashDedup | None:
-        return None if isinstance(self._config.dedup, NoDedup) else self._config.dedup
-
-    def _dedup_plan(self) -> DedupPlan:
-        assert self._dedup is not None, "asked for only when something is deduplicated"
-        if self._found_dedup_plan is None:
-            self._found_dedup_plan = dedup_plan(self._dedup, self._slices, self._work / "dedup")
-        return self._found_dedup_plan
+    @cached_property
+    def _curation(self) -> Curation:
+        return Curation(self._config, self._slices, self._work)
 
     # --- tokenizer ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +182,9 @@ class Stages:
         tokenizer, trained_on = vocabulary.existing(self._folder, settings, wanted), None
         if tokenizer is None:
             self._require_curated()
-            tokenizer, trained_on = vocabulary.make(self._slices, self._removed, settings, self._config.val_fraction)
+            tokenizer, trained_on = vocabulary.make(
+                self._slices, self._curation.removals, settings, self._config.val_fraction
+            )
             vocabulary.publish(self._folder, tokenizer, wanted, trained_on)
         elif settings.model is not None:
             vocabulary.publish(self._folder, tokenizer, "given", None)
@@ -214,21 +210,12 @@ class Stages:
     # --- shards ------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _removed(self) -> Mapping[str, Mapping[int, str]]:
-        """Slice id → number of a document → why it is left out."""
-        if self._dedup is None:
-            return {}
-        plan = self._dedup_plan()
-        found = {slice.id: dedup.removals(plan, slice.id) for slice in self._slices}
-        return {id: {i: f"{its[i].reason}_duplicate" for i in its} for id, its in found.items() if len(its)}
-
-    @cached_property
     def _encode_jobs(self) -> list[EncodeJob]:
         cleaned = self._clean_jobs or [None] * len(self._slices)
         return [
             EncodeJob(
                 slice,
-                dict(self._removed.get(slice.id, {})),
+                self._curation.removals(slice),
                 clean_job,
                 self._vocabulary,
                 self._config.val_fraction,
@@ -238,7 +225,7 @@ class Stages:
         ]
 
     def _require_curated(self) -> None:
-        for stage in ([Stage.clean] if self._cleans else []) + self._dedup_stages():
+        for stage in (*([Stage.clean] if self._cleans else []), *self._curation.stages):
             self._require(stage)
 
     def _publish_stage(self) -> Manifest:
@@ -256,7 +243,7 @@ class Stages:
         """A line a stage: tasks done of all; with n_tasks, which elements of a job array have something left to do."""
         lines: list[str] = []
         for stage in self.order():
-            for part in self._dedup_stages() if stage is Stage.dedup else [stage]:
+            for part in self._parts_of(stage):
                 lines.append(f"{part:<12}{self._progress_of(part)}")
         return "\n".join(lines)
 
@@ -274,6 +261,14 @@ class Stages:
         left = [i for i in range(self._config.n_tasks) if not all(finished[i :: self._config.n_tasks])]
         return f"{line}; array elements with something left: {in_ranges(left)}"
 
+    def _inspect(self) -> None:
+        config = self._config.inspect
+        found = survey(Corpus(self._folder), config)
+        print(console.text(found))
+        if config.page:
+            write_page(Path(config.page), found)
+            say(f"wrote {config.page}")
+
     # --- running jobs ------------------------------------------------------------------------------------------------
 
     def _run(self, stage: Stage) -> None:
@@ -281,6 +276,12 @@ class Stages:
         if self._config.task is not None and self._config.n_tasks is not None:
             jobs = jobs[self._config.task :: self._config.n_tasks]
         workers.run(str(stage), jobs, self._config.workers or n_cores())
+        if all(job.finished() for job in jobs) and (report := self._curation.report(stage)):
+            say(report)
+
+    def _parts_of(self, stage: Stage) -> list[Stage]:
+        parts = {Stage.dedup: DEDUP_STAGES, Stage.decontaminate: DECONTAMINATE_STAGES}.get(stage, (stage,))
+        return [part for part in parts if part in self._curation.stages or part is stage]
 
     def _require(self, stage: Stage) -> None:
         missing = sum(not job.finished() for job in self.jobs(stage))

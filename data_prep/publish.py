@@ -7,8 +7,9 @@ In: the plan's encode jobs, all finished. Out: `inputs.jsonl` (one line a span, 
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,8 @@ REPORTS = ("dedup.json", "decontaminate.json", "tokenizer_report.json")  # of st
 
 def publish(folder: Path, plan: Plan, jobs: Sequence[EncodeJob], tokenizer: Tokenizer, val_fraction: float) -> Manifest:
     sidecars = {(split, job.id): read_sidecar(job.stem(split)) for job in jobs for split in job.splits}
-    sources = _balance(folder, jobs, sidecars)
+    balance = write_balance(folder, _lines(jobs, sidecars))
+    sources = tuple(dataclasses.replace(entry, changed=_changed(entry.name, jobs)) for entry in balance)
     _require_both_splits(sources, val_fraction)
     token_bytes = tokenizer.token_bytes()
     with published(folder / TOKEN_BYTES) as stream:
@@ -49,7 +51,7 @@ def publish(folder: Path, plan: Plan, jobs: Sequence[EncodeJob], tokenizer: Toke
         stream.write(content.getvalue())
     val_stems = [job.stem("val") for job in jobs if "val" in job.splits]
     compressors = baselines(val_stems, tokenizer, token_bytes, val_fraction)
-    shards = tuple(_shard_entry(folder, split, sidecar) for (split, _), sidecar in sidecars.items())
+    shards = tuple(shard_entry(folder, split, sidecar) for (split, _), sidecar in sidecars.items())
     names = [TOKENIZER, vocabulary.ORIGIN, TOKEN_BYTES, INPUTS, *(n for n in REPORTS if (folder / n).is_file())]
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -63,7 +65,7 @@ def publish(folder: Path, plan: Plan, jobs: Sequence[EncodeJob], tokenizer: Toke
         baselines=compressors,
         sources=sources,
         shards=shards,
-        files=tuple(FileEntry(name, (folder / name).stat().st_size, sha256_file(folder / name)) for name in names),
+        files=file_entries(folder, names),
     ).publish(folder)
     remove_strangers(folder, manifest)
     manifest.check(folder)
@@ -79,58 +81,77 @@ def remove_strangers(folder: Path, manifest: Manifest) -> list[str]:
     return stale
 
 
-def _balance(
-    folder: Path, jobs: Sequence[EncodeJob], sidecars: dict[tuple[str, str], Sidecar]
-) -> tuple[SourceEntry, ...]:
-    """Writes inputs.jsonl; returns the sums by source. Raises DataError when counts do not balance, or a sidecar does
-    not tell of the spans that its task consists of."""
+def write_balance(folder: Path, lines: Iterable[dict[str, Any]]) -> tuple[SourceEntry, ...]:
+    """Writes inputs.jsonl, a line a span; returns the sums by source, in the order of the corpus."""
     entries: dict[str, SourceEntry] = {}
     inputs: dict[str, set[str]] = {}
     with published(folder / INPUTS) as stream:
-        for job in jobs:
-            for line in _span_lines(job, sidecars):
-                stream.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
-                inputs.setdefault(line["source"], set()).add(line["name"])
-                entries[line["source"]] = _added(entries.get(line["source"]), line)
-    return tuple(
-        dataclasses.replace(entry, inputs=len(inputs[name]), changed=_changed(name, jobs))
-        for name, entry in entries.items()
-    )
+        for line in lines:
+            stream.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            source = line["source"]
+            inputs.setdefault(source, set()).add(line["name"])
+            entries[source] = _added(entries.get(source, SourceEntry(source, 0, 0, 0, 0, {}, {})), line)
+    return tuple(dataclasses.replace(entry, inputs=len(inputs[name])) for name, entry in entries.items())
 
 
-def _span_lines(job: EncodeJob, sidecars: dict[tuple[str, str], Sidecar]) -> Iterator[dict]:
-    by_split = {split: sidecars[split, job.id].spans for split in SPLITS if (split, job.id) in sidecars}
-    for i, span in enumerate(job.slice.task.spans):
-        counts = {split: spans[i] for split, spans in by_split.items()}
-        line = _span_line(job.slice.source, counts)
-        if (line["name"], line["start"], line["stop"]) != (span.input.name, span.start, span.stop):
-            raise DataError(
-                f"the sidecars of {job.id} do not tell of {span.input.name} where they should; remove them and rerun"
-            )
-        yield line
-
-
-def _span_line(source: str, counts: dict[str, SpanCount]) -> dict:
-    one = counts["train"]
-    train, val = one.documents, counts["val"].documents if "val" in counts else 0
-    if one.documents_in != train + val + sum(one.removed.values()):
-        raise DataError(
-            f"the counts of {one.name} do not balance: {one.documents_in} documents in, {train} + {val} written, "
-            f"{one.removed} removed; remove its shards and rerun"
-        )
-    facts = dataclasses.asdict(one)
+def span_line(source: str, counts: Mapping[str, SpanCount]) -> dict[str, Any]:
+    """One span's balance, from what it gave to the shard of each split. Raises DataError when it does not balance."""
+    facts = dataclasses.asdict(next(iter(counts.values())))
     del facts["documents"]
+    train, val = (counts[split].documents if split in counts else 0 for split in SPLITS)
+    if facts["documents_in"] != train + val + sum(facts["removed"].values()):
+        raise DataError(
+            f"the counts of {facts['name']} do not balance: {facts['documents_in']} documents in, {train} + {val} "
+            f"written, {facts['removed']} removed; remove its shards and rerun"
+        )
     return {"source": source, **facts, "train": train, "val": val}
 
 
-def _added(entry: SourceEntry | None, line: dict) -> SourceEntry:
-    before = entry or SourceEntry(line["source"], 0, 0, 0, 0, {}, {})
+def shard_entry(folder: Path, split: str, sidecar: Sidecar) -> ShardEntry:
+    stem = folder / f"{split}-{sidecar.task}"
+    record = file_of(stem, ".json")
+    return ShardEntry(
+        name=stem.name,
+        split=split,
+        task=sidecar.task,
+        source=sidecar.source,
+        documents=sidecar.documents,
+        tokens=sidecar.tokens,
+        text_bytes=sidecar.text_bytes,
+        bin_bytes=sidecar.bin_bytes,
+        idx_bytes=sidecar.idx_bytes,
+        json_bytes=record.stat().st_size,
+        bin_sha256=sidecar.bin_sha256,
+        idx_sha256=sidecar.idx_sha256,
+        json_sha256=sha256_file(record),
+    )
+
+
+def file_entries(folder: Path, names: Iterable[str]) -> tuple[FileEntry, ...]:
+    return tuple(FileEntry(name, (folder / name).stat().st_size, sha256_file(folder / name)) for name in names)
+
+
+def _lines(jobs: Sequence[EncodeJob], sidecars: Mapping[tuple[str, str], Sidecar]) -> Iterator[dict[str, Any]]:
+    """Raises DataError when a sidecar does not tell of the spans that its task consists of."""
+    for job in jobs:
+        by_split = {split: sidecars[split, job.id].spans for split in job.splits}
+        for i, span in enumerate(job.slice.task.spans):
+            counts = {split: spans[i] for split, spans in by_split.items()}
+            place = {(count.name, count.start, count.stop) for count in counts.values()}
+            if place != {(span.input.name, span.start, span.stop)}:
+                raise DataError(
+                    f"the sidecars of {job.id} do not tell of {span.input.name} where they should; remove them and rerun"
+                )
+            yield span_line(job.slice.source, counts)
+
+
+def _added(entry: SourceEntry, line: dict[str, Any]) -> SourceEntry:
     return dataclasses.replace(
-        before,
-        documents_in=before.documents_in + line["documents_in"],
-        train=before.train + line["train"],
-        val=before.val + line["val"],
-        removed=sum_by_key([before.removed, line["removed"]]),
+        entry,
+        documents_in=entry.documents_in + line["documents_in"],
+        train=entry.train + line["train"],
+        val=entry.val + line["val"],
+        removed=sum_by_key([entry.removed, line["removed"]]),
     )
 
 
@@ -152,23 +173,3 @@ def _require_both_splits(sources: Sequence[SourceEntry], val_fraction: float) ->
             f"raise it ({min(0.5, 3 / train):.2g} would hold out about {max(1, round(train * min(0.5, 3 / train)))}), "
             "add documents, or hold out nothing with val_fraction=0"
         )
-
-
-def _shard_entry(folder: Path, split: str, sidecar: Sidecar) -> ShardEntry:
-    stem = folder / f"{split}-{sidecar.task}"
-    record = file_of(stem, ".json")
-    return ShardEntry(
-        name=stem.name,
-        split=split,
-        task=sidecar.task,
-        source=sidecar.source,
-        documents=sidecar.documents,
-        tokens=sidecar.tokens,
-        text_bytes=sidecar.text_bytes,
-        bin_bytes=sidecar.bin_bytes,
-        idx_bytes=sidecar.idx_bytes,
-        json_bytes=record.stat().st_size,
-        bin_sha256=sidecar.bin_sha256,
-        idx_sha256=sidecar.idx_sha256,
-        json_sha256=sha256_file(record),
-    )

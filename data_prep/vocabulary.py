@@ -8,16 +8,16 @@ another vocabulary would make every shard anew. `tokenizer.json` says what it wa
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import TokenizerConfig
-from data_prep.document import Document
+from data_prep.curation import Removals
 from data_prep.files import DataError, publish_bytes, publish_json
+from data_prep.jobs import Done
 from data_prep.manifest import TOKENIZER
 from data_prep.progress import Progress
-from data_prep.jobs import Done
 from data_prep.shards import SCHEMA_VERSION, read_json
 from data_prep.slices import Slice
 from data_prep.split import is_held_out
@@ -67,15 +67,15 @@ def publish(folder: Path, tokenizer: Tokenizer, settings: Any, trained_on: dict[
 
 def make(
     slices: Sequence[Slice],
-    removed: Mapping[str, Mapping[int, str]],
+    removals: Callable[[Slice], Removals],
     settings: TokenizerConfig,
     val_fraction: float,
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """Draws the sample and trains. `removed`: slice id → numbers of documents to leave out. Returns the tokenizer and
-    what it was trained on. Raises DataError as `tokenizer.train` does."""
+    """Draws the sample and trains. `removals`: which documents of a slice to leave out. Returns the tokenizer and what it
+    was trained on. Raises DataError as `tokenizer.train` does."""
     chosen = sorted(slices, key=lambda slice: _rank(_place(slice), settings.seed))
     progress = Progress("sampling", sum(slice.bytes for slice in chosen), len(chosen))
-    reader = _Reader(chosen, removed, READ_FACTOR * settings.sample_bytes, progress)
+    reader = _Reader(chosen, removals, READ_FACTOR * settings.sample_bytes, progress)
     texts = draw(reader.texts(), settings.sample_bytes, settings.seed, val_fraction)
     progress.note(f"training the tokenizer on {len(texts):,} documents, {sum(map(len, texts)) / 1e6:,.1f} MB")
     content = train((text.decode() for text in texts), settings)
@@ -94,11 +94,11 @@ class _Reader:
     def __init__(
         self,
         slices: Sequence[Slice],
-        removed: Mapping[str, Mapping[int, str]],
+        removals: Callable[[Slice], Removals],
         enough_bytes: int,
         progress: Progress,
     ):
-        self._slices, self._removed, self._enough, self._progress = slices, removed, enough_bytes, progress
+        self._slices, self._removals, self._enough, self._progress = slices, removals, enough_bytes, progress
         self.n_slices = 0
 
     def texts(self) -> Iterator[bytes]:
@@ -107,7 +107,7 @@ class _Reader:
             if read >= self._enough:
                 return
             self.n_slices += 1
-            removed = self._removed.get(slice.id, {})
+            removed = self._removals(slice).load()
             for number, text in enumerate(slice.texts()):
                 read += len(text)
                 self._progress.advance(Done(documents=1, text_bytes=len(text)))
@@ -117,9 +117,10 @@ class _Reader:
 
 
 def draw(texts: Iterable[bytes], limit_bytes: int, seed: int, val_fraction: float) -> list[bytes]:
-    """Training documents with the smallest hashes, together at most `limit_bytes` of UTF-8 (one longer text is cut).
+    """Training documents in the order of their seeded hashes, `limit_bytes` of UTF-8; the last one may be cut.
 
-    Memory: `limit_bytes` and one document. The result is sorted, so the order of the inputs does not matter.
+    Kept on the way is the shortest beginning of that order that fills the limit: what was once dropped can never belong
+    to it, so the result does not depend on the order of the texts. Memory: the limit and two documents.
     """
     heap: list[tuple[int, bytes]] = []
     total = 0
@@ -128,11 +129,12 @@ def draw(texts: Iterable[bytes], limit_bytes: int, seed: int, val_fraction: floa
             continue
         heapq.heappush(heap, (-_rank(text, seed), text))
         total += len(text)
-        while total > limit_bytes and len(heap) > 1:
+        while total - len(heap[0][1]) >= limit_bytes:
             total -= len(heapq.heappop(heap)[1])
     drawn = [text for _, text in sorted(heap, reverse=True)]
     if total > limit_bytes:
-        drawn = [drawn[0][:limit_bytes].decode(errors="ignore").encode()]
+        left = limit_bytes - sum(map(len, drawn[:-1]))
+        drawn[-1] = drawn[-1][:left].decode(errors="ignore").encode()
     return drawn
 
 

@@ -30,6 +30,7 @@ from data_prep.dedup.columns import Columns
 from data_prep.dedup.plan import Slice
 from data_prep.dedup.words import Ints
 from data_prep.files import DataError, publish_json, sha256_file
+from data_prep.jobs import Done
 
 REASON = "contaminated"
 VERSION = 1
@@ -79,17 +80,17 @@ class Job:
     def finished(self) -> bool:
         return self.path.exists()
 
-    def run(self, advance: Callable[[int], None]) -> None:
+    def run(self, advance: Callable[[Done], None]) -> None:
         match self.stage:
             case Stage.index:
                 build_index(self.plan.config, self.path)
-                advance(self.bytes)
+                advance(Done(bytes=self.bytes))
             case Stage.scan:
                 (part,) = self.plan.slices
                 scan(part.texts, Index(self.plan.index), self.plan.config.min_matches, self.path, advance)
             case Stage.judge:
                 judge(self.plan)
-                advance(self.bytes)
+                advance(Done(bytes=self.bytes))
 
 
 def plan(config: DecontaminateConfig, slices: Sequence[Slice], folder: Path) -> Plan:

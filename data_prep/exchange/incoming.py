@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import hashlib
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -32,24 +31,25 @@ from data_prep.exchange.links import link_or_copy, say
 from data_prep.exchange.payload import Examined, control_message, examine, mended
 from data_prep.exchange.peer_tokenizer import PeerTokenizer
 from data_prep.exchange.peers import PeerFile, ends_of, find
-from data_prep.files import DataError, exclusive, publish_bytes, publish_json, published, sha256_file
+from data_prep.files import DataError, exclusive, publish_bytes, publish_json, published
 from data_prep.jobs import clear_temporaries
 from data_prep.manifest import (
+    INPUTS,
     MANIFEST,
     OUR_SHARD,
     TOKEN_BYTES,
-    FileEntry,
-    InputEntry,
     Manifest,
-    ShardEntry,
+    content_fingerprint,
     shard_stems,
+    sizes_in,
 )
+from data_prep.publish import file_entries, shard_entry, span_line, write_balance
 from data_prep.shards import (
     EOS_POLICY,
     LONGEST_DOCUMENT,
     SCHEMA_VERSION,
-    InputCount,
     Sidecar,
+    SpanCount,
     dtype_for,
     file_of,
     read_sidecar,
@@ -69,6 +69,11 @@ class Job:
     stem: Path
     split: str
     task: str
+
+    @property
+    def source(self) -> str:
+        """The folder that was asked for, or the file."""
+        return self.peer.name.split("/")[0]
 
 
 def import_dataset(out: Path, config: ImportConfig, on_bad: OnBad) -> Manifest:
@@ -147,13 +152,15 @@ def _import_file(job: Job, config: ImportConfig, tokenizer: PeerTokenizer, on_ba
                 f"{job.peer.path}: {found.lacking} of {len(ends)} documents do not end with eos_id={tokenizer.eos_id}; "
                 "pass the id that ends them as peer.eos_id, or have it written: peer.append_eos=true"
             )
-        record = InputCount(
-            job.peer.name,
-            job.peer.path.stat().st_size,
-            found.sha256,
-            len(ends) + empty,
-            len(ends) - len(found.bad),
-            rejected,
+        state = job.peer.path.stat()
+        record = SpanCount(
+            name=job.peer.name,
+            version=str(state.st_mtime_ns),
+            start=0,
+            stop=state.st_size,
+            documents_in=len(ends) + empty,
+            documents=len(ends) - len(found.bad),
+            removed=rejected,
         )
         try:
             reasons = _why_rewritten(job.peer, found)
@@ -206,7 +213,7 @@ def _why_rewritten(peer: PeerFile, found: Examined) -> list[str]:
     return [reason for reason, applies in reasons.items() if applies]
 
 
-def _link(job: Job, ends: Row, found: Examined, record: InputCount, tokenizer: PeerTokenizer) -> bool:
+def _link(job: Job, ends: Row, found: Examined, record: SpanCount, tokenizer: PeerTokenizer) -> bool:
     """The payload as it is under our name, our index and sidecar beside it."""
     dtype = SHARED_WIDTHS[np.dtype(job.peer.dtype).itemsize]
     linked = link_or_copy(job.peer.path, file_of(job.stem, ".bin"))
@@ -214,7 +221,7 @@ def _link(job: Job, ends: Row, found: Examined, record: InputCount, tokenizer: P
     return linked
 
 
-def _rewrite(job: Job, ends: Row, found: Examined, record: InputCount, tokenizer: PeerTokenizer) -> None:
+def _rewrite(job: Job, ends: Row, found: Examined, record: SpanCount, tokenizer: PeerTokenizer) -> None:
     """Block by block; every id was found to fit before."""
     dtype = dtype_for(tokenizer.vocab_size)
     sha256, text_bytes, n_kept = hashlib.sha256(), 0, 0
@@ -232,7 +239,7 @@ def _rewrite(job: Job, ends: Row, found: Examined, record: InputCount, tokenizer
 
 
 def _seal(
-    job: Job, ends: Row, dtype: str, bin_sha256: str, text_bytes: int, record: InputCount, tokenizer: PeerTokenizer
+    job: Job, ends: Row, dtype: str, bin_sha256: str, text_bytes: int, record: SpanCount, tokenizer: PeerTokenizer
 ) -> None:
     """Index and sidecar of a payload that lies there; the sidecar last."""
     with published(file_of(job.stem, ".idx")) as stream:
@@ -240,6 +247,7 @@ def _seal(
     sidecar = Sidecar(
         schema_version=SCHEMA_VERSION,
         task=job.task,
+        source=job.source,
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
         dtype=dtype,
@@ -250,7 +258,7 @@ def _seal(
         text_bytes=text_bytes,
         bin_sha256=bin_sha256,
         idx_sha256=idx_sha256,
-        inputs=(record,),
+        spans=(record,),
     )
     publish_json(file_of(job.stem, ".json"), dataclasses.asdict(sidecar))
 
@@ -260,7 +268,7 @@ def _seal(
 
 def _publish(out: Path, jobs: Sequence[Job], config: ImportConfig, tokenizer: PeerTokenizer) -> Manifest:
     sidecars = [read_sidecar(job.stem) for job in jobs]
-    for name in sorted(shard_stems(out) - {job.stem.name for job in jobs}):
+    for name in sorted(shard_stems(sizes_in(out)) - {job.stem.name for job in jobs}):
         if OUR_SHARD.fullmatch(name):
             say(f"removing {name}, left by an unfinished import with other files or rules")
             remove_shard(out / name)
@@ -284,49 +292,21 @@ def _manifest(
     tokenizer: PeerTokenizer,
     names: Sequence[str],
 ) -> Manifest:
-    """The one function, with `_shard_entry` and `_input_entry`, that knows how records of shards are laid out."""
     options = flatten({"peer": _rules(config, tokenizer) | {"val": config.val}})
-    counts = [sidecar.inputs[0] for sidecar in sidecars]
-    corpus = digest([[count.path, count.sha256] for count in counts])
-    rejected: Counter[str] = Counter()
-    for count in counts:
-        rejected.update(count.rejected)
+    pairs = list(zip(jobs, sidecars, strict=True))
+    sources = write_balance(out, (span_line(it.source, {job.split: it.spans[0]}) for job, it in pairs))
+    shards = tuple(shard_entry(out, job.split, sidecar) for job, sidecar in pairs)
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        fingerprint=digest([corpus, tokenizer.sha256, options]),
-        corpus_fingerprint=corpus,
+        fingerprint=content_fingerprint(tokenizer.sha256, shards),
+        plan=digest([options, [job.task for job in jobs]]),
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
         dtype="int32" if any(sidecar.dtype == "int32" for sidecar in sidecars) else "uint16",  # the widest of all
         eos_id=tokenizer.eos_id,
         options=options,
-        documents_in=sum(count.documents_in for count in counts),
-        rejected=dict(sorted(rejected.items())),
         baselines={},
-        shards=tuple(_shard_entry(job, sidecar) for job, sidecar in zip(jobs, sidecars, strict=True)),
-        files=tuple(FileEntry(name, (out / name).stat().st_size, sha256_file(out / name)) for name in names),
-        inputs=tuple(_input_entry(job, count) for job, count in zip(jobs, counts, strict=True)),
+        sources=sources,
+        shards=shards,
+        files=file_entries(out, [*names, INPUTS]),
     )
-
-
-def _shard_entry(job: Job, sidecar: Sidecar) -> ShardEntry:
-    record = file_of(job.stem, ".json")
-    return ShardEntry(
-        name=job.stem.name,
-        split=job.split,
-        task=job.task,
-        documents=sidecar.documents,
-        tokens=sidecar.tokens,
-        text_bytes=sidecar.text_bytes,
-        bin_bytes=sidecar.bin_bytes,
-        idx_bytes=sidecar.idx_bytes,
-        json_bytes=record.stat().st_size,
-        bin_sha256=sidecar.bin_sha256,
-        idx_sha256=sidecar.idx_sha256,
-        json_sha256=sha256_file(record),
-    )
-
-
-def _input_entry(job: Job, count: InputCount) -> InputEntry:
-    train, val = (count.documents, 0) if job.split == "train" else (0, count.documents)
-    return InputEntry(count.path, count.bytes, count.sha256, count.documents_in, train, val, count.rejected)
