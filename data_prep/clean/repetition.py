@@ -66,7 +66,7 @@ def repeated(ids: np.ndarray, longest: int) -> Iterator[Grams]:
     n_words = int(ids.max()) + 1 if size else 0
     for n in range(2, min(longest, size) + 1):
         inside = places + n <= size
-        places, names = places[inside], names[inside]
+        places, names, times = places[inside], names[inside], times[inside]
         if len(places):
             names, times = _numbered(names * n_words + ids[places + (n - 1)])
             again = times > 1
