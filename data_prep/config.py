@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from data_prep.clean.config import CleanConfig
 from data_prep.decontaminate.config import DecontaminateConfig
-from data_prep.dedup.config import DedupConfig
+from data_prep.dedup.config import DedupConfig, NoDedup
 from data_prep.exchange.config import ExportConfig, ImportConfig
 from data_prep.inspection.config import InspectConfig
 from data_prep.sources.config import Source
@@ -120,7 +120,7 @@ class DataPrepConfig:
     out: str
     """Folder of the finished dataset; made when it is missing, and other files in it are left alone."""
     source: Source
-    dedup: DedupConfig
+    dedup: DedupConfig = field(default_factory=NoDedup)
     clean: CleanConfig = field(default_factory=CleanConfig)
     decontaminate: DecontaminateConfig = field(default_factory=DecontaminateConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

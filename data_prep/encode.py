@@ -1,9 +1,9 @@
 """Documents to ids to shards: the stage `encode`, and the gate before it.
 
 In: one slice and the numbers of its documents that are removed. Out: one shard of each split, published whole. Every
-document is proved on the way: its ids stand for exactly as many bytes as its text has, and of every lot the beginning of
-one document is encoded again by SentencePiece alone. Counts balance per span, or the task fails: documents in = written
-to train + written to val + removed by reason.
+document is proved on the way: its ids stand for exactly as many bytes as its text has, and of every lot the beginning
+of one document is encoded again by SentencePiece alone. Counts balance per span, or the task fails: documents in =
+written to train + written to val + removed by reason.
 """
 
 import contextlib
@@ -70,8 +70,12 @@ class EncodeJob:
     val_fraction: float
     folder: Path
 
-    @cached_property
+    @property
     def id(self) -> str:
+        return self._id
+
+    @cached_property
+    def _id(self) -> str:
         return content_id(
             {
                 "schema_version": SCHEMA_VERSION,

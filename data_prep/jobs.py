@@ -1,9 +1,9 @@
 """Divides the corpus into tasks that are named by their content: fixed lists of spans, each of one source.
 
-In: the spans of the inputs, sorted by name. Out: tasks, each with an id that is a hash of names, sizes, versions and byte
-ranges of its spans and of how they are read. Every stage works task by task and names what it makes after the task and
-its own options, so what is done is recognised after a crash, in another order, on another machine or with other files
-beside it, and changed inputs give other ids: only those are done again.
+In: the spans of the inputs, sorted by name. Out: tasks, each with an id that is a hash of names, sizes, versions and
+byte ranges of its spans and of how they are read. Every stage works task by task and names what it makes after the task
+and its own options, so what is done is recognised after a crash, in another order, on another machine or with other
+files beside it, and changed inputs give other ids: only those are done again.
 
 The borders between tasks are drawn by the inputs' own names and sizes, so a file added in the middle moves the borders
 near it, not all that follow (content-defined chunking, as in LBFS, Muthitacharoen et al. 2001).

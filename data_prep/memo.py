@@ -1,8 +1,8 @@
 """Encodes each distinct part of the text once: words repeat, and BPE is slow.
 
-In: texts whose parts may be encoded on their own (`tokenizer.may_be_cut` says when). Out: the ids of the texts, flat.
-A text is cut where no piece of the model reaches across (`cut_for`); a dictionary knows the number of every part met so far, a table
-the ids of that number, and the ids of a batch are then one gather in numpy. No Python object per token.
+In: texts whose parts may be encoded on their own (`tokenizer.cut_of` says when). Out: the ids of the texts, flat. A
+text is cut where no piece of the model reaches across (`cut_for`); a dictionary knows the number of every part met so
+far, a table the ids of that number, and the ids of a batch are then one gather in numpy. No Python object per token.
 """
 
 import re

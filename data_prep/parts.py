@@ -57,7 +57,7 @@ class CleanJob:
     reading: Reading
     clean: CleanConfig
     rules: str
-    """Digest of the rules and of the files that they name."""
+    """Digest of the rules, of the files that they name and of the libraries that they use."""
     keep_dropped: bool
     folder: Path
 

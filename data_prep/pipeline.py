@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from conf.compose import digest
 from data_prep import plan as planning
 from data_prep import vocabulary, workers
+from data_prep.clean.cleaner import fingerprint
 from data_prep.clean.config import CleanConfig
 from data_prep.config import DECONTAMINATE_STAGES, DEDUP_STAGES, DataPrepConfig, Stage
 from data_prep.curation import Curation
@@ -29,11 +29,14 @@ from data_prep.inspection.page import write_page
 from data_prep.inspection.survey import survey
 from data_prep.jobs import Job, clear_temporaries
 from data_prep.manifest import MANIFEST, Manifest
-from data_prep.parts import CleanJob, rules_of
+from data_prep.parts import CleanJob
 from data_prep.plan import PLAN, Plan
 from data_prep.publish import publish, remove_strangers
 from data_prep.slices import Reading, Slice
 from data_prep.tokenizer import Tokenizer
+
+LOOKING = (Stage.verify, Stage.inspect, Stage.export)  # at a finished dataset
+WORKER_BYTES = 8 << 20  # what a process should have to do at least; its start takes about a second
 
 
 def prepare(config: DataPrepConfig) -> Manifest | None:
@@ -41,8 +44,10 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
     anything the data or the disk can cause."""
     if config.stage is Stage.import_:
         return import_dataset(Path(config.out), config.peer, config.on_bad_document)
+    stages = Stages(config)
+    if config.stage not in LOOKING:
+        stages.plan()  # before anything is written
     with _held(config):
-        stages = Stages(config)
         if config.stage is not Stage.all:
             return stages.do(config.stage)
         if (manifest := stages.finished_dataset()) is not None:
@@ -80,6 +85,9 @@ class Stages:
         self._work = self._folder / "work"
         self._reading = Reading(config.source, config.on_bad_document)
         self._cleans = config.clean != CleanConfig()
+
+    def plan(self) -> Plan:
+        return self._plan
 
     def order(self) -> list[Stage]:
         """The stages that this configuration needs."""
@@ -166,7 +174,7 @@ class Stages:
     def _clean_jobs(self) -> list[CleanJob]:
         if not self._cleans:
             return []
-        rules, keep_dropped = digest(rules_of(self._config.clean)), self._config.keep_dropped
+        rules, keep_dropped = fingerprint(self._config.clean), self._config.keep_dropped
         clean = self._config.clean
         return [CleanJob(task, self._reading, clean, rules, keep_dropped, self._work) for task in self._plan.tasks]
 
@@ -192,7 +200,7 @@ class Stages:
 
     def _tokenizer_settings(self) -> dict[str, Any]:
         return vocabulary.wanted_settings(
-            self._config.tokenizer, self._config.val_fraction, rules_of(self._config.clean)
+            self._config.tokenizer, self._config.val_fraction, fingerprint(self._config.clean)
         )
 
     @cached_property
@@ -230,7 +238,14 @@ class Stages:
 
     def _publish_stage(self) -> Manifest:
         self._require(Stage.encode)
-        return publish(self._folder, self._plan, self._encode_jobs, self._tokenizer, self._config.val_fraction)
+        return publish(
+            self._folder,
+            self._plan,
+            self._encode_jobs,
+            self._tokenizer,
+            self._config.val_fraction,
+            self._curation.reports(),
+        )
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -275,7 +290,7 @@ class Stages:
         jobs = self.jobs(stage)
         if self._config.task is not None and self._config.n_tasks is not None:
             jobs = jobs[self._config.task :: self._config.n_tasks]
-        workers.run(str(stage), jobs, self._config.workers or n_cores())
+        workers.run(str(stage), jobs, self._config.workers or workers_for(jobs))
         if all(job.finished() for job in jobs) and (report := self._curation.report(stage)):
             say(report)
 
@@ -292,9 +307,10 @@ class Stages:
             )
 
 
-def n_cores() -> int:
-    """Cores that this process may use: fewer than the machine has under Slurm or taskset."""
-    return len(os.sched_getaffinity(0))
+def workers_for(jobs: Sequence[Job]) -> int:
+    """One process for each core that this one may use (under Slurm or taskset not all of the machine's), as far as
+    there is enough to do for each to earn its start."""
+    return max(1, min(len(os.sched_getaffinity(0)), sum(job.bytes for job in jobs) // WORKER_BYTES))
 
 
 def in_ranges(numbers: Sequence[int]) -> str:

@@ -1,8 +1,8 @@
-"""Which tasks a preparation consists of: the inputs listed, cut into spans, dealt into tasks. Nothing is read but sizes,
-and in large files the places where they may be cut.
+"""Which tasks a preparation consists of: the inputs listed, cut into spans, dealt into tasks. Nothing is read but
+sizes, and in large files the places where they may be cut.
 
-In: the configuration. Out: a `Plan`, kept in `work/plan.json`, so that the elements of a job array need not list a large
-corpus again and all speak of the same tasks.
+In: the configuration. Out: a `Plan`, kept in `work/plan.json`, so that the elements of a job array need not list a
+large corpus again and all speak of the same tasks.
 """
 
 import dataclasses

@@ -5,7 +5,6 @@ In: the plan's encode jobs, all finished. Out: `inputs.jsonl` (one line a span, 
 """
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from data_prep import vocabulary
 from data_prep.baselines import baselines
 from data_prep.encode import EncodeJob
-from data_prep.files import DataError, published, sha256_file
+from data_prep.files import DataError, publish_bytes, published, sha256_file
 from data_prep.manifest import (
     INPUTS,
     OUR_SHARD,
@@ -36,23 +35,30 @@ from data_prep.plan import Plan
 from data_prep.shards import SCHEMA_VERSION, Sidecar, SpanCount, dtype_for, file_of, read_sidecar, remove_shard
 from data_prep.tokenizer import Tokenizer
 
-REPORTS = ("dedup.json", "decontaminate.json", "tokenizer_report.json")  # of stages that ran; part of the dataset
 
-
-def publish(folder: Path, plan: Plan, jobs: Sequence[EncodeJob], tokenizer: Tokenizer, val_fraction: float) -> Manifest:
+def publish(
+    folder: Path,
+    plan: Plan,
+    jobs: Sequence[EncodeJob],
+    tokenizer: Tokenizer,
+    val_fraction: float,
+    reports: Iterable[tuple[str, bytes]],
+) -> Manifest:
+    """`reports`: (name, content) of further files that belong to the dataset."""
     sidecars = {(split, job.id): read_sidecar(job.stem(split)) for job in jobs for split in job.splits}
     balance = write_balance(folder, _lines(jobs, sidecars))
     sources = tuple(dataclasses.replace(entry, changed=_changed(entry.name, jobs)) for entry in balance)
     _require_both_splits(sources, val_fraction)
     token_bytes = tokenizer.token_bytes()
     with published(folder / TOKEN_BYTES) as stream:
-        content = io.BytesIO()
-        np.save(content, token_bytes, allow_pickle=False)
-        stream.write(content.getvalue())
+        np.save(stream, token_bytes, allow_pickle=False)
     val_stems = [job.stem("val") for job in jobs if "val" in job.splits]
     compressors = baselines(val_stems, tokenizer, token_bytes, val_fraction)
     shards = tuple(shard_entry(folder, split, sidecar) for (split, _), sidecar in sidecars.items())
-    names = [TOKENIZER, vocabulary.ORIGIN, TOKEN_BYTES, INPUTS, *(n for n in REPORTS if (folder / n).is_file())]
+    names = [TOKENIZER, vocabulary.ORIGIN, TOKEN_BYTES, INPUTS]
+    for name, content in reports:
+        publish_bytes(folder / name, content)
+        names.append(name)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         fingerprint=content_fingerprint(tokenizer.sha256, shards),
@@ -140,7 +146,8 @@ def _lines(jobs: Sequence[EncodeJob], sidecars: Mapping[tuple[str, str], Sidecar
             place = {(count.name, count.start, count.stop) for count in counts.values()}
             if place != {(span.input.name, span.start, span.stop)}:
                 raise DataError(
-                    f"the sidecars of {job.id} do not tell of {span.input.name} where they should; remove them and rerun"
+                    f"the sidecars of {job.id} do not tell of {span.input.name} where they should; remove them and run "
+                    "again"
                 )
             yield span_line(job.slice.source, counts)
 

@@ -4,6 +4,7 @@ A slice has a content-derived id, so whatever a stage makes of it can be named a
 over a slice; lists of removed documents (duplicates, contaminated ones) speak of these numbers.
 """
 
+from builtins import bytes as utf8_bytes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Slice:
 
             yield from read_part(self.part)
 
-    def texts(self) -> Iterator[bytes]:
+    def texts(self) -> Iterator[utf8_bytes]:
         for _, outcome in self.outcomes():
             if isinstance(outcome, Document):
                 yield outcome.utf8

@@ -156,8 +156,8 @@ def loaded(path: Path, sha256: str) -> Tokenizer:
 def cut_of(content: bytes) -> re.Pattern[bytes] | None:
     """How texts may be cut so that encoding part by part gives the ids of the whole; None if they may not be.
 
-    BPE only joins neighbours whose union is a piece, so a border that no piece spans is never crossed. Newline must be a
-    symbol of its own, and nothing may be normalised, added or removed at the ends of a text. A unigram model compares
+    BPE only joins neighbours whose union is a piece, so a border that no piece spans is never crossed. Newline must be
+    a symbol of its own, and nothing may be normalised, added or removed at the ends of a text. A unigram model compares
     sums over the whole text in float32, so its ties may fall otherwise.
     """
     model = _proto(content)

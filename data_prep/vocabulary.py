@@ -40,8 +40,8 @@ def existing(folder: Path, settings: TokenizerConfig, wanted: dict[str, Any]) ->
     return tokenizer if same else None
 
 
-def wanted_settings(settings: TokenizerConfig, val_fraction: float, rules: dict[str, Any]) -> dict[str, Any]:
-    """All that decides the content of a trained model, but for the corpus. `rules`: those of `clean`."""
+def wanted_settings(settings: TokenizerConfig, val_fraction: float, rules: str) -> dict[str, Any]:
+    """All that decides the content of a trained model, but for the corpus. `rules`: digest of those of `clean`."""
     return {
         "model_type": settings.model_type.value,
         "vocab_size": settings.vocab_size,
@@ -71,8 +71,10 @@ def make(
     settings: TokenizerConfig,
     val_fraction: float,
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """Draws the sample and trains. `removals`: which documents of a slice to leave out. Returns the tokenizer and what it
-    was trained on. Raises DataError as `tokenizer.train` does."""
+    """Draws the sample and trains. `removals`: which documents of a slice to leave out.
+
+    Returns the tokenizer and what it was trained on. Raises DataError as `tokenizer.train` does.
+    """
     chosen = sorted(slices, key=lambda slice: _rank(_place(slice), settings.seed))
     progress = Progress("sampling", sum(slice.bytes for slice in chosen), len(chosen))
     reader = _Reader(chosen, removals, READ_FACTOR * settings.sample_bytes, progress)

@@ -1,7 +1,7 @@
 """Runs the jobs of a stage: one after the other, or in a pool of processes. The result never depends on which.
 
-In: jobs, and how many processes. Out: every job finished, or the first error, after which no process is left. A job that
-is finished already is not run again. A process whose parent was killed ends itself at its next word to it.
+In: jobs, and how many processes. Out: every job finished, or the first error, after which no process is left. A job
+that is finished already is not run again. A process whose parent was killed ends itself at its next word to it.
 """
 
 import multiprocessing

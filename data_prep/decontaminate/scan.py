@@ -14,12 +14,13 @@ import numpy as np
 from data_prep.decontaminate.index import Index
 from data_prep.dedup.columns import writing
 from data_prep.dedup.words import Hashes, Windows, grams, word_blocks, word_strings
+from data_prep.jobs import Done
 
 Gram = tuple[int, int]  # hash, number of words
 
 
 def scan(
-    texts: Callable[[], Iterable[bytes]], index: Index, min_matches: int, path: Path, advance: Callable[[int], None]
+    texts: Callable[[], Iterable[bytes]], index: Index, min_matches: int, path: Path, advance: Callable[[Done], None]
 ) -> None:
     n_documents = 0
 
@@ -28,7 +29,7 @@ def scan(
         for text in texts():
             yield text
             n_documents += 1
-            advance(len(text))
+            advance(Done(documents=1, text_bytes=len(text)))
 
     suspects = _suspects(counted(), index)
     removed: list[tuple[int, int]] = []

@@ -151,6 +151,11 @@ def discard_between(plan: Plan) -> None:
             shutil.rmtree(plan.path(stage), ignore_errors=True)
 
 
+def report_of(plan: Plan) -> str:
+    """The table for people that `resolve` left."""
+    return plan.path("report.txt").read_text()
+
+
 def _outputs(plan: Plan, stage: Stage) -> list[Path]:
     """What all jobs of the sub-stage write, in their order."""
     if not isinstance(plan.config, MinHashDedup) and stage in (Stage.match, Stage.shingle, Stage.compare):

@@ -170,6 +170,6 @@ def _gzip_text(stream: IO[bytes]) -> io.TextIOWrapper:
 
 def document_origins(sidecar: Sidecar) -> Iterator[tuple[str, int]]:
     """(input, number from 1 among the documents that it gave to this shard) of every document, in order."""
-    for item in sidecar.inputs:
-        for line in range(1, item.documents + 1):
-            yield item.path, line
+    for span in sidecar.spans:
+        for line in range(1, span.documents + 1):
+            yield span.name, line

@@ -105,7 +105,7 @@ class Corpus:
         return Excerpt(
             shard=shard.name,
             split=shard.split,
-            source=source_of(shard),
+            source=shard.source,
             document=document,
             tokens=stop - start,
             offset=self._offset_of(shard) + start,
@@ -141,11 +141,6 @@ class Corpus:
         return before
 
 
-def source_of(shard: ShardEntry) -> str:
-    """Label of the part of the corpus that a shard belongs to; shards never mix parts."""
-    return getattr(shard, "source", "corpus")
-
-
 def origins(sidecar: Sidecar, document: int) -> tuple[str, ...]:
     """The input behind a document: inputs give their documents to a shard in order, so counting finds it."""
     for name, n in _counts(sidecar):
@@ -157,8 +152,8 @@ def origins(sidecar: Sidecar, document: int) -> tuple[str, ...]:
 
 def _counts(sidecar: Sidecar) -> Iterator[tuple[str, int]]:
     """(input, how many documents of it are in this shard), in order."""
-    for item in sidecar.inputs:
-        yield item.path, item.documents
+    for span in sidecar.spans:
+        yield span.name, span.documents
 
 
 def _parsed(place: str) -> tuple[str, int]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.inspection.config import InspectConfig
-from data_prep.inspection.corpus import Corpus, Excerpt, source_of
+from data_prep.inspection.corpus import Corpus, Excerpt
 from data_prep.inspection.tokenizer_report import BYTE_PIECE
 from data_prep.manifest import Manifest, ShardEntry
 
@@ -109,9 +109,8 @@ class Survey:
         return sum(self.losses.get(source, {}).values())
 
 
-def survey(corpus: Corpus, config: InspectConfig, losses: Mapping[str, Mapping[str, int]] | None = None) -> Survey:
-    """`losses`: source → reason → documents left out; null takes what the manifest has. Raises DataError for a
-    document or offset that is not there, and for a damaged index."""
+def survey(corpus: Corpus, config: InspectConfig) -> Survey:
+    """Raises DataError for a document or offset that is not there, and for a damaged index."""
     parts, shortest, longest = _parts(corpus, config.excerpt_tokens)
     found = [corpus.at_document(config.document, config.excerpt_tokens)] if config.document else []
     found += [corpus.at_offset(config.offset, config.excerpt_tokens)] if config.offset else []
@@ -119,18 +118,13 @@ def survey(corpus: Corpus, config: InspectConfig, losses: Mapping[str, Mapping[s
         name=corpus.folder.resolve().name,
         manifest=corpus.manifest,
         parts=parts,
-        losses=_losses(corpus.manifest, parts) if losses is None else losses,
+        losses={entry.name: entry.removed for entry in corpus.manifest.sources if entry.removed},
         vocabulary=vocabulary(corpus, config.sample_tokens, config.seed),
         shortest=shortest,
         longest=longest,
         drawn=tuple(corpus.drawn(config.documents, config.seed, config.excerpt_tokens)),
         found=tuple(found),
     )
-
-
-def _losses(manifest: Manifest, parts: tuple[Part, ...]) -> dict[str, dict[str, int]]:
-    """The manifest's counts, as those of the one source that there is."""
-    return {parts[0].source if parts else "corpus": dict(manifest.rejected)} if manifest.rejected else {}
 
 
 def quantile(histogram: npt.NDArray[np.int64], share: float) -> int:
@@ -154,7 +148,7 @@ _Place = tuple[int, ShardEntry, int]  # length, shard, document
 def _parts(corpus: Corpus, n_tokens: int) -> tuple[tuple[Part, ...], tuple[Excerpt, ...], tuple[Excerpt, ...]]:
     groups: dict[tuple[str, str], list[ShardEntry]] = {}
     for shard in corpus.shards:
-        groups.setdefault((source_of(shard), shard.split), []).append(shard)
+        groups.setdefault((shard.source, shard.split), []).append(shard)
     parts: list[Part] = []
     low: list[_Place] = []
     high: list[_Place] = []

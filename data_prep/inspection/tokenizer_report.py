@@ -115,8 +115,8 @@ def drawn(texts: Iterable[bytes], limit_bytes: int, seed: int) -> list[str]:
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-    """The one place that knows how this tokenizer takes its texts."""
-    return tokenizer.encode_batch(texts)
+    ids, lengths = tokenizer.encode_batch([text.encode() for text in texts])
+    return np.split(ids, np.cumsum(lengths)[:-1])
 
 
 def _fit(tokenizer: Tokenizer, source: str, texts: list[str], is_byte: npt.NDArray[np.bool_]) -> Fit:
