@@ -27,6 +27,7 @@ from data_prep.inspection import console
 from data_prep.inspection.corpus import Corpus
 from data_prep.inspection.page import write_page
 from data_prep.inspection.survey import survey
+from data_prep.inspection.tokenizer_report import tokenizer_report
 from data_prep.jobs import Job, clear_temporaries
 from data_prep.manifest import MANIFEST, Manifest
 from data_prep.parts import CleanJob
@@ -196,7 +197,8 @@ class Stages:
             vocabulary.publish(self._folder, tokenizer, wanted, trained_on)
         elif settings.model is not None:
             vocabulary.publish(self._folder, tokenizer, "given", None)
-        say(f"tokenizer: {tokenizer.vocab_size:,} pieces, sha256 {tokenizer.sha256[:16]}")
+        report = tokenizer_report(tokenizer, vocabulary.samples(self._slices, self._curation.removals))
+        say(console.tokenizer_table([report]))
 
     def _tokenizer_settings(self) -> dict[str, Any]:
         return vocabulary.wanted_settings(

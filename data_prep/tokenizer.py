@@ -92,8 +92,14 @@ class Tokenizer:
             rows.append(self._encode_marked(text) if i in marked else self._encode_plain([text])[0])
         return np.concatenate(rows), np.array([len(row) for row in rows], dtype=np.int64)
 
+    def encode_each(self, texts: Sequence[bytes]) -> list[Ids]:
+        """One row of ids for each text."""
+        ids, lengths = self.encode_batch(texts)
+        ends = np.cumsum(lengths).tolist()
+        return [ids[end - n : end] for end, n in zip(ends, lengths.tolist(), strict=True)]
+
     def encode(self, text: str) -> Ids:
-        return self.encode_batch([text.encode()])[0]
+        return self.encode_each([text.encode()])[0]
 
     def reference(self, texts: Sequence[bytes]) -> list[Ids]:
         """What SentencePiece itself gives for texts free of U+2581: one row of ids for each."""

@@ -24,6 +24,7 @@ from data_prep.split import is_held_out
 from data_prep.tokenizer import LOSSLESS, Tokenizer, train
 
 ORIGIN = "tokenizer.json"
+REPORT_BYTES, REPORT_PLACES = 1 << 20, 8  # of each source, for the report on a tokenizer
 READ_FACTOR = 4  # how many times the wanted bytes are read before the draw of documents
 
 
@@ -88,6 +89,27 @@ def make(
         "tasks": len(slices),
     }
     return Tokenizer(content, TOKENIZER), trained_on
+
+
+def samples(
+    slices: Sequence[Slice], removals: Callable[[Slice], Removals], sample_bytes: int = REPORT_BYTES
+) -> dict[str, Iterator[bytes]]:
+    """Source → some of its texts, from a few places of it, about `sample_bytes` in all: what a report is made on."""
+    by_source: dict[str, list[Slice]] = {}
+    for slice in sorted(slices, key=lambda slice: _rank(_place(slice), 0)):
+        by_source.setdefault(slice.source, []).append(slice)
+    return {source: _some_of(its[:REPORT_PLACES], removals, sample_bytes) for source, its in sorted(by_source.items())}
+
+
+def _some_of(slices: Sequence[Slice], removals: Callable[[Slice], Removals], sample_bytes: int) -> Iterator[bytes]:
+    for slice in slices:
+        removed, left = removals(slice).load(), sample_bytes / len(slices)
+        for number, text in enumerate(slice.texts()):
+            if number not in removed:
+                yield text[:sample_bytes].decode(errors="ignore").encode()
+                left -= len(text)
+            if left <= 0:
+                break
 
 
 class _Reader:

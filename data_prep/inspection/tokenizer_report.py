@@ -7,7 +7,7 @@ them. It is made before the tokenizer has cost anything, so that two candidates 
 import hashlib
 import heapq
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +75,7 @@ def tokenizer_report(
     text, so neither order nor repetition matters. Memory: `sample_bytes` and one document."""
     controls = np.flatnonzero(tokenizer.token_bytes() == 0)
     spellings = [tokenizer.piece(int(id)) for id in controls]
-    leaking = [text for text in spellings if np.isin(_encoded(tokenizer, [text])[0], controls).any()]
+    leaking = [text for text in spellings if np.isin(tokenizer.encode(text), controls).any()]
     is_byte = np.array([bool(BYTE_PIECE.fullmatch(tokenizer.piece(id))) for id in range(tokenizer.vocab_size)])
     return TokenizerReport(
         name=name or tokenizer.sha256[:12],
@@ -114,13 +114,8 @@ def drawn(texts: Iterable[bytes], limit_bytes: int, seed: int) -> list[str]:
     return [text[:limit_bytes].decode(errors="ignore") for text in chosen]
 
 
-def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
-    ids, lengths = tokenizer.encode_batch([text.encode() for text in texts])
-    return np.split(ids, np.cumsum(lengths)[:-1])
-
-
 def _fit(tokenizer: Tokenizer, source: str, texts: list[str], is_byte: npt.NDArray[np.bool_]) -> Fit:
-    rows = _encoded(tokenizer, texts)
+    rows = tokenizer.encode_each([text.encode() for text in texts])
     return Fit(
         source=source,
         documents=len(texts),

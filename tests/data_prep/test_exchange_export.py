@@ -69,8 +69,8 @@ def test_olmos_raw_arrays_and_rows_give_the_same_documents(dataset: Path, export
         with gzip.open(f"{base}.csv.gz", "rt", newline="") as stream:
             rows = list(csv.reader(stream))
         assert [ids[int(row[0]) : int(row[1])].tolist() for row in rows] == expected
-        inputs = [item for item in read_sidecar(dataset / name).inputs for _ in range(item.documents)]
-        assert [row[3] for row in rows] == [item.path for item in inputs]
+        inputs = [item for item in read_sidecar(dataset / name).spans for _ in range(item.documents)]
+        assert [row[3] for row in rows] == [item.name for item in inputs]
 
 
 def test_nanogpt_gets_one_file_a_split_with_all_its_shards(dataset: Path, exported: dict[PeerFormat, Path]):

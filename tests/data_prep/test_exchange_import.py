@@ -237,7 +237,7 @@ def test_a_control_id_inside_a_document_is_refused_left_out_or_allowed(peer: Pat
         bring(peer, PeerFormat.datatrove)
     skipped = bring(peer, PeerFormat.datatrove, on_bad=OnBad.skip, out="skipped")
     assert documents(skipped) == [[5, EOS]]
-    assert Manifest.load(skipped).rejected == {"control_id_in_text": 3}
+    assert Manifest.load(skipped).removed == {"control_id_in_text": 3}
     begun = bring(peer, PeerFormat.datatrove, on_bad=OnBad.skip, bos_id=0, out="begun")
     assert documents(begun) == [[0, 3, EOS], [5, EOS]]
     allowed = bring(peer, PeerFormat.datatrove, on_bad=OnBad.skip, allow_ids=[0], out="allowed")
@@ -261,7 +261,7 @@ def test_empty_documents_are_counted(peer: Path):
     out = bring(peer, PeerFormat.datatrove)
     assert documents(out) == [[1, EOS], [2, EOS]]
     manifest = Manifest.load(out)
-    assert (manifest.documents_in, manifest.rejected) == (4, {"empty": 2})
+    assert (manifest.documents_in, manifest.removed) == (4, {"empty": 2})
 
 
 def test_an_id_outside_the_vocabulary_is_named_with_its_place(peer: Path):
@@ -442,4 +442,4 @@ def test_a_rewritten_file_is_what_a_loop_over_its_documents_gives(peer: Path, mo
         manifest = Manifest.load(out)
         manifest.verify(out)
         assert manifest.text_bytes("train") == sum(id for row in expected for id in row if id != EOS)
-        assert manifest.rejected == {"control_id_in_text": 8}
+        assert manifest.removed == {"control_id_in_text": 8}

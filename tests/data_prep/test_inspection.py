@@ -18,7 +18,7 @@ from data_prep.inspection.corpus import Corpus
 from data_prep.inspection.page import page, write_page
 from data_prep.inspection.survey import EDGES, Survey, quantile, survey, vocabulary
 from data_prep.inspection.tokenizer_report import drawn, tokenizer_report
-from data_prep.manifest import Manifest
+from data_prep.manifest import Manifest, SourceEntry
 from data_prep.shards import ShardReader
 from data_prep.tokenizer import Tokenizer
 
@@ -104,7 +104,7 @@ def test_every_offset_leads_to_its_document_and_input(dataset: Path, corpus: Pat
             assert (found.shard, found.document, found.position) == (shard, document, inside)
             assert (found.offset, found.tokens, found.cut_before, found.cut_after) == (position, len(ids), False, False)
         found = corpus_of.at_document(f"{shard}:{document}", 10_000)
-        assert found.after == (corpus / found.origins[0]).read_text()
+        assert found.after == (corpus.parent / found.origins[0]).read_text()
         position += len(ids)
 
 
@@ -256,7 +256,10 @@ def test_hostile_text_cannot_move_the_cursor_of_a_console(nasty: Survey):
 
 def test_losses_are_told_by_source_and_reason(corpus_of: Corpus):
     losses = {"web": {"duplicate": 30, "language": 10}, "books": {"duplicate": 1}}
-    seen = survey(corpus_of, InspectConfig(documents=0), losses)
+    entries = tuple(SourceEntry(name, 1, 100, 50, 9, removed, {}) for name, removed in losses.items())
+    corpus = Corpus(corpus_of.folder)
+    corpus.manifest = dataclasses.replace(corpus.manifest, sources=entries)
+    seen = survey(corpus, InspectConfig(documents=0))
     lines = [line.split() for line in console.text(seen).splitlines()]
     for source, reason, n, share in (("web", "duplicate", "30", "75.00"), ("books", "duplicate", "1", "100.00")):
         assert [source, reason, n, share, "%"] in lines
@@ -290,9 +293,9 @@ def test_a_tokenizer_that_alters_text_or_leaks_control_ids_is_caught(tokenizer: 
         def __init__(self):
             super().__init__(tokenizer.content, "lossy")
 
-        def encode_batch(self, texts):
-            rows = super().encode_batch([text.strip() for text in texts])
-            return [np.array([2], np.int32) if text == "</s>" else row for text, row in zip(texts, rows, strict=True)]
+        def encode_each(self, texts):
+            rows = super().encode_each([text.strip() for text in texts])
+            return [np.array([2], np.int32) if text == b"</s>" else row for text, row in zip(texts, rows, strict=True)]
 
     report = tokenizer_report(Lossy(), {"a": [b" leading", b"plain"]})
     assert report.fits[0].altered == 1
