@@ -5,9 +5,11 @@ slice that is in some pair. Out, `compare`: of the slice's pairs (a pair belongs
 that are at least `min_jaccard` similar. Sets are of 64-bit hashes: among the 10^10 pairs of shingles of two documents
 of 10^5 words, one collides by chance with probability 10^-9.
 
-A document of any size costs a bounded amount of memory: its shingles are sorted a range of hashes at a time.
+A document of any size costs a bounded amount of memory beside its text: its shingles are sorted a range at a time.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from data_prep.dedup.columns import Columns, Writer, writing
 from data_prep.dedup.plan import Plan
-from data_prep.dedup.runs import PAIR_BYTES, members_in, pairs_in
+from data_prep.dedup.runs import PAIR_BYTES, ascending, members_in, pairs_in
 from data_prep.dedup.sign import Advance
 from data_prep.dedup.words import Grams, Hashes, Ints, grams
 from data_prep.jobs import Done
@@ -39,7 +41,7 @@ def shingle(
         def usual() -> Iterator[bytes]:
             for i, text in enumerate(texts):
                 if wanted[i] and len(text) // 2 * SORT_BYTES > memory:  # a word and its separator: two bytes at least
-                    sets.add_one(i, _large_set(text, n, memory))
+                    sets.add_one(i, _large_set(text, n, memory, path.parent))
                 elif wanted[i]:
                     documents.append(i)
                     yield text
@@ -177,12 +179,19 @@ def _as_sets(own: Ints, hashes: Hashes) -> tuple[Ints, Ints, Hashes]:
     return documents, counts, hashes[new]
 
 
-def _large_set(text: bytes, n: int, memory: int) -> Iterator[Hashes]:
-    """The distinct hashes of one text, ascending, a range at a time; the text is read once for each range."""
-    total = sum(len(block.hashes) for block in grams([text], n))
-    parts = -(-total * SORT_BYTES // memory)
-    width = -(-(1 << 64) // parts)
-    for part in range(parts):
-        low, high = np.uint64(part * width), np.uint64(min((part + 1) * width, 1 << 64) - 1)
-        chosen = [block.hashes[(block.hashes >= low) & (block.hashes <= high)] for block in grams([text], n)]
-        yield np.unique(np.concatenate(chosen))
+def _large_set(text: bytes, n: int, memory: int, folder: Path) -> Iterator[Hashes]:
+    """The distinct hashes of one text, ascending, a range at a time: dealt to one temporary file for each range first,
+    then sorted one after the other.
+    """
+    parts = len(text) // 2 * SORT_BYTES // memory + 1
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(parts)]
+        for block in grams([text], n):
+            part = (block.hashes >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
+            order = np.argsort(part, kind="stable")
+            found, begins = np.unique(part[order], return_index=True)
+            for number, hashes in zip(found.tolist(), np.split(block.hashes[order], begins[1:]), strict=True):
+                files[number].write(hashes.data)
+        for file in files:
+            file.seek(0)
+            yield ascending(np.fromfile(file, np.uint64))

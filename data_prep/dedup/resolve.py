@@ -70,7 +70,7 @@ def decide(plan: Plan, copies: Sequence[Path], edges: Sequence[Path], scratch: P
         _table(scratch / "jaccard", np.float32, n),
     )
     _mark_copies(plan, copies, verdict)
-    _mark_neighbours(edges, verdict.state, scratch)
+    mark_neighbours(edges, verdict.state, scratch)
     _choose_survivors(edges, verdict)
     _follow_copies(verdict)
     return verdict
@@ -148,7 +148,8 @@ class _Edges(NamedTuple):
     jaccard: NDArray[np.float64]
 
 
-def _mark_neighbours(edges: Sequence[Path], state: NDArray[np.uint8], scratch: Path) -> None:
+def mark_neighbours(edges: Sequence[Path], state: NDArray[np.uint8], scratch: Path) -> None:
+    """The greedy set, in rounds. `state` (N,) comes with the copies marked and all else kept."""
     for piece in _edges_of(edges):
         alive = piece.lower[state[piece.lower] != State.exact]
         state[alive] = State.undecided

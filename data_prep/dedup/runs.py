@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.dedup.columns import Columns, Writer
 from data_prep.dedup.words import Ints
@@ -61,7 +62,7 @@ class PairWriter:
         first, second = distinct(np.concatenate(self._first), np.concatenate(self._second))
         self._out.write(f"first{self.runs}", first.astype(np.uint64))
         self._out.write(f"second{self.runs}", second.astype(np.uint64))
-        self._out.write(f"both{self.runs}", np.unique(np.concatenate([first, second])).astype(np.uint64))
+        self._out.write(f"both{self.runs}", ascending(np.concatenate([first, second])).astype(np.uint64))
         self.runs, self.pairs, self._held = self.runs + 1, self.pairs + len(first), 0
         self._first.clear()
         self._second.clear()
@@ -82,7 +83,7 @@ def pairs_in(paths: Sequence[Path], low: int, high: int, limit: int) -> Iterator
         yield distinct(np.concatenate(firsts).astype(np.int64), np.concatenate(seconds).astype(np.int64))
 
 
-def members_in(paths: Sequence[Path], low: int, high: int) -> np.ndarray:
+def members_in(paths: Sequence[Path], low: int, high: int) -> NDArray[np.bool_]:
     """(high - low,) bool: which numbers of [low, high) occur in any pair, on either side."""
     occurs = np.zeros(high - low, np.bool_)
     for path in paths:
@@ -91,6 +92,14 @@ def members_in(paths: Sequence[Path], low: int, high: int) -> np.ndarray:
             both = columns[f"both{run}"]
             occurs[both[run_of(both, low, high)].astype(np.int64) - low] = True
     return occurs
+
+
+def ascending(values: NDArray[Any]) -> NDArray[Any]:
+    """The distinct values in order, by sorting: `np.unique` of NumPy 2.4 hashes, some fifty times slower at 2·10^6."""
+    values = np.sort(values)
+    new = np.ones(len(values), np.bool_)
+    new[1:] = values[1:] != values[:-1]
+    return values[new]
 
 
 def distinct(first: Ints, second: Ints) -> tuple[Ints, Ints]:

@@ -1,6 +1,7 @@
 """Whole runs of deduplication on small corpora, against brute force over all pairs."""
 
 import dataclasses
+import hashlib
 import pickle
 import random
 import re
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 
 from data_prep.dedup import run
+from data_prep.dedup.columns import writing
 from data_prep.dedup.config import ExactDedup, MinHashDedup
 from data_prep.dedup.plan import Plan, plan
-from data_prep.dedup.resolve import Reason
+from data_prep.dedup.resolve import Reason, State, mark_neighbours
 from data_prep.dedup.run import Stage
 from data_prep.dedup.sign import band_keys, factors_of, minima_of
 from data_prep.dedup.words import grams
@@ -97,8 +99,6 @@ def true_jaccard(a: str, b: str, n: int) -> float:
 
 def greedy(texts: Sequence[str], config: MinHashDedup) -> set[str]:
     """The definition: in order of rank, keep what is not similar to something kept. Ties of length by the same hash."""
-    import hashlib
-
     kept: list[str] = []
     digest = {text: hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts}
     for text in sorted(set(texts), key=lambda text: (-len(text.encode()), digest[text])):
@@ -153,6 +153,23 @@ def test_there_are_no_chains(tmp_path: Path):
     kept = survivors(deduplicated(SURE, parts, tmp_path), parts)
     assert set(kept) == greedy([text for part in parts for text in part.documents], SURE)
     assert len(kept) == 2
+
+
+def test_rounds_over_the_edges_give_the_sequential_result(tmp_path: Path):
+    draw = np.random.default_rng(0)
+    a, b = draw.integers(0, 2000, (2, 12_000))
+    chain = np.arange(2000, 2300)  # as many rounds as it is long
+    lower = np.concatenate([np.maximum(a, b)[a != b], chain[1:]])
+    higher = np.concatenate([np.minimum(a, b)[a != b], chain[:-1]])
+    with writing(tmp_path / "edges", {"runs": 1}) as out:
+        for name, column in (("lower0", lower), ("higher0", higher), ("jaccard0", np.ones(len(lower)))):
+            out.write(name, column)
+    state = np.zeros(2300, np.uint8)
+    mark_neighbours([tmp_path / "edges"], state, tmp_path)
+    stays = np.ones(2300, np.bool_)
+    for document in range(2300):
+        stays[document] = not stays[higher[lower == document]].any()
+    np.testing.assert_array_equal(state == State.kept, stays)
 
 
 def test_exact_keeps_the_first_of_each_text(tmp_path: Path):
