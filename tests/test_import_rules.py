@@ -39,6 +39,7 @@ ALLOWED = {
 ALSO = {
     "train/sample.py": {"data_prep.tokenizer"},
     "train/session.py": {"data_prep.tokenizer"},
+    "train/trace.py": {"data_prep.tokenizer"},
 }
 ONLY_IN = {
     "deepspeed": {"train/engine.py"},

@@ -10,8 +10,9 @@ When the row length changes, the epoch in hand is finished in its old blocks (ro
 sequence), and from its end on a new `Stretch` has blocks of the new length: nothing is repeated, nothing dropped.
 """
 
+import bisect
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,8 +67,9 @@ class Order:
 
     def __init__(self, stretches: Sequence[Stretch], seed: int, ordinal: int = 0):
         """ordinal: which of a run's sources; each has an order of its own."""
-        self._stretches, self._seed, self._ordinal = tuple(stretches), seed, ordinal
-        self._begins = [stretch.begins for stretch in self._stretches]
+        self.stretches = tuple(stretches)
+        self._seed, self._ordinal = seed, ordinal
+        self._begins = [stretch.begins for stretch in self.stretches]
 
     def runs(self, consumed: Int64Array, count: int) -> tuple[Int64Array, Int64Array, Int64Array]:
         """The next `count` slots after each of the given counts, as runs of neighbours.
@@ -94,35 +96,35 @@ class Order:
         of_stretch = np.searchsorted(self._begins, consumed, side="right") - 1
         for i in np.unique(of_stretch):
             inside = of_stretch == i
-            out[inside] = self._positions(self._stretches[i], consumed[inside])
+            out[inside] = self._positions(self.stretches[i], consumed[inside])
         return out
 
-    def consumed_before(self, epoch: int, positions: Int64Array) -> Int64Array:
-        """The inverse of `positions`: slots that are used before these ones of `epoch`."""
-        out = np.full_like(positions, -1)
-        for i, stretch in enumerate(self._stretches):
-            slots = epoch * stretch.epoch_slots + positions
-            until = self._begins[i + 1] - stretch.shift if i + 1 < len(self._begins) else None
-            inside = (slots >= stretch.first_slot) & (True if until is None else slots < until)
-            if inside.any():
-                out[inside] = self._consumed(stretch, slots[inside])
-        return out
-
-    def epoch_slots(self, consumed: int) -> int:
-        """Slots of an epoch at this point."""
-        return self._stretches[int(np.searchsorted(self._begins, consumed, side="right")) - 1].epoch_slots
+    def uses(self, stretch_number: int, epoch: int, start: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Where slots start ... start + count - 1 of an epoch are used inside one stretch, run by run:
+        (slots consumed before, slots from `start` to the run, length). The inverse of `positions`."""
+        stretch = self.stretches[stretch_number]
+        first = epoch * stretch.epoch_slots + start
+        end = self._begins[stretch_number + 1] - stretch.shift if stretch_number + 1 < len(self._begins) else None
+        at, stop = max(first, stretch.first_slot), min(first + count, first + count if end is None else end)
+        while at < stop:
+            border = min(stop, at + stretch.block - (at - stretch.first_slot) % stretch.block)
+            yield int(self._consumed(stretch, np.array([at], np.int64))[0]), at - first, border - at
+            at = border
 
     def epochs(self, consumed: int) -> float:
         """How often the source was gone through."""
-        stretch = self._stretches[int(np.searchsorted(self._begins, consumed, side="right")) - 1]
+        stretch = self._at(consumed)
         return (consumed - stretch.shift) / stretch.epoch_slots
 
     def block_at(self, consumed: int) -> int:
-        return self._stretches[int(np.searchsorted(self._begins, consumed, side="right")) - 1].block
+        """Slots of the block that is in use at this point."""
+        return self._at(consumed).block
+
+    def _at(self, consumed: int) -> Stretch:
+        return self.stretches[bisect.bisect_right(self._begins, consumed) - 1]
 
     def _next_border(self, consumed: int) -> int:
-        i = int(np.searchsorted(self._begins, consumed, side="right")) - 1 if len(self._begins) > 1 else 0
-        stretch = self._stretches[i]
+        stretch = self._at(consumed)
         return consumed + stretch.block - (consumed - stretch.begins) % stretch.block
 
     def _positions(self, stretch: Stretch, consumed: Int64Array) -> Int64Array:

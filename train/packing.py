@@ -12,6 +12,7 @@ piece's first input; `pairs.bin` int32, its predictions; `windows.bin` int64 pai
 `pack.json` last: what made it, counts and checksums.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -78,10 +79,11 @@ class Pack:
         facts = _facts(folder / "pack.json")
         if (facts.source_digest, facts.seq_len) != (source_digest, seq_len):
             raise DataError(f"{folder} is a pack of other shards or of another data.seq_len. {_again(folder)}")
+        pack = Pack(folder, facts)
         for name in FILES if verify else ():
             if sha256_file(folder / name) != facts.sha256[name]:
                 raise DataError(f"{folder / name} was altered after it was written. {_again(folder)}")
-        return Pack(folder, facts)
+        return pack
 
     @property
     def n_rows(self) -> int:

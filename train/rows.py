@@ -95,6 +95,8 @@ class Packs:
     """data.pack_folder"""
     makes: bool = True
     """False: another process of this run makes them"""
+    verify: bool = True
+    """every byte is read when a pack is opened"""
     say: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ class Packs:
 
     def _made(self, folder: Path, corpus: Corpus, seq_len: int) -> Pack:
         try:
-            return Pack.open(folder, corpus.digest, seq_len, verify=True)
+            return Pack.open(folder, corpus.digest, seq_len, verify=self.verify)
         except FileNotFoundError:
             self.say(f"packing {corpus.folder} into rows of {seq_len} (once; kept in {folder})")
         except DataError as error:
@@ -125,6 +127,6 @@ class Packs:
         """As long as it takes: the launcher ends this process if the maker dies."""
         while True:
             try:
-                return Pack.open(folder, corpus.digest, seq_len, verify=True)
+                return Pack.open(folder, corpus.digest, seq_len, verify=self.verify)
             except (FileNotFoundError, DataError):
                 time.sleep(1)
