@@ -21,7 +21,7 @@ from data_prep.files import DataError
 from model.loss import IGNORED_TARGET
 from train.batch import BatchPlan
 from train.config import Packing
-from train.rows import PhaseRows, Pieces
+from train.rows import PADDING, PhaseRows, Pieces
 from train.stream import Int64Array, TokenStream
 
 Batch = tuple[Tensor, ...]
@@ -88,12 +88,13 @@ class ValidationBatches:
                 stream = self._streams[source]
                 start = 0 if row is None else row * self._seq_len
                 pairs = 0 if row is None else min(self._seq_len, stream.n_tokens - 1 - start)
-                fill([part[at] for part in batch], stream, [(start, pairs)] if pairs else [], self._mask)
+                rest = [(PADDING, self._seq_len - pairs)] if pairs < self._seq_len else []
+                fill([part[at] for part in batch], stream, [(start, pairs), *rest] if pairs else rest, self._mask)
             yield tuple(torch.from_numpy(part) for part in batch)
 
 
 def fill(row: Sequence[Int64Array], stream: TokenStream, pieces: Pieces, look_inside: bool) -> None:
-    """Reads a row's pieces into (tokens, targets) or (tokens, targets, segments), each (T,); the rest is padding.
+    """Reads a row's pieces into (tokens, targets) or (tokens, targets, segments), each (T,).
 
     look_inside: documents may end inside a piece, so boundaries are looked up.
     """
@@ -101,12 +102,15 @@ def fill(row: Sequence[Int64Array], stream: TokenStream, pieces: Pieces, look_in
     segments = row[2] if len(row) > 2 else None
     at = segment = 0
     for position, pairs in pieces:
-        ids = stream.read(position, pairs + 1)
         end = at + pairs
-        tokens[at:end], targets[at:end] = ids[:-1], ids[1:]
+        if position == PADDING:
+            tokens[at:end], targets[at:end] = 0, IGNORED_TARGET
+        else:
+            ids = stream.read(position, pairs + 1)
+            tokens[at:end], targets[at:end] = ids[:-1], ids[1:]
         if segments is not None:
             segments[at:end] = segment
-            if look_inside:
+            if look_inside and position != PADDING:
                 starts = stream.document_starts(position, pairs + 1)
                 starts = starts[starts > 0]
                 targets[at + starts - 1] = IGNORED_TARGET
@@ -115,9 +119,6 @@ def fill(row: Sequence[Int64Array], stream: TokenStream, pieces: Pieces, look_in
                     segments[at + start : end] = segment
             segment += 1
         at = end
-    tokens[at:], targets[at:] = 0, IGNORED_TARGET
-    if segments is not None:
-        segments[at:] = segment
 
 
 def _empty(n_rows: int, seq_len: int, with_segments: bool) -> list[Int64Array]:

@@ -2,7 +2,8 @@
 
 A row of T predictions is a list of pieces, each a (position, predictions) of one source's token stream: inputs are the
 ids from `position` on, targets the ids one further. Concatenated text gives one piece of T predictions (several where
-a rebase cuts rows from blocks of another length); best-fit packing gives a piece for each document, and padding.
+a rebase cuts rows from blocks of another length); best-fit packing gives a piece for each document, and padding, whose
+position is PADDING.
 """
 
 import time
@@ -21,6 +22,7 @@ from train.packing import Pack, build, pack_folder
 from train.stream import TokenStream
 
 Pieces = list[tuple[int, int]]
+PADDING = -1
 
 
 class SourceRows:
@@ -41,7 +43,10 @@ class SourceRows:
             else:
                 block = self.order.block_at(int(consumed[row]) + taken[row])
                 at, start = divmod(position, block)
-                found[row] += self.packs[block].pieces(at, start, start + length)
+                pieces = self.packs[block].pieces(at, start, start + length)
+                found[row] += pieces
+                if gap := length - sum(pairs for _, pairs in pieces):
+                    found[row].append((PADDING, gap))
             taken[row] += length
         return found
 

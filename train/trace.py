@@ -21,7 +21,7 @@ from data_prep.shards import read_sidecar
 from train.config import SourceConfig, TrainConfig
 from train.corpus import Corpus
 from train.lineage import Phase, phase_at
-from train.rows import Packs, SourceRows, open_rows
+from train.rows import PADDING, Packs, SourceRows, open_rows
 from train.run_folder import RunFolder
 from train.stream import Passage
 
@@ -79,6 +79,9 @@ class Trace:
         for row, (source, pieces) in enumerate(rows.pieces(samples)):
             at = 0
             for position, pairs in pieces:
+                if position == PADDING:
+                    at += pairs
+                    continue
                 for passage in rows.stream(source).passages(position, pairs):
                     yield Use(step, row, at, phase.sources[source].name, passage)
                     at += passage.tokens

@@ -1,4 +1,4 @@
-"""The order inside one source: a permutation that is computed both ways, and a change of row length that loses nothing."""
+"""The order inside a source: a permutation computed both ways; a change of row length that loses nothing."""
 
 from collections import Counter
 
