@@ -20,7 +20,7 @@ from data_prep.shards import DTYPE_CODES, HEADER, MAGIC, file_of
 
 Int64Array = NDArray[np.int64]
 _BLOCK = 512
-"""index entries that are read at once instead of being bisected further"""
+"""index entries that are read at once"""
 
 
 class OpenFiles:
@@ -110,7 +110,7 @@ class TokenStream:
         offset = 0
         for shard, first, taken in self._parts(start, count):
             low = self._documents_before(shard, first)
-            high = self._documents_before(shard, first + taken)
+            high = self._documents_before(shard, first + taken, guess=low)
             if high > low:
                 found.append(self._starts(shard, low, high) - first + offset)
             offset += taken
@@ -156,21 +156,32 @@ class TokenStream:
             yield shard, position - (end - self.shards[shard].tokens), taken
             filled += taken
 
-    def _documents_before(self, shard: int, token: int) -> int:
-        """How many of the shard's documents begin before this token."""
-        low, high = 0, self.shards[shard].documents
-        while high - low > _BLOCK:
-            middle = (low + high) // 2
-            if int(self._starts(shard, middle, middle + 1)[0]) < token:
-                low = middle + 1
+    def _documents_before(self, shard: int, token: int, guess: int | None = None) -> int:
+        """How many of the shard's documents begin before this token. Looks around a guess first: documents of like
+        length would put it there."""
+        entry = self.shards[shard]
+        low, high = 0, entry.documents
+        guess = token * entry.documents // entry.tokens if guess is None else guess
+        while True:
+            first = max(low, min(guess - _BLOCK // 2, high - _BLOCK))
+            last = min(high, first + _BLOCK)
+            before = int(self._offsets(shard, first, last).searchsorted(token * self._dtype.itemsize))
+            if before == 0 and first > low:
+                high = first
+            elif before == last - first and last < high:
+                low = last
             else:
-                high = middle
-        return low + int(np.searchsorted(self._starts(shard, low, high), token))
+                return first + before
+            guess = (low + high) // 2
 
     def _starts(self, shard: int, low: int, high: int) -> Int64Array:
         """Token at which each of documents low ... high - 1 begins, in its shard."""
+        return self._offsets(shard, low, high) // self._dtype.itemsize
+
+    def _offsets(self, shard: int, low: int, high: int) -> Int64Array:
+        """The same in bytes, as the index has it."""
         at = HEADER.size + 4 * self.shards[shard].documents + 8 * low
-        return np.frombuffer(self._idx(shard, 8 * (high - low), at), dtype="<i8") // self._dtype.itemsize
+        return np.frombuffer(self._idx(shard, 8 * (high - low), at), dtype="<i8")
 
     def _idx(self, shard: int, count: int, offset: int) -> bytes:
         entry = self.shards[shard]
