@@ -12,7 +12,8 @@ from pathlib import Path
 
 from data_prep.manifest import Manifest
 from train.batch import solve_batch
-from train.config import ClusterConfig, DataConfig, Device, Precision, TrainConfig
+from train.config import ClusterConfig, Device, Precision, TrainConfig
+from train.data_config import DataConfig
 from train.plan import Machine, Plan, make_plan, published_peak, render
 
 

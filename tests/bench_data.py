@@ -18,9 +18,9 @@ import numpy as np
 from data_prep.manifest import Manifest, ShardEntry
 from data_prep.shards import file_of, megatron_index
 from train.batch import solve_batch
-from train.config import DataConfig, SourceConfig
 from train.corpus import Corpus
 from train.data import TrainBatches
+from train.data_config import DataConfig, SourceConfig
 from train.fingerprint import fingerprint
 from train.lineage import Phase, begin
 from train.packing import WINDOW, best_fit, pieces_of
@@ -47,7 +47,9 @@ def made_corpus(folder: Path, name: str, weight: float, seed: int, n_shards: int
         file_of(stem, ".bin").write_bytes(ids.tobytes())
         file_of(stem, ".idx").write_bytes(megatron_index(lengths, "uint16"))
         digest = f"{name}{i}"
-        entries.append(SimpleNamespace(name=stem.name, tokens=ids.size, documents=documents, bin_sha256=digest))
+        entries.append(
+            SimpleNamespace(name=stem.name, tokens=ids.size, documents=documents, bin_sha256=digest, idx_sha256="")
+        )
     manifest = SimpleNamespace(
         dtype="uint16", tokenizer_sha256="t", shards_of=lambda split: entries if split == "train" else []
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_prep.files import DataError
 from data_prep.manifest import Manifest
-from train.config import DataConfig, SourceConfig
+from train.data_config import DataConfig, SourceConfig
 from train.stream import TokenStream, shards_of
 
 
@@ -29,11 +29,11 @@ class Corpus:
 
     @cached_property
     def digest(self) -> str:
-        """Of what the order of the data depends on: the shards' ids, and the tokenizer that gives them their sense."""
+        """Of what the data and their order depend on: the shards' ids, their documents, and the tokenizer."""
         content = [self.manifest.tokenizer_sha256]
         for split in ("train", "val"):
             shards = shards_of(self.manifest, split, self.config.source)
-            content += [f"{split} {shard.tokens} {shard.bin_sha256}" for shard in shards]
+            content += [f"{split} {shard.tokens} {shard.bin_sha256} {shard.idx_sha256}" for shard in shards]
         return hashlib.sha256("\n".join(content).encode()).hexdigest()
 
     def tokens(self, split: str) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor
 from data_prep.files import DataError
 from model.loss import IGNORED_TARGET
 from train.batch import BatchPlan
-from train.config import Packing
+from train.data_config import Packing
 from train.rows import PADDING, PhaseRows, Pieces
 from train.stream import Int64Array, TokenStream
 

@@ -96,9 +96,9 @@ def _run(command: EvaluateCommand) -> None:
     import numpy as np
 
     from data_prep.files import DataError
-    from train.config import DataConfig
     from train.corpus import load_corpora
     from train.data import ValidationBatches
+    from train.data_config import DataConfig
     from train.trained import load_trained
 
     trained = load_trained(Path(command.run), command.step)

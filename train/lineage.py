@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.files import DataError
-from train.config import DataConfig, Packing
 from train.corpus import Corpus
+from train.data_config import DataConfig, Packing
 from train.mixture import Mixture, Stage, in_proportion, integer_weights
 from train.order import Order, Stretch, changed
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.files import DataError
-from train.config import Packing
 from train.corpus import Corpus
+from train.data_config import Packing
 from train.lineage import Phase, Source
 from train.order import Int64Array, Order
 from train.packing import Pack, build, pack_folder

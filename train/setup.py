@@ -14,8 +14,9 @@ from conf.compose import ConfigError
 from data_prep.files import DataError
 from data_prep.manifest import Manifest
 from train.batch import BatchError, BatchPlan, solve_batch
-from train.config import DataConfig, Packing, TrainConfig
+from train.config import TrainConfig
 from train.corpus import Corpus, load_corpora
+from train.data_config import DataConfig, Packing
 from train.lineage import Phase, begin, over_the_cap, rebased, refuse_other_data
 from train.mixture import integer_weights
 from train.parallel import RankGrid

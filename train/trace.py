@@ -18,8 +18,9 @@ from conf.compose import App, entry, from_yaml
 from data_prep.files import DataError
 from data_prep.manifest import Manifest
 from data_prep.shards import read_sidecar
-from train.config import SourceConfig, TrainConfig
+from train.config import TrainConfig
 from train.corpus import Corpus
+from train.data_config import SourceConfig
 from train.lineage import Phase, phase_at
 from train.rows import PADDING, Packs, SourceRows, open_rows
 from train.run_folder import RunFolder

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from data_prep.shards import ShardHead, read_sidecar, shard_writer
-from train.config import DataConfig, SourceConfig
 from train.corpus import Corpus
+from train.data_config import DataConfig, SourceConfig
 from train.lineage import Phase, begin
 from train.rows import Packs, PhaseRows, open_rows
 
@@ -35,6 +35,7 @@ def write_shards(folder: Path, documents: Sequence[Sequence[int]], split: str = 
                 tokens=sidecar.tokens,
                 documents=sidecar.documents,
                 bin_sha256=sidecar.bin_sha256,
+                idx_sha256=sidecar.idx_sha256,
                 source="",
             )
         )

@@ -9,8 +9,8 @@ import pytest
 
 from data_prep.files import DataError
 from tests.train.sources import corpus_of, data_of, slots_of
-from train.config import SourceConfig, WeightChange
 from train.corpus import Corpus, load_corpora
+from train.data_config import SourceConfig, WeightChange
 from train.lineage import Phase, begin, over_the_cap, phase_at, rebased, refuse_other_data
 from train.rows import PADDING, Packs, open_rows
 
