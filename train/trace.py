@@ -56,6 +56,8 @@ class Use:
     row: int
     position: int
     source: str
+    digest: str
+    """of the source: what it holds, whatever it is called"""
     passage: Passage
 
 
@@ -84,15 +86,15 @@ class Trace:
                     at += pairs
                     continue
                 for passage in rows.stream(source).passages(position, pairs):
-                    yield Use(step, row, at, phase.sources[source].name, passage)
+                    yield Use(step, row, at, phase.sources[source].name, phase.sources[source].digest, passage)
                     at += passage.tokens
 
     def document(self, shard: str, number: int) -> list[Use]:
         """Every place of a document, in order of steps. Raises DataError for one that no source of the run holds."""
         last, rows = self.phases[-1], self._rows[-1]
-        ends = last.consumed_at(self.total_steps)
-        for i, source in enumerate(last.sources):
-            of_source = rows.sources[i]
+        uses: list[Use] = []
+        found, problem = False, f"no train split of this run holds a shard {shard}"
+        for source, of_source, end in zip(last.sources, rows.sources, last.consumed_at(self.total_steps), strict=True):
             if of_source is None:
                 continue
             try:
@@ -100,16 +102,17 @@ class Trace:
             except KeyError:
                 continue
             except IndexError as error:
-                raise DataError(str(error)) from None
-            uses = [
-                Use(*place, source.name, Passage(shard, number, first, length))
-                for consumed, first, length in _consumed(of_source, start, tokens, ends[i])
-                for place, first, length in self._places(
-                    source.digest, consumed, first, min(length, ends[i] - consumed)
-                )
+                problem = str(error)
+                continue
+            found = True
+            uses += [
+                Use(*place, source.name, source.digest, Passage(shard, number, first, length))
+                for consumed, offset, run in _consumed(of_source, start, tokens, end)
+                for place, first, length in self._places(source.digest, consumed, offset, min(run, end - consumed))
             ]
-            return sorted(uses, key=lambda use: (use.step, use.row, use.position))
-        raise DataError(f"no train split of this run holds a shard {shard}")
+        if not found:
+            raise DataError(problem)
+        return sorted(uses, key=lambda use: (use.step, use.row, use.position))
 
     def _places(
         self, digest: str, consumed: int, first: int, length: int
@@ -134,16 +137,15 @@ class Trace:
                     return phase, i
         raise AssertionError(consumed)
 
-    def input_of(self, passage: Passage) -> str:
+    def input_of(self, use: Use) -> str:
         """The input file that the document came from, if the shard's sidecar says so exactly; else empty."""
-        corpus = next(c for c in self._corpora.values() if passage.shard in {s.name for s in c.manifest.shards})
-        sidecar = _sidecar(corpus.folder / passage.shard)
+        sidecar = _sidecar(self._corpora[use.digest].folder / use.passage.shard)
         if sum(item.documents for item in sidecar.inputs) != sidecar.documents:
             return ""
         before = 0
         for item in sidecar.inputs:
             before += item.documents
-            if passage.document < before:
+            if use.passage.document < before:
                 return item.path
         return ""
 
@@ -229,7 +231,7 @@ def _run(command: TraceCommand) -> None:
             use.source,
             f"{use.passage.shard}:{use.passage.document}",
             f"{use.passage.first}...{use.passage.first + use.passage.tokens - 1}",
-            trace.input_of(use.passage),
+            trace.input_of(use),
         ]
         for use in uses
     ]
@@ -244,10 +246,9 @@ def _texts(uses: Sequence[Use], corpora: Sequence[Corpus]) -> Iterator[str]:
     from data_prep.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(corpora[0].folder / "tokenizer.model")
-    streams = [corpus.stream("train") for corpus in corpora]
-    holder = {shard.name: stream for stream in streams for shard in stream.shards}
+    streams = {corpus.digest: corpus.stream("train") for corpus in corpora}
     for use in uses:
-        stream = holder[use.passage.shard]
+        stream = streams[use.digest]
         start, _ = stream.document(use.passage.shard, use.passage.document)
         ids = stream.read(start + use.passage.first, min(use.passage.tokens, 24))
         yield repr(tokenizer.decode(ids))[:60]

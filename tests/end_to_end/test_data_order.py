@@ -117,3 +117,20 @@ def test_a_mixture_is_evaluated_on_the_held_out_text_of_all_its_sources(here: Pa
     code, printed = finish(start(here, "run=runs/a", "max_sequences=4", module="train.evaluate"))
     assert code == 0, printed
     assert "over 128 tokens of data/tiny, data/more" in printed
+
+
+def test_a_rebase_never_begins_before_a_damaged_checkpoint_unasked(here: Path, more: Path):
+    """The phase would begin at an older step than the one that was asked to go on from."""
+    assert outcome(here, *SHORT, "run.name=hurt", "run.stop_at_step=12")[0] == 0
+    newest = here / "runs" / "hurt" / "checkpoints" / "step-00000012"
+    (newest / "master-00000.safetensors").write_bytes(b"")
+    rebase = (*SHORT, MIXTURE, "run.name=hurt", "data.rebase=true", "run.stop_at_step=11")
+    code, message = outcome(here, *rebase)
+    assert code == 4, message
+    assert "a newer checkpoint than" in message
+    assert "folder: data/tiny" in (here / "runs" / "hurt" / "config.yaml").read_text()
+    newest.rename(here / "aside")
+    code, message = outcome(here, *rebase)
+    assert code == 0, message
+    state = read(here / "runs" / "hurt" / "checkpoints" / "step-00000011" / "state.json")
+    assert [phase["first_step"] for phase in state["data"]["phases"]] == [0, 10]

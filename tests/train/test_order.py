@@ -1,6 +1,7 @@
 """The order inside a source: a permutation computed both ways; a change of row length that loses nothing."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -84,30 +85,38 @@ def test_epochs_and_sources_are_shuffled_differently():
     assert len({tuple(first), tuple(second), tuple(other)}) == 3
 
 
+def epoch_ends(stretches: Sequence[Stretch], until: int) -> Iterator[tuple[int, int]]:
+    """(slots consumed, epoch) of every moment up to `until` at which all earlier epochs are complete."""
+    for stretch, following in zip(stretches, [*(s.begins for s in stretches[1:]), until], strict=False):
+        at = stretch.begins
+        while at <= min(following, until):
+            at, epoch = stretch.epoch_end(at)
+            yield at, epoch
+            at += 1
+
+
 @pytest.mark.parametrize("lengths", [(7, 5), (5, 13), (10, 20, 3), (6, 6, 4), (3, 50, 7)])
 @pytest.mark.parametrize("n_tokens", [50, 53])
 def test_a_change_of_row_length_repeats_and_drops_nothing(lengths: tuple[int, ...], n_tokens: int):
-    """Ledger of slots: at the end of each epoch each slot was used once more, whenever lengths were changed."""
+    """Ledger of slots: when an epoch ends each slot was used once in it, whenever lengths were changed before; only the
+    slots of a row that has run into the next epoch were used once more."""
     generator = np.random.default_rng(n_tokens)
     stretches, consumed = plain(n_tokens, lengths[0]), 0
     used: list[int] = []
     for length in (*lengths[1:], lengths[0], lengths[1]):
-        rows = int(generator.integers(0, 9))
-        block = stretches[-1].block  # rows are as long as the newest blocks, even while older ones are used up
-        order = Order(stretches, seed=2)
-        used += order.positions(np.arange(consumed, consumed + rows * block, dtype=np.int64)).tolist()
-        consumed += rows * block
+        rows = int(generator.integers(0, 9)) * stretches[-1].block
+        used += Order(stretches, seed=2).positions(np.arange(consumed, consumed + rows, dtype=np.int64)).tolist()
+        consumed += rows
         stretches = changed(stretches, consumed, block=length, epoch_slots=n_tokens)
-    order = Order(stretches, seed=2)
-    end = consumed + 5 * n_tokens
+    order, end = Order(stretches, seed=2), consumed + 3 * n_tokens
     used += order.positions(np.arange(consumed, end, dtype=np.int64)).tolist()
-    assert used == order.positions(np.arange(end, dtype=np.int64)).tolist()  # the past is as it was
-    for epoch in range(1, end // n_tokens):
-        boundary = next(s for s in reversed(stretches) if s.epoch_end(0)[0] <= end and s.begins <= epoch * n_tokens)
-        at, _ = boundary.epoch_end(max(boundary.begins, epoch * n_tokens))
+    assert used == order.positions(np.arange(end, dtype=np.int64)).tolist()  # no change has touched the past
+    ends = [(at, epoch) for at, epoch in epoch_ends(stretches, end) if at <= end]
+    assert ends[-1][1] >= end // n_tokens - 1
+    for at, epoch in ends:
         counts = Counter(used[:at])
-        assert min(counts[slot] for slot in range(n_tokens)) >= epoch
-        assert max(counts.values()) <= -(-at // n_tokens)
+        assert {counts[slot] for slot in range(n_tokens)} <= {epoch, epoch + 1}
+        assert at - epoch * n_tokens < max(lengths)
 
 
 def test_runs_are_the_same_slots_in_one_piece():

@@ -1,5 +1,6 @@
 """Best-fit packing: every prediction in exactly one row, rows nearly full, packs whole or refused."""
 
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -152,3 +153,13 @@ def test_packing_keeps_up(tmp_path: Path):
     rate = len(lengths) / (time.process_time() - started)
     assert rate > 250_000
     assert pairs.sum() / (rows * 2048) > 0.999
+
+
+def test_other_processes_wait_for_the_one_that_packs(tmp_path: Path):
+    corpus = corpus_of(tmp_path, "a", [[5, 6, 3]])
+    waiting, found = Packs(None, makes=False), []
+    thread = threading.Thread(target=lambda: found.append(waiting.of(corpus, 12)))
+    thread.start()
+    made = Packs(None, say=lambda _: None).of(corpus, 12)
+    thread.join(timeout=30)
+    assert [pack.facts for pack in found] == [made.facts]

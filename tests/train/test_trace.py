@@ -20,22 +20,16 @@ def corpora(tmp_path: Path) -> list[Corpus]:
     a = corpus_of(tmp_path, "a", [[20, 31, 1, 48], [99, 3]], weight=3)
     b = corpus_of(tmp_path, "b", [[70], [11]], first_id=5000, weight=1)
     c = corpus_of(tmp_path, "c", [[64], [36], [7, 7]], first_id=9000, weight=2)
-    for corpus in (a, b, c):  # tell the shards of different sources apart
-        for shard in corpus.manifest.shards:
-            for ending in (".bin", ".idx", ".json"):
-                file = corpus.folder / f"{shard.name}{ending}"
-                file.rename(file.with_name(f"{shard.name}-{corpus.name}{ending}"))
-            shard.name = f"{shard.name}-{corpus.name}"  # type: ignore[misc]
     return [a, b, c]
 
 
 def both_ways(phases: Sequence[Phase], corpora: Sequence[Corpus], n_steps: int) -> None:
     trace = Trace(phases, corpora, SEED, QUIET, n_steps)
-    forwards: dict[tuple[str, int], set] = defaultdict(set)
+    forwards: dict[tuple[str, str, int], set] = defaultdict(set)
     for step in range(1, n_steps + 1):
         for use in trace.step(step):
             passage = use.passage
-            forwards[passage.shard, passage.document] |= {
+            forwards[use.digest, passage.shard, passage.document] |= {
                 (use.step, use.row, use.position + i, passage.first + i) for i in range(passage.tokens)
             }
     for corpus in corpora:
@@ -43,11 +37,12 @@ def both_ways(phases: Sequence[Phase], corpora: Sequence[Corpus], n_steps: int) 
             for number in range(shard.documents):
                 uses = trace.document(shard.name, number)
                 assert [(u.step, u.row, u.position) for u in uses] == sorted((u.step, u.row, u.position) for u in uses)
+                mine = [use for use in uses if use.digest == corpus.digest]  # sources may have shards of one name
                 backwards = {
-                    (u.step, u.row, u.position + i, u.passage.first + i) for u in uses for i in range(u.passage.tokens)
+                    (u.step, u.row, u.position + i, u.passage.first + i) for u in mine for i in range(u.passage.tokens)
                 }
-                assert backwards == forwards[shard.name, number]
-                assert sum(u.passage.tokens for u in uses) == len(backwards)
+                assert backwards == forwards[corpus.digest, shard.name, number]
+                assert sum(u.passage.tokens for u in mine) == len(backwards)
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
@@ -75,7 +70,7 @@ def test_what_the_run_does_not_have_is_said(corpora: list[Corpus]):
         list(trace.step(11))
     with pytest.raises(DataError, match="holds a shard nothing"):
         trace.document("nothing", 0)
-    with pytest.raises(DataError, match=r"holds documents 0 \.\.\. 3; 4 is none"):
+    with pytest.raises(DataError, match=r"holds documents 0 .*; 4 is none"):
         trace.document(corpora[0].manifest.shards[0].name, 4)
 
 
