@@ -187,6 +187,29 @@ def _split_verbatim(app: App, words: Sequence[str]) -> tuple[list[str], dict[str
     return [word for word in words if word.split("=", 1)[0] not in typed], typed
 
 
+def _opened(app: App, words: Sequence[str]) -> list[str]:
+    """The words, with Hydra's `++` before those that may name a new key of a mapping with free names (a source of a
+    mixture): Hydra would refuse it; what is in the mapping is checked by `build` like everything else."""
+    free = _free_mappings(app.schema)
+
+    def reaches(key: str, value: str) -> bool:
+        inside = any(key == mapping or key.startswith(f"{mapping}.") for mapping in free)
+        return inside or (value.startswith("{") and any(mapping.startswith(f"{key}.") for mapping in free))
+
+    return [f"++{word}" if reaches(*word.partition("=")[::2]) else word for word in words]
+
+
+def _free_mappings(schema: type, prefix: str = "") -> list[str]:
+    """Keys of the fields that are mappings from free names."""
+    found: list[str] = []
+    for name, hint in typing.get_type_hints(schema).items():
+        if typing.get_origin(hint) is dict:
+            found.append(prefix + name)
+        elif dataclasses.is_dataclass(hint):
+            found += _free_mappings(typing.cast(type, hint), f"{prefix}{name}.")
+    return found
+
+
 def _compose_tree(app: App, words: Sequence[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -203,7 +226,7 @@ def _compose_tree(app: App, words: Sequence[str]) -> dict[str, Any]:
             return typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
 
         try:
-            return composed(overrides) | typed
+            return composed(_opened(app, overrides)) | typed
         except Exception as error:  # Hydra answers a bad override with its own errors, ValueError or AssertionError
             problems = _unknown_keys(app, overrides, composed) or [_one_line(error)]
             raise ConfigError(problems) from None
@@ -232,8 +255,9 @@ def _unknown_keys(app: App, overrides: Sequence[str], composed: Callable[[Sequen
     except Exception:
         return []
     sections = _sections(known)
+    free = _free_mappings(app.schema)
     for key in keys:
-        if key not in sections:
+        if key not in sections and not any(key.startswith(f"{mapping}.") for mapping in free):
             problems.append(f"unknown key `{key}`{_nearest(key, sorted(sections))}")
     return problems
 
@@ -272,7 +296,8 @@ def _through_hydra(app: App, checked: Callable[[Callable[[], Any]], None]) -> No
     from omegaconf import DictConfig, OmegaConf
 
     _register(app)
-    sys.argv[1:], typed = _split_verbatim(app, sys.argv[1:])
+    words, typed = _split_verbatim(app, sys.argv[1:])
+    sys.argv[1:] = _opened(app, words)
 
     def run(config: DictConfig) -> None:
         tree = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)) | typed
@@ -328,6 +353,8 @@ def _value(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
             problems.append(f"`{key}` is a section with keys of its own, not the value {value!r}")
             return _INVALID
         return _build(typing.cast(type, hint), section, f"{key}.", problems)
+    if _holds_sections(hint):
+        return _collection(hint, value, key, problems)
     alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
     for alternative in alternatives:
         if _fits(alternative, value):
@@ -336,6 +363,27 @@ def _value(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
             return float(value) if alternative is float else value
     problems.append(_wrong_type(alternatives, value, key))
     return _INVALID
+
+
+def _holds_sections(hint: Any) -> bool:
+    """True for a mapping from free names, and for a list of sections."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    return origin is dict or (origin is list and dataclasses.is_dataclass(arguments[0]))
+
+
+def _collection(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
+    """Each element checked as a section (or a value) of its own, under the name `key.name` or `key[i]`."""
+    item, section = typing.get_args(hint)[-1], _as_tree(value)
+    if typing.get_origin(hint) is list and isinstance(value, list):
+        elements = typing.cast(list[Any], value)
+        built: Any = [_value(item, element, f"{key}[{i}]", problems) for i, element in enumerate(elements)]
+        return _INVALID if any(element is _INVALID for element in built) else built
+    if typing.get_origin(hint) is list or section is None or any(type(name) is not str for name in section):
+        wanted = "a list of sections" if typing.get_origin(hint) is list else "a mapping from names (text)"
+        problems.append(f"`{key}` must be {wanted}, got {value!r}")
+        return _INVALID
+    built = {name: _value(item, element, f"{key}.{name}", problems) for name, element in section.items()}
+    return _INVALID if any(element is _INVALID for element in built.values()) else built
 
 
 def _fits(hint: Any, value: Any) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from data_prep.manifest import Manifest
 from train.batch import solve_batch
 from train.config import ClusterConfig, Device, Precision, TrainConfig
+from train.data_config import DataConfig
 from train.plan import Machine, Plan, make_plan, published_peak, render
 
 
@@ -30,7 +31,7 @@ def planned(config: TrainConfig) -> Plan:
         seq_len=config.data.seq_len,
         total_tokens=config.total_tokens,
     )
-    return make_plan(config, batch, machine, _train_tokens(Path(config.data.folder)))
+    return make_plan(config, batch, machine, _train_tokens(config.data))
 
 
 def find_machine(cluster: ClusterConfig, precision: Precision) -> Machine:
@@ -75,6 +76,13 @@ def _measured(size: int = 1024, seconds: float = 0.2) -> float:
     return best
 
 
-def _train_tokens(folder: Path) -> int | None:
-    """None while there is no dataset. Raises DataError if there is one that cannot be read."""
-    return Manifest.load(folder).tokens("train") if (folder / "manifest.json").exists() else None
+def _train_tokens(data: DataConfig) -> int | None:
+    """None while a dataset is missing. Raises DataError if there is one that cannot be read."""
+    total = 0
+    for source in data.mixture.values():
+        folder = Path(source.folder)
+        if not (folder / "manifest.json").exists():
+            return None
+        shards = Manifest.load(folder).shards_of("train")
+        total += sum(s.tokens for s in shards if source.source in (None, getattr(s, "source", "")))
+    return total

@@ -26,13 +26,23 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.d_model, config.kv_width, bias=False)
         self.o = nn.Linear(config.q_width, config.d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x: (B, T, C); cos, sin: (T, D)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x: (B, T, C); cos, sin: (T, D); mask: (B, 1, T, T), True where the first position sees the second; None means
+        every earlier one."""
         b, t, _ = x.shape
         q = self.q(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         v = self.v(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         grouped = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
         return self.o(out.transpose(1, 2).reshape(b, t, -1))
+
+
+def document_mask(segments: Tensor) -> Tensor:
+    """(B, T) segment numbers to the mask (B, 1, T, T) with which no position sees another segment or a later position.
+
+    Simple and quadratic in memory; it keeps attention from its flash kernel.
+    """
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    return same.tril()

@@ -5,7 +5,7 @@ Shapes: B batch, T positions, C d_model, V vocab.
 
 from torch import Tensor, nn
 
-from model.attention import Attention
+from model.attention import Attention, document_mask
 from model.config import ModelConfig
 from model.layers import GatedMLP, RMSNorm
 from model.rope import rotary_tables
@@ -21,8 +21,8 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, mask)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -37,10 +37,15 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: (B, T) int64 in [0, vocab_size). Returns logits (B, T, V) in the dtype of the weights."""
+    def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """tokens: (B, T) int64 in [0, vocab_size). Returns logits (B, T, V) in the dtype of the weights.
+
+        segments: (B, T) integers, equal inside one document; attention then stays inside it. Positions go on over
+        borders, which changes nothing: rotary attention depends on distances only.
+        """
         cos, sin = rotary_tables(tokens.shape[1], self.config.head_width, self.config.rope_theta, tokens.device)
+        mask = None if segments is None else document_mask(segments)
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, mask)
         return self.head(self.norm(x))

@@ -13,6 +13,10 @@ class BatchPlan:
     dp_size: int
     seq_len: int
     total_steps: int
+    first_step: int = 0
+    """steps completed before these sizes held (a run that was rebased)"""
+    tokens_before: int = 0
+    """tokens of those steps"""
 
     @property
     def tokens_per_step(self) -> int:
@@ -20,7 +24,11 @@ class BatchPlan:
 
     @property
     def total_tokens(self) -> int:
-        return self.total_steps * self.tokens_per_step
+        return self.tokens_seen(self.total_steps)
+
+    def tokens_seen(self, step: int) -> int:
+        """Tokens of the first `step` steps of the run; `step` is not before first_step."""
+        return self.tokens_before + (step - self.first_step) * self.tokens_per_step
 
     @property
     def sequences_per_rank(self) -> int:
@@ -35,9 +43,16 @@ class BatchError(ValueError):
 
 
 def solve_batch(
-    *, global_batch_size: int, micro_batch_size: int, dp_size: int, seq_len: int, total_tokens: int
+    *,
+    global_batch_size: int,
+    micro_batch_size: int,
+    dp_size: int,
+    seq_len: int,
+    total_tokens: int,
+    first_step: int = 0,
+    tokens_before: int = 0,
 ) -> BatchPlan:
-    """The plan for these sizes; `total_tokens` is rounded up to whole steps.
+    """The plan for these sizes, from `first_step` on; `total_tokens` of the run is rounded up to whole steps.
 
     Raises BatchError if micro_batch_size x dp_size does not divide global_batch_size.
     """
@@ -59,7 +74,9 @@ def solve_batch(
         gradient_accumulation_steps=global_batch_size // per_forward,
         dp_size=dp_size,
         seq_len=seq_len,
-        total_steps=-(-total_tokens // tokens_per_step),
+        total_steps=first_step + max(0, -(-(total_tokens - tokens_before) // tokens_per_step)),
+        first_step=first_step,
+        tokens_before=tokens_before,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from model.config import ModelConfig
+from train.data_config import DataConfig
 
 
 class Precision(StrEnum):
@@ -42,17 +43,6 @@ class RunConfig:
         if self.stop_at_step is not None and self.stop_at_step < 1:
             found.append(f"run.stop_at_step={self.stop_at_step} must be at least 1, or null")
         return found
-
-
-@dataclass
-class DataConfig:
-    folder: str
-    """a dataset made by data_prep: the folder that holds manifest.json"""
-    seq_len: int = 256
-    """T: predictions per training row; T + 1 ids are read for it"""
-
-    def problems(self) -> list[str]:
-        return [f"data.seq_len={self.seq_len} must be at least 2"] if self.seq_len < 2 else []
 
 
 @dataclass
@@ -328,7 +318,10 @@ class TrainConfig:
 FREE_TO_CHANGE = (
     "run.folder",
     "run.stop_at_step",
-    "data.folder",  # the data itself is recognised by the digest of its manifest
+    "data.folder",  # the data itself is recognised by the digest of its shards
+    "data.sources.*.folder",
+    "data.pack_folder",
+    "data.rebase",
     "batch.micro_batch_size",  # this one and the next two change the order of sums, nothing else
     "parallel.zero_stage",
     "parallel.bucket_elements",
@@ -339,3 +332,6 @@ FREE_TO_CHANGE = (
 )
 """keys (and sections, with a dot) that may change when a run is continued, so that it can move to other machines; any
 other one makes it another run"""
+
+REBASED = ("data.", "batch.global_batch_size")
+"""what data.rebase lets change besides: the run goes on with it in a new phase"""

@@ -1,170 +1,137 @@
-"""Step number → token rows, as a pure function of (dataset, seed, sequence number): the loader's whole state is the
-step.
+"""Step number → token rows, as a pure function of (datasets, seed, step): the loader's whole state is the step and the
+phases of the run (`train/lineage.py`), a few integers.
 
-The train split is read as one endless stream: all shards in manifest order, again and again. Sequence g, counted over
-the whole run, predicts the T tokens that follow position g·T of that stream, and reads T + 1 ids: every border id is
-shared with the next sequence, and the end of an epoch runs into its beginning, so no prediction is ever lost. The
-sequences that start inside one epoch are visited in an order drawn anew for each epoch: a keyed permutation (a Feistel
-network) that is computed, not stored. Start-up therefore does not depend on the size of the corpus, and neither the
-number of ranks, nor the micro-batch, nor a restart changes which sequences a step contains.
+Sample g of a phase is row g of its batches in turn; `train/rows.py` says which pieces of which documents it holds, and
+here they are read. Neither the number of ranks, nor the micro-batch, nor a restart changes which rows a step contains.
+
+With document masking each row also has *segments*: a number for each position, equal inside one document. Attention
+stays inside a segment, and the last position of a document has no target. Rotary positions need no reset: attention
+depends on the distance of two positions only, and inside a segment that is the same wherever it begins.
 
 Shapes: B micro_batch_size, T seq_len.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.files import DataError
-from data_prep.manifest import Manifest
-from data_prep.shards import ShardReader
 from model.loss import IGNORED_TARGET
 from train.batch import BatchPlan
+from train.data_config import Packing
+from train.rows import PADDING, PhaseRows, Pieces
+from train.stream import Int64Array, TokenStream
 
-Int64Array = NDArray[np.int64]
-_ROUNDS = 6
-
-
-class TokenStream:
-    """The tokens of one split as one long array, read through memory maps that are opened on first use."""
-
-    def __init__(self, folder: Path, manifest: Manifest, split: str):
-        shards = [shard for shard in manifest.shards_of(split) if shard.tokens]
-        self._paths = [folder / shard.name for shard in shards]
-        self._readers: dict[int, ShardReader] = {}
-        self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64)
-        self.n_tokens = int(self._ends[-1]) if shards else 0
-
-    def read(self, start: int, count: int) -> Int64Array:
-        """`count` ids from position `start` on; past the end it goes on at the beginning."""
-        out = np.empty(count, dtype=np.int64)
-        filled = 0
-        while filled < count:
-            position = (start + filled) % self.n_tokens
-            shard = int(np.searchsorted(self._ends, position, side="right"))
-            first = int(self._ends[shard - 1]) if shard else 0
-            taken = min(count - filled, int(self._ends[shard]) - position)
-            out[filled : filled + taken] = self._reader(shard).tokens(position - first, position - first + taken)
-            filled += taken
-        return out
-
-    def _reader(self, shard: int) -> ShardReader:
-        if shard not in self._readers:
-            self._readers[shard] = ShardReader(self._paths[shard])
-        return self._readers[shard]
+Batch = tuple[Tensor, ...]
+"""(tokens, targets), each (B, T) int64, and with document masking (B, T) int32 segments"""
 
 
 class TrainBatches:
-    """The rows that one data-parallel rank trains on, for any step, in any order of asking."""
+    """The rows that one data-parallel rank trains on, for any step of the phase, in any order of asking."""
 
-    def __init__(self, stream: TokenStream, plan: BatchPlan, seed: int, dp_rank: int):
-        if stream.n_tokens < plan.seq_len + 1:
-            raise DataError(
-                f"the train split holds {stream.n_tokens} tokens; one sequence needs data.seq_len + 1 = "
-                f"{plan.seq_len + 1}. Prepare more text, or lower data.seq_len."
-            )
-        self._stream, self._plan, self._seed, self._dp_rank = stream, plan, seed, dp_rank
+    def __init__(self, rows: PhaseRows, plan: BatchPlan, dp_rank: int):
+        self._rows, self._plan, self._dp_rank = rows, plan, dp_rank
+        self._mask = rows.phase.mask_documents
+        self._look_inside = self._mask and rows.phase.packing == Packing.concat
 
-    def micro_batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(tokens, targets) of each forward of the step that follows `step` completed ones; each (B, T) int64."""
-        first = step * self._plan.global_batch_size + self._dp_rank * self._plan.sequences_per_rank
-        starts = sequence_starts(
-            np.arange(first, first + self._plan.sequences_per_rank, dtype=np.int64),
-            n_tokens=self._stream.n_tokens,
-            seq_len=self._plan.seq_len,
-            seed=self._seed,
-        )
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """The batch of each forward of the step that follows `step` completed ones."""
+        first = self._rows.phase.first_sample(step) + self._dp_rank * self._plan.sequences_per_rank
+        rows = self._rows.pieces(np.arange(first, first + self._plan.sequences_per_rank, dtype=np.int64))
         size = self._plan.micro_batch_size
-        for i in range(0, len(starts), size):
-            rows = np.stack([self._stream.read(int(start), self._plan.seq_len + 1) for start in starts[i : i + size]])
-            ids = torch.from_numpy(rows)
-            yield ids[:, :-1], ids[:, 1:]
-
-
-def sequence_starts(sequences: Int64Array, *, n_tokens: int, seq_len: int, seed: int) -> Int64Array:
-    """Where in the split each of these sequences begins. `sequences` count from the start of the run, over all
-    epochs.
-    """
-    starts = np.empty_like(sequences)
-    epochs = sequences * seq_len // n_tokens
-    for epoch in np.unique(epochs):
-        inside = epochs == epoch
-        first = -(-int(epoch) * n_tokens // seq_len)  # the first sequence that begins in this epoch
-        after = -(-(int(epoch) + 1) * n_tokens // seq_len)
-        shuffled = permute(sequences[inside] - first, after - first, _key(seed, int(epoch)))
-        starts[inside] = (shuffled + first) * seq_len - int(epoch) * n_tokens
-    return starts
-
-
-def permute(indices: Int64Array, size: int, key: Sequence[int]) -> Int64Array:
-    """The images of `indices` under a permutation of range(size) that `key` chooses.
-
-    A balanced Feistel network on the next even number of bits (Luby and Rackoff 1988), applied again to every image
-    that falls outside (cycle walking; Black and Rogaway 2002): at most four applications are needed on average.
-    """
-    half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    images = _feistel(indices.astype(np.uint64), half_bits, key)
-    while (outside := images >= size).any():
-        images[outside] = _feistel(images[outside], half_bits, key)
-    return images.astype(np.int64)
-
-
-def _feistel(values: NDArray[np.uint64], half_bits: int, key: Sequence[int]) -> NDArray[np.uint64]:
-    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = values >> shift, values & mask
-    for round_key in key:
-        left, right = right, left ^ (_mix(right ^ np.uint64(round_key)) & mask)
-    return left << shift | right
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): each input bit reaches each output bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _key(seed: int, epoch: int) -> tuple[int, ...]:
-    digest = hashlib.sha512(f"{seed}/{epoch}".encode()).digest()
-    return tuple(int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(_ROUNDS))
+        for i in range(0, len(rows), size):
+            batch = _empty(size, self._plan.seq_len, self._mask)
+            for row, (source, pieces) in enumerate(rows[i : i + size]):
+                fill([part[row] for part in batch], self._rows.stream(source), pieces, self._look_inside)
+            yield tuple(torch.from_numpy(part) for part in batch)
 
 
 class ValidationBatches:
-    """The first `max_sequences` rows of the val split, the same ones each time, in order; the last may be short.
+    """The first rows of the val splits, the same ones each time, in order; `max_sequences` in all, dealt out evenly to
+    the sources. The last row of a split may be short.
 
     Positions without a target are IGNORED_TARGET; every rank gets the same number of batches (ZeRO-3 needs that), some
     possibly without any target.
     """
 
-    def __init__(self, stream: TokenStream, *, seq_len: int, max_sequences: int, batch_size: int, dp_size: int):
-        if stream.n_tokens < 2:
+    def __init__(
+        self,
+        streams: Sequence[TokenStream],
+        *,
+        seq_len: int,
+        max_sequences: int,
+        batch_size: int,
+        dp_size: int,
+        mask_documents: bool = False,
+    ):
+        self._streams = [stream for stream in streams if stream.n_tokens >= 2]
+        if not self._streams:
             raise DataError("the val split holds no prediction; prepare the data with a larger val_fraction")
-        self._stream, self._seq_len = stream, seq_len
-        self._batch_size, self._dp_size = batch_size, dp_size
-        self.n_sequences = min(max_sequences, -(-(stream.n_tokens - 1) // seq_len))
+        self._seq_len, self._batch_size, self._dp_size, self._mask = seq_len, batch_size, dp_size, mask_documents
+        self._rows = _dealt([-(-(stream.n_tokens - 1) // seq_len) for stream in self._streams], max_sequences)
 
-    def batches(self, dp_rank: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(tokens, targets), each (B, T) int64, for this rank; rows are dealt round the ranks."""
+    @property
+    def n_sequences(self) -> int:
+        return len(self._rows)
+
+    def batches(self, dp_rank: int) -> Iterator[Batch]:
+        """This rank's batches; rows are dealt round the ranks."""
         rows_per_rank = -(-self.n_sequences // self._dp_size)
         n_batches = -(-rows_per_rank // self._batch_size)
-        mine = list(range(dp_rank, self.n_sequences, self._dp_size))
+        mine = self._rows[dp_rank :: self._dp_size]
         for i in range(n_batches):
             rows = mine[i * self._batch_size : (i + 1) * self._batch_size]
-            pairs = [self._row(row) for row in rows] or [self._no_row()]
-            yield torch.stack([tokens for tokens, _ in pairs]), torch.stack([targets for _, targets in pairs])
+            batch = _empty(max(1, len(rows)), self._seq_len, self._mask)
+            for at, (source, row) in enumerate(rows or [(0, None)]):
+                stream = self._streams[source]
+                start = 0 if row is None else row * self._seq_len
+                pairs = 0 if row is None else min(self._seq_len, stream.n_tokens - 1 - start)
+                rest = [(PADDING, self._seq_len - pairs)] if pairs < self._seq_len else []
+                fill([part[at] for part in batch], stream, [(start, pairs), *rest] if pairs else rest, self._mask)
+            yield tuple(torch.from_numpy(part) for part in batch)
 
-    def _row(self, row: int) -> tuple[Tensor, Tensor]:
-        start = row * self._seq_len
-        ids = torch.from_numpy(self._stream.read(start, min(self._seq_len + 1, self._stream.n_tokens - start)))
-        tokens, targets = self._no_row()
-        tokens[: len(ids) - 1], targets[: len(ids) - 1] = ids[:-1], ids[1:]
-        return tokens, targets
 
-    def _no_row(self) -> tuple[Tensor, Tensor]:
-        shape = (self._seq_len,)
-        return torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORED_TARGET, dtype=torch.int64)
+def fill(row: Sequence[Int64Array], stream: TokenStream, pieces: Pieces, look_inside: bool) -> None:
+    """Reads a row's pieces into (tokens, targets) or (tokens, targets, segments), each (T,).
+
+    look_inside: documents may end inside a piece, so boundaries are looked up.
+    """
+    tokens, targets = row[:2]
+    segments = row[2] if len(row) > 2 else None
+    at = segment = 0
+    for position, pairs in pieces:
+        end = at + pairs
+        if position == PADDING:
+            tokens[at:end], targets[at:end] = 0, IGNORED_TARGET
+        else:
+            ids = stream.read(position, pairs + 1)
+            tokens[at:end], targets[at:end] = ids[:-1], ids[1:]
+        if segments is not None:
+            segments[at:end] = segment
+            if look_inside and position != PADDING:
+                starts = stream.document_starts(position, pairs + 1)
+                starts = starts[starts > 0]
+                targets[at + starts - 1] = IGNORED_TARGET
+                for start in starts.tolist():
+                    segment += 1
+                    segments[at + start : end] = segment
+            segment += 1
+        at = end
+
+
+def _empty(n_rows: int, seq_len: int, with_segments: bool) -> list[Int64Array]:
+    shape = (n_rows, seq_len)
+    parts = [np.empty(shape, np.int64), np.empty(shape, np.int64)]
+    return [*parts, np.empty(shape, np.int32)] if with_segments else parts  # type: ignore[list-item]
+
+
+def _dealt(available: Sequence[int], wanted: int) -> list[tuple[int, int]]:
+    """(source, row): the first rows of each source in turn, until there are `wanted` or no more."""
+    found: list[tuple[int, int]] = []
+    for row in range(max(available)):
+        found += [(source, row) for source, n in enumerate(available) if row < n]
+        if len(found) >= wanted:
+            break
+    return found[:wanted]

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.loss import cross_entropy
+from model.loss import IGNORED_TARGET, cross_entropy
 from model.transformer import Transformer
 from train.batch import BatchPlan
 from train.config import OptimizerConfig, ParallelConfig, Precision
+from train.fingerprint import fingerprint, from_pieces, pieces_of
 from train.optim import adamw
 from train.parallel import RankGrid
 
@@ -55,6 +56,10 @@ class StepResult:
     """nats per target, over all ranks and micro-batches of the step"""
     grad_norm: float
     """global norm before clipping; infinite or NaN if the step was not applied"""
+    n_targets: int
+    """predictions in the step, over all ranks: less than its tokens where rows are padded or documents masked"""
+    batch_hash: str
+    """of all ids and targets of the step: see `train/fingerprint.py`"""
 
 
 class Engine:
@@ -67,34 +72,47 @@ class Engine:
         self._grid = grid
         self.device = device
 
-    def train_step(self, micro_batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> StepResult:
+    def train_step(self, micro_batches: Iterable[tuple[Tensor, ...]], lr: float) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one update with learning rate `lr`.
 
-        The gradient is that of the mean over *all* targets of the step: each micro-batch contributes its sum of nats
+        A micro-batch is (tokens, targets), or (tokens, targets, segments) where attention stays inside documents. The
+        gradient is that of the mean over *all* targets of the step: each micro-batch contributes its sum of nats
         divided by the global count. DeepSpeed averages over ranks, which is undone here.
         """
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
+        batches = list(micro_batches)
+        n_targets, batch_hash = self._count(batches)
+        scale = self._grid.dp_size / n_targets
         nats = torch.zeros((), dtype=torch.float64, device=self.device)
-        for tokens, targets in micro_batches:
-            logits = self._deepspeed(tokens.to(self.device, non_blocking=True))
-            loss, _ = cross_entropy(logits, targets.to(self.device, non_blocking=True))
-            scale = self._grid.dp_size / self._plan.tokens_per_step
+        for batch in batches:
+            tokens, targets, *segments = (part.to(self.device, non_blocking=True) for part in batch)
+            loss, _ = cross_entropy(self._deepspeed(tokens, *segments), targets)
             self._deepspeed.backward(loss * scale, scale_wrt_gas=False)
             nats += loss.detach()
             self._deepspeed.step()  # updates on the last micro-batch only
         norm = self._deepspeed.get_global_grad_norm()
         total = float(self.sum_over_ranks(nats))
-        return StepResult(loss=total / self._plan.tokens_per_step, grad_norm=math.nan if norm is None else float(norm))
+        return StepResult(total / n_targets, math.nan if norm is None else float(norm), n_targets, batch_hash)
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """(B, T) int64 to (B, T, V), without gradients. Every rank must call it equally often (ZeRO-3 gathers
-        weights).
+    def _count(self, batches: list[tuple[Tensor, ...]]) -> tuple[int, str]:
+        """(targets, hash) of the whole step. A collective, in integers, so it is exact."""
+        targets = sum(int((batch[1] != IGNORED_TARGET).sum()) for batch in batches)
+        mine = fingerprint(batches, self._grid.dp_rank * self._plan.sequences_per_rank)
+        sums = self.sum_over_ranks(torch.tensor([targets, *pieces_of(mine)], device=self.device)).tolist()
+        if sums[0] == 0:
+            raise NumericsError("a step holds no prediction at all: every document in it is a single token")
+        return sums[0], from_pieces(sums[1:])
+
+    def logits(self, tokens: Tensor, *segments: Tensor) -> Tensor:
+        """(B, T) int64, and segments if there are any, to (B, T, V), without gradients.
+
+        Every rank must call it equally often (ZeRO-3 gathers weights).
         """
         self._deepspeed.eval()
         try:
             with torch.no_grad():
-                return self._deepspeed(tokens.to(self.device))
+                return self._deepspeed(*(part.to(self.device) for part in (tokens, *segments)))
         finally:
             self._deepspeed.train()
 

@@ -28,9 +28,10 @@ class Evaluation:
 
 
 def evaluate(logits: Callable, batches: Iterable, token_bytes, sum_over_ranks: Callable, device: str) -> Evaluation:
-    """Runs `logits` over this rank's (tokens, targets) batches and adds up over all ranks.
+    """Runs `logits` over this rank's (tokens, targets) or (tokens, targets, segments) and adds up over all ranks.
 
-    logits: (B, T) int64 to (B, T, V); token_bytes: (V',) bytes of text that each id stands for.
+    logits: (B, T) int64, and segments where there are any, to (B, T, V); token_bytes: (V',) bytes of text that each id
+    stands for.
     """
     import torch
     import torch.nn.functional as F
@@ -40,9 +41,9 @@ def evaluate(logits: Callable, batches: Iterable, token_bytes, sum_over_ranks: C
     widths = torch.as_tensor(token_bytes, dtype=torch.float64, device=device)
     sums = torch.zeros(5, dtype=torch.float64, device=device)  # nats, tokens, bytes, Σ mean², Σ mean, see below
     n_rows = torch.zeros((), dtype=torch.float64, device=device)
-    for tokens, targets in batches:
+    for tokens, targets, *segments in batches:
         targets = targets.to(device)
-        scores = logits(tokens)
+        scores = logits(tokens, *segments)
         nats = F.cross_entropy(
             scores.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_TARGET, reduction="none"
         ).view(targets.shape)
@@ -95,29 +96,31 @@ def _run(command: EvaluateCommand) -> None:
     import numpy as np
 
     from data_prep.files import DataError
-    from data_prep.manifest import Manifest
-    from train.data import TokenStream, ValidationBatches
+    from train.corpus import load_corpora
+    from train.data import ValidationBatches
+    from train.data_config import DataConfig
     from train.trained import load_trained
 
     trained = load_trained(Path(command.run), command.step)
-    folder = Path(command.data or trained.config.data.folder)
-    manifest = Manifest.load(folder)
-    manifest.check(folder)
-    if manifest.tokenizer_sha256 != trained.tokenizer_sha256:
-        raise DataError(f"{folder} was made with another tokenizer than the run's: its ids mean other text")
+    data = DataConfig(folder=command.data) if command.data else trained.config.data
+    corpora = load_corpora(data)
+    folders = ", ".join(str(corpus.folder) for corpus in corpora)
+    if corpora[0].manifest.tokenizer_sha256 != trained.tokenizer_sha256:
+        raise DataError(f"{folders} was made with another tokenizer than the run's: its ids mean other text")
     batches = ValidationBatches(
-        TokenStream(folder, manifest, "val"),
+        [corpus.stream("val") for corpus in corpora],
         seq_len=trained.config.data.seq_len,
         max_sequences=command.max_sequences,
         batch_size=trained.config.batch.micro_batch_size,
         dp_size=1,
+        mask_documents=trained.config.data.mask_documents,
     )
-    token_bytes = np.load(folder / "token_bytes.npy", allow_pickle=False)
+    token_bytes = np.load(corpora[0].folder / "token_bytes.npy", allow_pickle=False)
     result = evaluate(trained.logits, batches.batches(0), token_bytes, lambda sums: sums, trained.device)
     error = "" if result.val_loss_stderr is None else f" ± {result.val_loss_stderr:.4f}"
     print(
         f"step {trained.step}: val loss {result.val_loss:.4f}{error} nats/token, {result.bits_per_byte:.4f} bits/byte "
-        f"over {result.n_tokens:,} tokens of {folder}"
+        f"over {result.n_tokens:,} tokens of {folders}"
     )
 
 

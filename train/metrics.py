@@ -131,12 +131,13 @@ class Metrics:
         for row in file.rows:
             self._curve(row)
 
-    def step(self, step: int, result: StepResult, lr: float, seconds: float) -> None:
+    def step(self, step: int, result: StepResult, lr: float, seconds: float, consumed: dict[str, int]) -> None:
+        """consumed: slots of each source used so far."""
         rate = self._batch.tokens_per_step / seconds
         peak = self._plan.machine.peak_flops_per_second * self._plan.machine.n_devices
         row = {
             "step": step,
-            "tokens_seen": step * self._batch.tokens_per_step,
+            "tokens_seen": self._batch.tokens_seen(step),
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "lr": lr,
@@ -144,6 +145,9 @@ class Metrics:
             "tokens_per_second": round(rate, 1),
             "mfu": round(self._plan.flops_causal_per_token * rate / peak, 5),
             "mfu_full": round(self._plan.flops_full_per_token * rate / peak, 5),
+            "n_targets": result.n_targets,
+            "batch_hash": result.batch_hash,
+            "source_tokens": consumed,
         }
         self.file.append(row)
         self._curve(row)
@@ -152,7 +156,7 @@ class Metrics:
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         row = {
             "step": step,
-            "tokens_seen": step * self._batch.tokens_per_step,
+            "tokens_seen": self._batch.tokens_seen(step),
             "val_loss": evaluation.val_loss,
             "val_loss_stderr": evaluation.val_loss_stderr,
             "bits_per_byte": evaluation.bits_per_byte,

@@ -1,14 +1,15 @@
 """The folder of one run: where its files lie, whose configuration it holds, and what happened to it (events.jsonl)."""
 
 import contextlib
+import fnmatch
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 from conf.compose import ConfigError, digest, flatten, from_yaml, to_tree, to_yaml
-from data_prep.files import exclusive, publish_bytes
-from train.config import FREE_TO_CHANGE, TrainConfig
+from data_prep.files import exclusive, publish_bytes, sha256_file
+from train.config import FREE_TO_CHANGE, REBASED, TrainConfig
 
 
 class RunFolder:
@@ -42,6 +43,8 @@ class RunFolder:
         except ConfigError as error:
             return [f"{self.config_yaml} was written by another version: {'; '.join(error.problems)}"]
         asked = identity(config)
+        if config.data.rebase:
+            held, asked = unrebased(held), unrebased(asked)
         changed = [
             f"{key} {held.get(key)!r} → {asked.get(key)!r}"
             for key in sorted(held.keys() | asked.keys())
@@ -52,7 +55,20 @@ class RunFolder:
         return [
             f"run.name={self.path.name} already holds another run ({self.path}): {', '.join(changed)}. "
             "Choose another run.name, or take these keys back to continue it"
+            + (", or let the data change from here on: data.rebase=true" if unrebased(held) == unrebased(asked) else "")
         ]
+
+    def newest_state(self) -> tuple[int, dict[str, Any]] | None:
+        """(step, state) of the newest checkpoint whose state.json is as it was written; its tensors are not looked at.
+
+        For what must be known before torch is: None if there is no such checkpoint.
+        """
+        for path in sorted(self.checkpoints.glob("step-*"), reverse=True):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                manifest = json.loads((path / "manifest.json").read_text())
+                if manifest["files"]["state.json"]["sha256"] == sha256_file(path / "state.json"):
+                    return int(manifest["step"]), json.loads((path / "state.json").read_text())
+        return None
 
     def hold(self) -> None:
         """Makes the folder, and keeps other processes out until `release`. Raises DataError if that is not possible."""
@@ -88,12 +104,25 @@ class RunFolder:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the numbers: a run continues only where all of them are equal."""
-    return {
-        key: value
-        for key, value in flatten(to_tree(config)).items()
-        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_TO_CHANGE)
-    }
+    return {key: value for key, value in flatten(to_tree(config)).items() if not _named(key, FREE_TO_CHANGE)}
+
+
+def unrebased(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that stay when the data change."""
+    return {key: value for key, value in settings.items() if not _named(key, REBASED)}
+
+
+def _named(key: str, patterns: tuple[str, ...]) -> bool:
+    """By a key, by a section with its dot, or by a pattern with `*`."""
+    return any(
+        fnmatch.fnmatchcase(key, pattern) or (pattern.endswith(".") and key.startswith(pattern)) for pattern in patterns
+    )
 
 
 def config_sha256(config: TrainConfig) -> str:
     return digest(identity(config))
+
+
+def rest_sha256(config: TrainConfig) -> str:
+    """Of what no rebase may change."""
+    return digest(unrebased(identity(config)))

@@ -14,23 +14,24 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from data_prep.files import DataError, publish_bytes, publish_json
+from data_prep.files import publish_bytes, publish_json
 from data_prep.tokenizer import Tokenizer
 from model.init import initialize
 from model.transformer import Transformer
 from train import checkpoint, engine
 from train.checkpoint import Checkpoint, CheckpointError
 from train.curve import write_curve
-from train.data import TokenStream, TrainBatches, ValidationBatches
+from train.data import TrainBatches, ValidationBatches
 from train.engine import NumericsError, StepResult
 from train.evaluate import evaluate
 from train.machine import find_machine
 from train.metrics import DeviceSeconds, Metrics, MetricsFile, Stopwatch
 from train.plan import make_plan
-from train.run_folder import config_sha256
+from train.rows import open_rows
+from train.run_folder import config_sha256, rest_sha256
 from train.sample import SampleCommand, write_sample
 from train.schedule import lr_at
-from train.setup import Setup, introduce
+from train.setup import Setup, introduce, phases_of
 from train.summary import Status, baselines, provenance, summarize
 
 EXIT_PREEMPTED = 143  # "saved; run me again": the code of a process that SIGTERM ended
@@ -50,7 +51,7 @@ class Session:
         self._setup, self._config = setup, setup.config
         self._is_first = setup.grid.is_first
         machine = find_machine(self._config.cluster, self._config.parallel.precision, device, setup.grid.world_size)
-        self._plan = make_plan(self._config, setup.batch, machine, setup.manifest.tokens("train"))
+        self._plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
         self._stop = _StopSignals()
         self._open_data()
         found = self._claim() if self._is_first else None
@@ -74,7 +75,7 @@ class Session:
         batch = self._setup.batch
         return lr_at(
             self._config.schedule,
-            (self.step + 1) * batch.tokens_per_step,
+            batch.tokens_seen(self.step + 1),
             peak_lr=self._config.optimizer.peak_lr,
             total_tokens=batch.total_tokens,
         )
@@ -90,7 +91,7 @@ class Session:
         self.step += 1
         seconds = self._watch.charge("train")
         if self._is_first:
-            self._metrics.step(self.step, result, lr, seconds)
+            self._metrics.step(self.step, result, lr, seconds, self._consumed())
 
     def evaluate(self) -> None:
         result = evaluate(
@@ -150,15 +151,16 @@ class Session:
     # --- start -------------------------------------------------------------------------------------------------------
 
     def _open_data(self) -> None:
-        config, grid, manifest = self._config, self._setup.grid, self._setup.manifest
-        train_split = TokenStream(self._setup.data, manifest, "train")
-        self.batches = TrainBatches(train_split, self._setup.batch, config.run.seed, grid.dp_rank)
+        config, grid, setup = self._config, self._setup.grid, self._setup
+        rows = open_rows(setup.phase, setup.corpora, config.run.seed, setup.packs)
+        self.batches = TrainBatches(rows, setup.batch, grid.dp_rank)
         self._validation = ValidationBatches(
-            TokenStream(self._setup.data, manifest, "val"),
+            [corpus.stream("val") for corpus in setup.corpora],
             seq_len=config.data.seq_len,
             max_sequences=config.evaluation.max_sequences,
             batch_size=config.batch.micro_batch_size,
             dp_size=grid.dp_size,
+            mask_documents=config.data.mask_documents,
         )
         self._token_bytes = np.load(self._setup.data / "token_bytes.npy", allow_pickle=False)
 
@@ -187,15 +189,19 @@ class Session:
                     f"not started from step 0 unasked. To begin anew, remove {folder.path} or choose another run.name."
                 )
             return
-        if found.state.get("config_sha256") != config_sha256(self._config):
+        rebases = self._config.data.rebase
+        digest = rest_sha256(self._config) if rebases else config_sha256(self._config)
+        if found.state.get("rest_sha256" if rebases else "config_sha256") != digest:
             raise CheckpointError(
                 f"{found.path} was made under another configuration (config_sha256 in its state.json). Choose another "
-                "run.name."
+                "run.name; or, if only the data were to change from here on, data.rebase=true."
             )
-        if found.state["data"]["manifest_sha256"] != self._setup.manifest.sha256:
-            raise DataError(
-                f"{self._setup.data} is not the dataset that this run has trained on until step {found.step}: its "
-                "manifest differs. Point data.folder at that dataset, or choose another run.name."
+        expected = self._setup.resumes
+        moved = self._setup.rebases and expected is not None and expected[0] != found.step
+        if moved or expected is None or phases_of(found.state) != expected[1]:
+            raise CheckpointError(
+                f"a newer checkpoint than {found.path} is damaged, and a new phase of the data was to begin after it, "
+                f"or began between the two. Move the damaged one away from {folder.checkpoints}, and start again."
             )
 
     def _take_up(self, found: Checkpoint | None, started: float) -> None:
@@ -223,6 +229,8 @@ class Session:
         repeated = file.rewind(self.step)
         spent.idle += world_size * sum(row.get("seconds", 0.0) for row in repeated)
         self._metrics = Metrics(file, folder.tensorboard, self._setup.batch, self._plan, self._config.log.every_steps)
+        if self._setup.rebases:
+            self._note("rebased", step=self.step, phase=len(self._setup.phases))
         self._note("started", step=self.step, world_size=world_size, repeated_steps=sum("loss" in r for r in repeated))
         if self.step:
             self._say(f"resumed at step {self.step} of {self._setup.batch.total_steps}")
@@ -234,18 +242,27 @@ class Session:
         manifest = self._setup.manifest
         return {
             "step": self.step,
-            "tokens_seen": self.step * self._setup.batch.tokens_per_step,
+            "tokens_seen": self._setup.batch.tokens_seen(self.step),
             "world_size": self._setup.grid.world_size,
             "config_sha256": config_sha256(self._config),
-            "data": {"manifest_sha256": manifest.sha256, "tokenizer_sha256": manifest.tokenizer_sha256},
+            "rest_sha256": rest_sha256(self._config),
+            "data": {
+                "tokenizer_sha256": manifest.tokenizer_sha256,
+                "phases": [phase.to_tree() for phase in self._setup.phases],
+            },
             "device_seconds": vars(self._watch.spent),
         }
 
+    def _consumed(self) -> dict[str, int]:
+        """Slots of each source used so far: predictions, and for best fit their padding."""
+        phase = self._setup.phase
+        used = dict(zip((source.digest for source in phase.sources), phase.consumed_at(self.step), strict=True))
+        return {corpus.name: used[corpus.digest] for corpus in self._setup.corpora}
+
     def _write_summary(self, status: Status) -> None:
         summary = summarize(
-            self._config,
+            self._setup,
             self._plan,
-            self._setup.manifest,
             self._metrics,
             self._watch.spent,
             step=self.step,
@@ -283,9 +300,7 @@ class Session:
             publish_bytes(folder.samples_txt, "\n----\n\n".join(texts).encode())
 
     def _draw(self) -> None:
-        write_curve(
-            self._setup.folder.curve_svg, self._metrics.file.rows, baselines(self._config, self._setup.manifest)
-        )
+        write_curve(self._setup.folder.curve_svg, self._metrics.file.rows, baselines(self._setup))
 
     # --- end ---------------------------------------------------------------------------------------------------------
 

@@ -8,68 +8,161 @@ touched.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from conf.compose import ConfigError
 from data_prep.files import DataError
 from data_prep.manifest import Manifest
 from train.batch import BatchError, BatchPlan, solve_batch
 from train.config import TrainConfig
+from train.corpus import Corpus, load_corpora
+from train.data_config import DataConfig, Packing
+from train.lineage import Phase, begin, over_the_cap, rebased, refuse_other_data
+from train.mixture import integer_weights
 from train.parallel import RankGrid
 from train.plan import Plan, render
+from train.rows import Packs
 from train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A configuration that was checked against its dataset, its run folder and the number of ranks."""
+    """A configuration that was checked against its datasets, its run folder and the number of ranks."""
 
     config: TrainConfig
     grid: RankGrid
     batch: BatchPlan
-    manifest: Manifest
+    corpora: tuple[Corpus, ...]
+    phases: tuple[Phase, ...]
+    """the last one is to go on with"""
+    resumes: tuple[int, tuple[Phase, ...]] | None
+    """(step, phases) of the checkpoint that the run continues from, if it is whole"""
+    packs: Packs
     folder: RunFolder
 
     @property
     def data(self) -> Path:
-        return Path(self.config.data.folder)
+        """The dataset whose tokenizer stands for all of them."""
+        return self.corpora[0].folder
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.corpora[0].manifest
+
+    @property
+    def phase(self) -> Phase:
+        return self.phases[-1]
+
+    @property
+    def train_tokens(self) -> int:
+        return sum(corpus.tokens("train") for corpus in self.corpora)
+
+    @property
+    def rebases(self) -> bool:
+        """True if a phase begins with this start."""
+        return self.resumes is not None and self.resumes[1] != self.phases
 
 
 def check(config: TrainConfig, grid: RankGrid) -> Setup:
-    """Starts and writes nothing. Raises ConfigError with every problem at once, or DataError if all that is wrong is a
-    dataset that is missing or damaged.
+    """Starts nothing, and writes nothing but packs (which belong to the datasets, not to the run). Raises ConfigError
+    with every problem at once, or DataError if all that is wrong is a dataset that is missing or damaged.
     """
-    problems: list[str] = []
-    batch = None
-    try:
-        batch = solve_batch(
-            global_batch_size=config.batch.global_batch_size,
-            micro_batch_size=config.batch.micro_batch_size,
-            dp_size=grid.dp_size,
-            seq_len=config.data.seq_len,
-            total_tokens=config.total_tokens,
-        )
-    except BatchError as error:
-        problems.append(str(error))
-    if config.cluster.n_devices not in (None, grid.world_size):
-        problems.append(f"cluster.n_devices={config.cluster.n_devices}, but {grid.world_size} processes were started")
     folder = RunFolder(config)
-    problems += folder.differences(config)
-    data = Path(config.data.folder)
+    problems = _problems(config, grid, folder)
     try:
-        manifest = Manifest.load(data)
-        manifest.check(data)
+        corpora = load_corpora(config.data)
     except DataError as error:
         if problems:
             raise ConfigError([*problems, str(error)]) from None
         raise
-    if manifest.vocab_size > config.model.vocab_size:
+    vocab_size = max(corpus.manifest.vocab_size for corpus in corpora)
+    if vocab_size > config.model.vocab_size:
         problems.append(
-            f"model.vocab_size={config.model.vocab_size} has no row for every id: {data} was made with a vocabulary of "
-            f"{manifest.vocab_size}; set model.vocab_size={manifest.vocab_size}"
+            f"model.vocab_size={config.model.vocab_size} has no row for every id: {corpora[0].folder} was made with a "
+            f"vocabulary of {vocab_size}; set model.vocab_size={vocab_size}"
         )
-    if problems or batch is None:
+    if problems:
         raise ConfigError(problems)
-    return Setup(config, grid, batch, manifest, folder)
+    packs = Packs(config.data.pack_folder, makes=grid.is_first)
+    resumes = _resumes(folder)
+    phases = _phases(config, corpora, packs, resumes)
+    batch = _batch(config, grid, phases[-1])
+    if over := over_the_cap(phases[-1], batch.total_steps, config.run.seed):
+        raise ConfigError(over)
+    return Setup(config, grid, batch, tuple(corpora), tuple(phases), resumes, packs, folder)
+
+
+def _problems(config: TrainConfig, grid: RankGrid, folder: RunFolder) -> list[str]:
+    """What is wrong whatever the data are."""
+    problems: list[str] = []
+    try:
+        _batch(config, grid, None)
+    except BatchError as error:
+        problems.append(str(error))
+    if config.cluster.n_devices not in (None, grid.world_size):
+        problems.append(f"cluster.n_devices={config.cluster.n_devices}, but {grid.world_size} processes were started")
+    return problems + _weight_problems(config.data) + folder.differences(config)
+
+
+def _weight_problems(data: DataConfig) -> list[str]:
+    given = [source.weight for source in data.mixture.values() if source.weight is not None]
+    problems: list[str] = []
+    for weights in (given, *(list(change.weights.values()) for change in data.weight_schedule)):
+        try:
+            integer_weights(weights or [1])
+        except ValueError as error:
+            problems.append(f"data.sources: {error}")
+    return problems
+
+
+def _batch(config: TrainConfig, grid: RankGrid, phase: Phase | None) -> BatchPlan:
+    return solve_batch(
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_size=grid.dp_size,
+        seq_len=config.data.seq_len,
+        total_tokens=config.total_tokens,
+        first_step=phase.first_step if phase else 0,
+        tokens_before=phase.tokens_before if phase else 0,
+    )
+
+
+def _resumes(folder: RunFolder) -> tuple[int, tuple[Phase, ...]] | None:
+    newest = folder.newest_state()
+    if newest is None:
+        return None
+    step, state = newest
+    return step, phases_of(state)
+
+
+def phases_of(state: dict[str, Any]) -> tuple[Phase, ...]:
+    """The phases that a checkpoint's state.json tells of. Raises DataError if it is of another version."""
+    try:
+        return tuple(Phase.from_tree(tree) for tree in state["data"]["phases"])
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"the checkpoint's state.json tells nothing of the data order that is understood: {error!r}"
+        ) from None
+
+
+def _phases(
+    config: TrainConfig, corpora: list[Corpus], packs: Packs, resumes: tuple[int, tuple[Phase, ...]] | None
+) -> list[Phase]:
+    data, global_batch_size = config.data, config.batch.global_batch_size
+    slots = {corpus.digest: _epoch_slots(corpus, data, packs) for corpus in corpora}
+    if resumes is None:
+        return begin(data, global_batch_size, corpora, slots)
+    step, phases = resumes
+    if data.rebase:
+        return rebased(phases, step, data, global_batch_size, corpora, slots)
+    refuse_other_data(phases[-1], corpora, step)
+    return list(phases)
+
+
+def _epoch_slots(corpus: Corpus, data: DataConfig, packs: Packs) -> int:
+    if data.packing == Packing.best_fit and corpus.tokens("train"):
+        return packs.of(corpus, data.seq_len).n_rows * data.seq_len
+    return corpus.tokens("train")
 
 
 def is_finished(setup: Setup) -> bool:
@@ -85,13 +178,27 @@ def is_finished(setup: Setup) -> bool:
 
 def introduce(setup: Setup, plan: Plan) -> str:
     """What will happen, for the console: the plan, the data, the layout."""
-    config, grid, manifest, batch = setup.config, setup.grid, setup.manifest, setup.batch
+    config, grid, batch = setup.config, setup.grid, setup.batch
     rows = {
-        "data": f"{setup.data}: {manifest.tokens('train'):,} train and {manifest.tokens('val'):,} val tokens, "
-        f"vocabulary {manifest.vocab_size:,}",
+        "data": "\n              ".join(_described(setup)),
         "layout": f"{grid.dp_size} data-parallel, ZeRO {config.parallel.zero_stage}, {config.parallel.precision}; "
         f"{batch.micro_batch_size} sequences x {batch.gradient_accumulation_steps} accumulated x {grid.dp_size} ranks "
         f"= {batch.global_batch_size} of {batch.seq_len} tokens",
     }
     lines = [f"run {setup.folder.path}", render(plan), *(f"  {name:<11} {text}" for name, text in rows.items())]
     return "\n".join(lines)
+
+
+def _described(setup: Setup) -> list[str]:
+    """One line for each source: how much there is, and how much of it the run takes."""
+    phase, total = setup.phase, setup.batch.total_steps
+    used = dict(zip((source.digest for source in phase.sources), phase.consumed_at(total), strict=True))
+    orders = {source.digest: source.order(setup.config.run.seed) for source in phase.sources}
+    lines = [
+        f"{corpus.folder}: {corpus.tokens('train'):,} train and {corpus.tokens('val'):,} val tokens, vocabulary "
+        f"{corpus.manifest.vocab_size:,}; {orders[corpus.digest].epochs(used[corpus.digest]):.3g} epochs by the end"
+        for corpus in setup.corpora
+    ]
+    if setup.rebases:
+        lines.append(f"phase {len(setup.phases)} of the data begins after step {phase.first_step}")
+    return lines

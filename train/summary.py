@@ -8,11 +8,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from data_prep.manifest import Manifest
-from train.config import TrainConfig
 from train.metrics import DeviceSeconds, Metrics
 from train.plan import Plan
 from train.run_folder import config_sha256
+from train.setup import Setup
 
 SCHEMA_VERSION = 1
 _STEPS_AVERAGED = 20  # a single step's loss is noise; so is its speed
@@ -27,9 +26,8 @@ class Status(StrEnum):
 
 
 def summarize(
-    config: TrainConfig,
+    setup: Setup,
     plan: Plan,
-    manifest: Manifest,
     metrics: Metrics,
     spent: DeviceSeconds,
     *,
@@ -39,8 +37,9 @@ def summarize(
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """The fields of summary.json, schema version 1. Totals count from the first start of the run, over all restarts."""
-    tokens_seen = step * plan.tokens_per_step
-    train_tokens = manifest.tokens("train")
+    config, manifest = setup.config, setup.manifest
+    tokens_seen = setup.batch.tokens_seen(step)
+    sources = _sources(setup, step)
     usd = config.cluster.usd_per_device_hour
     return {
         "schema_version": SCHEMA_VERSION,
@@ -55,8 +54,9 @@ def summarize(
         "seq_len": config.data.seq_len,
         "global_batch_size": config.batch.global_batch_size,
         "tokens_seen": tokens_seen,
-        "unique_tokens": min(tokens_seen, train_tokens),
-        "epochs": tokens_seen / train_tokens,
+        "unique_tokens": sum(source["unique_tokens"] for source in sources.values()),
+        "epochs": tokens_seen / setup.train_tokens,
+        "sources": sources,
         "flops_full": plan.flops_full_per_token * tokens_seen,
         "flops_causal": plan.flops_causal_per_token * tokens_seen,
         "device": plan.machine.device,
@@ -68,27 +68,49 @@ def summarize(
         "val_loss": metrics.last("val_loss"),
         "val_loss_stderr": metrics.last("val_loss_stderr"),
         "bits_per_byte": metrics.last("bits_per_byte"),
-        "baselines": baselines(config, manifest),
+        "baselines": baselines(setup),
         "tokens_per_second": metrics.mean_of_last_steps("tokens_per_second", _STEPS_AVERAGED),
         "mfu": metrics.mean_of_last_steps("mfu", _STEPS_AVERAGED),
         "schedule_finished": step == plan.total_steps,
         "seed": config.run.seed,
-        "data": {"manifest_sha256": manifest.sha256, "tokenizer_sha256": manifest.tokenizer_sha256},
+        "data": {
+            "manifest_sha256": manifest.sha256 if len(setup.corpora) == 1 else None,
+            "tokenizer_sha256": manifest.tokenizer_sha256,
+            "phases": len(setup.phases),
+        },
         "config_sha256": config_sha256(config),
         **provenance,
         "restarts": restarts,
     }
 
 
-def baselines(config: TrainConfig, manifest: Manifest) -> dict[str, float]:
+def _sources(setup: Setup, step: int) -> dict[str, Any]:
+    """What the run has had of each source by name, those of earlier phases too."""
+    found: dict[str, Any] = {}
+    for i, (source, used) in enumerate(zip(setup.phase.sources, setup.phase.consumed_at(step), strict=True)):
+        epochs = source.order(setup.config.run.seed).epochs(used)
+        name = source.name if source.name not in found else f"{source.name}-{i}"
+        found[name] = {
+            "digest": source.digest,
+            "tokens": source.tokens,
+            "tokens_seen": used,
+            "unique_tokens": min(used, source.tokens),
+            "epochs": epochs,
+        }
+    return found
+
+
+def baselines(setup: Setup) -> dict[str, float]:
     """What the loss is to be compared with, in bits per byte of the validation text."""
     import math
 
-    tokens_per_byte = manifest.tokens("val") / manifest.text_bytes("val")
+    config, manifest = setup.config, setup.manifest
+    text_bytes = sum(corpus.text_bytes("val") for corpus in setup.corpora)
+    tokens_per_byte = sum(corpus.tokens("val") for corpus in setup.corpora) / text_bytes
     return {
         "uniform_loss": math.log(config.model.vocab_size),
         "uniform_bits_per_byte": math.log2(config.model.vocab_size) * tokens_per_byte,
-        **manifest.baselines,
+        **(manifest.baselines if len(setup.corpora) == 1 else {}),
     }
 
 

@@ -20,8 +20,8 @@ class Trained:
     step: int
     tokenizer_sha256: str
     device: str
-    logits: Callable[[Tensor], Tensor]
-    """(B, T) int64 to (B, T, V), no gradients"""
+    logits: Callable[..., Tensor]
+    """(B, T) int64, and segments if there are any, to (B, T, V), no gradients"""
 
 
 def load_trained(run: Path, step: int | None = None) -> Trained:
@@ -46,8 +46,8 @@ def load_trained(run: Path, step: int | None = None) -> Trained:
         parameters[name].data.copy_(tensor)
     model = model.to(device).eval()
 
-    def logits(tokens: Tensor) -> Tensor:
+    def logits(tokens: Tensor, *segments: Tensor) -> Tensor:
         with torch.no_grad():
-            return model(tokens.to(device))
+            return model(*(part.to(device) for part in (tokens, *segments)))
 
     return Trained(config, found.step, found.state["data"]["tokenizer_sha256"], device, logits)

@@ -135,17 +135,17 @@ def test_a_saved_configuration_reads_back_equal():
 def test_every_setting_has_a_reader():
     """A key that nothing reads would be silently ignored."""
     import train.config
+    import train.data_config
 
     root = Path(train.config.__file__).parents[1]
     code = "\n".join(
         path.read_text()
         for folder in ("train", "model", "launch")
         for path in (root / folder).glob("*.py")
-        if path.name != "config.py"
+        if not path.name.endswith("config.py")
     )
-    schemas = [
-        value for value in vars(train.config).values() if isinstance(value, type) and dataclasses.is_dataclass(value)
-    ]
+    settings = vars(train.config) | vars(train.data_config)
+    schemas = [value for value in settings.values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
     unread = [
         f"{schema.__name__}.{field.name}"
         for schema in schemas
@@ -185,3 +185,78 @@ def test_several_jobs_in_one_process_are_refused():
 
 def test_hydra_never_advises_to_append_a_key():
     assert "To append" not in " ".join(problems_of("run.name=x", "model={d_modell: 3}"))
+
+
+# --- mappings from free names, and lists of sections
+
+
+MIXTURE = "data.sources={web: {folder: a, weight: 0.7}, code: {folder: b, weight: 0.3}}"
+
+
+def test_a_mapping_from_free_names_is_given_and_changed_on_the_command_line():
+    config = compose(TRAIN_APP, ["run.name=x", "data.folder=null", MIXTURE, "data.sources.code.weight=2"])
+    assert {name: (source.folder, source.weight) for name, source in config.data.sources.items()} == {
+        "web": ("a", 0.7),
+        "code": ("b", 2.0),
+    }
+    one_by_one = ["data.folder=null", "data.sources.web.folder=a", "data.sources.code={folder: b}"]
+    assert list(compose(TRAIN_APP, ["run.name=x", *one_by_one]).data.sources) == ["web", "code"]
+
+
+def test_a_mapping_from_free_names_survives_yaml():
+    config = compose(TRAIN_APP, ["run.name=x", "data.folder=null", MIXTURE])
+    assert from_yaml(TrainConfig, to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data.sources.web.foldr=a"], "unknown key `data.sources.web.foldr`; did you mean `data.sources.web.folder`?"),
+        (
+            ["data.sources={web: {folder: a, weight: much}}"],
+            "`data.sources.web.weight` must be a finite number or null",
+        ),
+        (["data.sources.web.weight=1"], "`data.sources.web.folder` is required: pass data.sources.web.folder=VALUE"),
+        (["data.sources=5"], "`data.sources` must be a mapping from names (text), got 5"),
+        (["data.sources={web: a}"], "`data.sources.web` is a section with keys of its own, not the value 'a'"),
+        (["data.weight_schedule=5"], "`data.weight_schedule` must be a list of sections, got 5"),
+        (["data.weight_schedule=[{weights: {a: 1}}]"], "`data.weight_schedule[0].from_tokens` is required"),
+        (["data.weight_schedule=[{from_tokens: 1, weights: {a: x}}]"], "`data.weight_schedule[0].weights.a` must be"),
+    ],
+)
+def test_a_wrong_element_is_answered_with_its_place(words: list[str], expected: str):
+    found = problems_of("run.name=x", "data.folder=null", *words)
+    assert any(problem.startswith(expected) for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data.folder=null"], "data needs one of the two"),
+        ([MIXTURE], "data needs one of the two"),
+        (["data.folder=null", MIXTURE, "data.sources.web.weight=null"], "web lack a weight"),
+        (["data.folder=null", MIXTURE, "data.sources.web.weight=-1"], "weight=-1.0 must be 0 or more"),
+        (["data.folder=null", MIXTURE, "data.sources.web.weight=0", "data.sources.code.weight=0"], "every weight is 0"),
+        (["data.folder=null", MIXTURE, "data.sources.web.max_epochs=0"], "max_epochs=0.0 must be above 0"),
+        (["data.folder=null", "data.sources={a b: {folder: x}}"], "'a b' may hold letters"),
+        (
+            ["data.folder=null", MIXTURE, "data.weight_schedule=[{from_tokens: 5, weights: {web: 1}}]"],
+            "must name every source once: web, code",
+        ),
+        (
+            ["data.folder=null", MIXTURE, "data.weight_schedule=[{from_tokens: 5, weights: {web: 0, code: 0}}]"],
+            "one of them above 0",
+        ),
+        (
+            [
+                "data.folder=null",
+                MIXTURE,
+                "data.weight_schedule=[{from_tokens: 5, weights: {web: 1, code: 1}},"
+                "{from_tokens: 5, weights: {web: 1, code: 0}}]",
+            ],
+            "must be above 0 and grow",
+        ),
+    ],
+)
+def test_a_mixture_that_makes_no_sense_is_refused(words: list[str], expected: str):
+    assert any(expected in problem for problem in problems_of("run.name=x", *words))

@@ -142,6 +142,64 @@ def test_state_read_out_and_put_back_continues_bit_for_bit(dp_size: int, stage: 
     assert all(bool((whole[1][name] == halves[1][name]).all()) for name in whole[1])
 
 
+def uneven_rows(step: int):
+    """(tokens, targets, segments) in which ranks and micro-batches have very different numbers of targets."""
+    import torch
+
+    from model.loss import IGNORED_TARGET
+
+    ids = rows(step)
+    tokens, targets = ids[:, :-1], ids[:, 1:].clone()
+    for row in range(GLOBAL):
+        targets[row, 3 + 3 * row :] = IGNORED_TARGET
+    targets[-1] = IGNORED_TARGET
+    segments = (torch.arange(SEQ_LEN) // 5).expand(GLOBAL, SEQ_LEN).to(torch.int32)
+    return tokens, targets, segments
+
+
+def uneven_run():
+    """((loss, norm), targets, hash) of one step with padded rows and document masks."""
+    from train.batch import solve_batch
+    from train.config import OptimizerConfig, ParallelConfig
+    from train.engine import start
+    from train.parallel import prepare_environment, rank_grid
+
+    grid = rank_grid()
+    prepare_environment("cpu", grid)
+    plan = solve_batch(
+        global_batch_size=GLOBAL, micro_batch_size=2, dp_size=grid.dp_size, seq_len=SEQ_LEN, total_tokens=1
+    )
+    engine = start(build(), plan=plan, optimizer=OptimizerConfig(), parallel=ParallelConfig(), grid=grid, device="cpu")
+    first = grid.dp_rank * plan.sequences_per_rank
+    parts = [part[first : first + plan.sequences_per_rank] for part in uneven_rows(0)]
+    result = engine.train_step(zip(*(part.split(2) for part in parts), strict=True), 1e-3)
+    return (result.loss, result.grad_norm), result.n_targets, result.batch_hash
+
+
+def uneven_by_plain_torch() -> tuple[float, float]:
+    import torch
+
+    from model.loss import cross_entropy
+
+    model = build()
+    tokens, targets, segments = uneven_rows(0)
+    nats, count = cross_entropy(model(tokens, segments), targets)
+    loss = nats / count
+    loss.backward()
+    return float(loss.detach()), float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9))
+
+
+def test_padded_and_masked_rows_are_averaged_over_all_targets_of_the_step():
+    """Whatever rank or micro-batch they fall on: the loss is divided by the global count."""
+    expected = run_ranks(uneven_by_plain_torch, 1)[0]
+    (one, n_targets, batch_hash), *_ = run_ranks(uneven_run, 1)
+    (two, *others), *_ = run_ranks(uneven_run, 2)
+    assert one == pytest.approx(expected, rel=1e-5)
+    assert two == pytest.approx(expected, rel=1e-5)
+    assert n_targets == sum(3 + 3 * row for row in range(GLOBAL - 1))
+    assert others == [n_targets, batch_hash]
+
+
 def one_step_engine():
     """An engine on one process that has made its first step, and that step's micro-batches."""
     from train.batch import solve_batch

@@ -130,3 +130,38 @@ def test_positions_without_a_target_count_nothing():
     by_hand = -(logits[0, 0].log_softmax(-1)[1] + logits[0, 2].log_softmax(-1)[3])
     assert int(count) == 2
     torch.testing.assert_close(nats, by_hand)
+
+
+def in_documents(*lengths: int) -> torch.Tensor:
+    """(1, T) segment numbers of documents of these lengths."""
+    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).view(1, -1)
+
+
+def test_with_segments_a_document_never_sees_another_to_the_bit():
+    model, tokens, segments = made(SMALL), torch.arange(24).view(1, 24), in_documents(7, 12, 5)
+    changed = tokens.clone()
+    changed[0, :7] = 50
+    expected, found = model(tokens, segments), model(changed, segments)
+    assert torch.equal(expected[0, 7:], found[0, 7:])
+    assert not torch.equal(expected[0, :7], found[0, :7])
+    assert not torch.equal(model(tokens)[0, 7:], model(changed)[0, 7:])  # without segments it does
+
+
+def test_documents_packed_with_segments_give_what_each_gives_alone():
+    """Rotary positions need no reset: only their distances count. The sums run over other lengths, hence roundings."""
+    model, tokens = made(SMALL), torch.arange(24).view(1, 24)
+    packed = model(tokens, in_documents(7, 12, 5))
+    alone = torch.cat([model(tokens[:, a:b]) for a, b in [(0, 7), (7, 19), (19, 24)]], dim=1)
+    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-5)
+    packed.square().sum().backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    alone.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        bound = 1e-5 * float(gradients[name].abs().max())
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=bound)
+
+
+def test_one_segment_is_plain_causal_attention():
+    model, tokens = made(SMALL), torch.arange(24).view(1, 24)
+    torch.testing.assert_close(model(tokens, in_documents(24)), model(tokens), rtol=1e-5, atol=1e-6)

@@ -36,3 +36,19 @@ def test_an_uneven_batch_is_refused_with_the_nearest_sizes():
 def test_a_batch_smaller_than_one_forward_names_the_smallest_that_works():
     with pytest.raises(BatchError, match="nearest global batch sizes: 16;"):
         solve_batch(global_batch_size=8, micro_batch_size=4, dp_size=4, seq_len=128, total_tokens=1)
+
+
+def test_sizes_that_change_on_the_way_count_on_from_the_tokens_before():
+    first = solve_batch(global_batch_size=8, micro_batch_size=8, dp_size=1, seq_len=32, total_tokens=5000)
+    later = solve_batch(
+        global_batch_size=6,
+        micro_batch_size=6,
+        dp_size=1,
+        seq_len=16,
+        total_tokens=5000,
+        first_step=10,
+        tokens_before=first.tokens_seen(10),
+    )
+    assert later.tokens_seen(10) == first.tokens_seen(10) == 2560
+    assert later.total_steps == 10 + 26  # 2440 tokens in steps of 96
+    assert later.total_tokens == later.tokens_seen(36) == 2560 + 26 * 96

@@ -1,0 +1,277 @@
+"""Best-fit packing: whole documents into rows of T predictions, as few rows and as few cuts as possible.
+
+In: a stream's document lengths and T. Out: a *pack*: which pieces of which documents each row holds, made once for a
+(shards, T) and kept on disk, where any row is found by its number. After Ding et al., "Fewer Truncations Improve
+Language Modeling" (arXiv 2404.10830): a document of n ids (its end-of-text id included) has n - 1 predictions; one
+that is longer than T is cut into pieces of T predictions that share their border id, so none is lost; then pieces
+go, the longest first, into the fullest row that still has room (best-fit decreasing). Documents are taken in windows of
+WINDOW pieces in stream order, so memory stays flat. A document of one id predicts nothing and is in no row.
+
+The pack's folder: `rows.bin` int64, pieces before each row (rows + 1); `starts.bin` int64, stream position of each
+piece's first input; `pairs.bin` int32, its predictions; `windows.bin` int64 pairs (first stream position, first row);
+`pack.json` last: what made it, counts and checksums.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.files import DataError, publish_json, sha256_file, sync_folder, write_error
+from train.stream import Int64Array, TokenStream
+
+SCHEMA_VERSION = 1
+WINDOW = 65_536
+FILES = ("rows.bin", "starts.bin", "pairs.bin", "windows.bin")
+Int32Array = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class PackFacts:
+    """Content of pack.json."""
+
+    schema_version: int
+    source_digest: str
+    seq_len: int
+    window: int
+    rows: int
+    pieces: int
+    pairs: int
+    """predictions in all rows: tokens less documents"""
+    windows: int
+    sha256: dict[str, str]
+
+    @property
+    def fill(self) -> float:
+        """Share of the rows' places that hold a prediction."""
+        return self.pairs / max(1, self.rows * self.seq_len)
+
+
+def pack_folder(base: Path, source_digest: str, seq_len: int) -> Path:
+    return base / f"{source_digest[:16]}-{seq_len}"
+
+
+class Pack:
+    """A finished pack. Open it with `Pack.open`."""
+
+    def __init__(self, folder: Path, facts: PackFacts):
+        self.facts = facts
+        self._rows = _mapped(folder / "rows.bin", "<i8", facts.rows + 1)
+        self._starts = _mapped(folder / "starts.bin", "<i8", facts.pieces)
+        self._pairs = _mapped(folder / "pairs.bin", "<i4", facts.pieces)
+        self._windows = _mapped(folder / "windows.bin", "<i8", 2 * facts.windows).reshape(-1, 2)
+
+    @staticmethod
+    def open(folder: Path, source_digest: str, seq_len: int, *, verify: bool) -> "Pack":
+        """Checks that it belongs to these shards and that its files are whole; with `verify` every byte of them.
+
+        Raises DataError; FileNotFoundError if there is no pack yet.
+        """
+        facts = _facts(folder / "pack.json")
+        if (facts.source_digest, facts.seq_len) != (source_digest, seq_len):
+            raise DataError(f"{folder} is a pack of other shards or of another data.seq_len. {_again(folder)}")
+        pack = Pack(folder, facts)
+        for name in FILES if verify else ():
+            if sha256_file(folder / name) != facts.sha256[name]:
+                raise DataError(f"{folder / name} was altered after it was written. {_again(folder)}")
+        return pack
+
+    @property
+    def n_rows(self) -> int:
+        return self.facts.rows
+
+    def pieces(self, row: int, start: int, stop: int) -> list[tuple[int, int]]:
+        """(stream position, predictions) of the pieces in places start ... stop - 1 of a row; what is cut off at
+        either end is left out, and so is the padding at the row's end."""
+        first, last = self._rows[row : row + 2].tolist()
+        found: list[tuple[int, int]] = []
+        place = 0
+        for position, pairs in zip(self._starts[first:last].tolist(), self._pairs[first:last].tolist(), strict=True):
+            low, high = max(start, place), min(stop, place + pairs)
+            if low < high:
+                found.append((position + low - place, high - low))
+            place += pairs
+        return found
+
+    def places(self, position: int, pairs: int) -> Iterator[tuple[int, int, int]]:
+        """(first input's stream position, slot, predictions) of each piece among `pairs` predictions from `position`
+        on, slot counting places over all rows."""
+        window = int(np.searchsorted(self._windows[:, 0], position, side="right")) - 1
+        while 0 <= window < len(self._windows) and self._windows[window, 0] < position + pairs:
+            first_row, end_row = (self._window_row(window), self._window_row(window + 1))
+            bounds = np.array(self._rows[first_row : end_row + 1])
+            starts, lengths = (array[bounds[0] : bounds[-1]] for array in (self._starts, self._pairs))
+            for i in np.flatnonzero((starts < position + pairs) & (starts + lengths > position)).tolist():
+                row = int(np.searchsorted(bounds - bounds[0], i, side="right")) - 1
+                place = int(lengths[bounds[row] - bounds[0] : i].sum())
+                yield int(starts[i]), (first_row + row) * self.facts.seq_len + place, int(lengths[i])
+            window += 1
+
+    def _window_row(self, window: int) -> int:
+        return int(self._windows[window, 1]) if window < len(self._windows) else self.n_rows
+
+
+def best_fit(pairs: Int32Array, capacity: int) -> tuple[Int64Array, int]:
+    """(row of each item, number of rows) for items of 1 ... capacity, by best-fit decreasing.
+
+    Open rows are kept in stacks by the room they have left, and bit r of one long integer says that some row has room
+    r: the fullest row with room for an item is the lowest bit from the item's length on.
+    """
+    order = np.argsort(-pairs.astype(np.int64), kind="stable")
+    lengths: list[int] = pairs[order].tolist()
+    full = int((pairs == capacity).sum())  # each alone in its row
+    rows = list(range(full))
+    stacks: list[list[int]] = [[] for _ in range(capacity)]
+    bits = [1 << room for room in range(capacity)]
+    open_rooms, n_rows = 0, full
+    for length in lengths[full:]:
+        roomy = open_rooms >> length
+        if roomy:
+            room = length + (roomy & -roomy).bit_length() - 1
+            stack = stacks[room]
+            row = stack.pop()
+            if not stack:
+                open_rooms ^= bits[room]
+            room -= length
+        else:
+            row, room = n_rows, capacity - length
+            n_rows += 1
+        rows.append(row)
+        if room:
+            if not stacks[room]:
+                open_rooms |= bits[room]
+            stacks[room].append(row)
+    out = np.empty(len(pairs), np.int64)
+    out[order] = rows
+    return out, n_rows
+
+
+def pieces_of(first: int, lengths: Int32Array, seq_len: int) -> tuple[Int64Array, Int32Array]:
+    """(stream position, predictions) of the pieces of neighbouring documents; the first document begins at `first`."""
+    tokens = lengths.astype(np.int64)
+    starts = first + np.cumsum(tokens) - tokens
+    pairs = tokens - 1
+    n_pieces = -(-pairs // seq_len)
+    document = np.repeat(np.arange(len(tokens)), n_pieces)
+    nth = np.arange(len(document)) - np.repeat(np.cumsum(n_pieces) - n_pieces, n_pieces)
+    return starts[document] + nth * seq_len, np.minimum(seq_len, pairs[document] - nth * seq_len).astype(np.int32)
+
+
+def build(
+    folder: Path, stream: TokenStream, source_digest: str, seq_len: int, say: Callable[[str], None] | None = None
+) -> PackFacts:
+    """Makes the pack at `folder`, whole or not at all. Raises DataError when it cannot be written."""
+    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        facts = _write(temporary, stream, source_digest, seq_len, say or _progress)
+        shutil.rmtree(folder, ignore_errors=True)  # one that did not verify
+        os.replace(temporary, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        hint = " (data.pack_folder names another place)"
+        raise DataError(f"{write_error(error, folder)}{hint}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return facts
+
+
+def _write(
+    folder: Path, stream: TokenStream, source_digest: str, seq_len: int, say: Callable[[str], None]
+) -> PackFacts:
+    rows = pieces = pairs = n_windows = 0
+    expected = stream.n_tokens - sum(shard.documents for shard in stream.shards)
+    started = last = time.monotonic()
+    with _files(folder) as files:
+        files["rows.bin"].write(np.zeros(1, "<i8").tobytes())
+        for starts, lengths in _windows(stream, seq_len):
+            row_of, n_rows = best_fit(lengths, seq_len)
+            by_row = np.argsort(row_of, kind="stable")
+            ends = pieces + np.cumsum(np.bincount(row_of, minlength=n_rows))
+            files["rows.bin"].write(ends.astype("<i8").tobytes())
+            files["starts.bin"].write(starts[by_row].astype("<i8").tobytes())
+            files["pairs.bin"].write(lengths[by_row].astype("<i4").tobytes())
+            files["windows.bin"].write(np.array([starts[0], rows], "<i8").tobytes())
+            rows, pieces, n_windows = rows + n_rows, pieces + len(starts), n_windows + 1
+            pairs += int(lengths.sum(dtype=np.int64))
+            if time.monotonic() - last > 5:
+                last = time.monotonic()
+                rate = pieces / (last - started)
+                say(f"packing rows of {seq_len}: {pairs / expected:.0%}, {rate:,.0f} pieces/s")
+    if pairs != expected:
+        raise DataError(f"packing found {pairs} predictions where the manifest's counts make {expected}; nothing kept")
+    sums = {name: sha256_file(folder / name) for name in FILES}
+    facts = PackFacts(SCHEMA_VERSION, source_digest, seq_len, WINDOW, rows, pieces, pairs, n_windows, sums)
+    publish_json(folder / "pack.json", asdict(facts))
+    return facts
+
+
+def _windows(stream: TokenStream, seq_len: int) -> Iterator[tuple[Int64Array, Int32Array]]:
+    """Pieces in stream order, WINDOW at a time."""
+    starts, pairs = np.empty(0, np.int64), np.empty(0, np.int32)
+    for first, lengths in stream.document_lengths():
+        for at, some in _slices(first, lengths):
+            more = pieces_of(at, some, seq_len)
+            starts, pairs = np.concatenate([starts, more[0]]), np.concatenate([pairs, more[1]])
+            while len(starts) >= WINDOW:
+                yield starts[:WINDOW], pairs[:WINDOW]
+                starts, pairs = starts[WINDOW:], pairs[WINDOW:]
+    if len(starts):
+        yield starts, pairs
+
+
+def _slices(first: int, lengths: Int32Array) -> Iterator[tuple[int, Int32Array]]:
+    """A shard's documents WINDOW at a time, with the position of the first."""
+    for i in range(0, len(lengths), WINDOW):
+        some = lengths[i : i + WINDOW]
+        yield first, some
+        first += int(some.sum(dtype=np.int64))
+
+
+@contextlib.contextmanager
+def _files(folder: Path) -> Iterator[dict[str, IO[bytes]]]:
+    """The pack's four files, open for writing; on disk when the block ends."""
+    with contextlib.ExitStack() as stack:
+        streams: dict[str, IO[bytes]] = {name: stack.enter_context((folder / name).open("wb")) for name in FILES}
+        yield streams
+        for stream in streams.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def _facts(file: Path) -> PackFacts:
+    try:
+        facts = PackFacts(**json.loads(file.read_bytes()))
+        if facts.schema_version != SCHEMA_VERSION:
+            raise ValueError(f"schema version {facts.schema_version}, this program reads {SCHEMA_VERSION}")
+        return facts
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{file} cannot be used: {error}. {_again(file.parent)}") from error
+
+
+def _mapped(file: Path, dtype: str, count: int) -> NDArray[np.signedinteger]:
+    expected = count * np.dtype(dtype).itemsize
+    found = file.stat().st_size if file.is_file() else -1
+    if found != expected:
+        raise DataError(f"{file} has {found} bytes, {expected} were written. {_again(file.parent)}")
+    return np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
+
+
+def _again(folder: Path) -> str:
+    return f"Remove {folder}: the next start makes it anew."
+
+
+def _progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
