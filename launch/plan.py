@@ -84,5 +84,5 @@ def _train_tokens(data: DataConfig) -> int | None:
         if not (folder / "manifest.json").exists():
             return None
         shards = Manifest.load(folder).shards_of("train")
-        total += sum(s.tokens for s in shards if source.source in (None, getattr(s, "source", "")))
+        total += sum(s.tokens for s in shards if source.source in (None, s.source))
     return total

@@ -73,7 +73,7 @@ def _refuse_other_tokenizer(first: Corpus, other: Corpus) -> None:
 def _refuse_empty(corpora: Sequence[Corpus]) -> None:
     for corpus in corpora:
         if corpus.config.source is not None and not corpus.tokens("train"):
-            labels = sorted({str(getattr(shard, "source", "")) for shard in corpus.manifest.shards})
+            labels = sorted({shard.source for shard in corpus.manifest.shards})
             raise DataError(
                 f"data.sources.{corpus.name}.source={corpus.config.source} is no source of {corpus.folder}, which has: "
                 f"{', '.join(labels)}"

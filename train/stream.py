@@ -204,7 +204,4 @@ class TokenStream:
 
 def shards_of(manifest: Manifest, split: str, label: str | None) -> list[ShardEntry]:
     """The shards of a split that hold tokens; only those of the source called `label` where one is given."""
-    entries = [shard for shard in manifest.shards_of(split) if shard.tokens]
-    if label is None:
-        return entries
-    return [shard for shard in entries if getattr(shard, "source", "") == label]
+    return list(manifest.shards_of(split, label))

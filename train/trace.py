@@ -140,13 +140,13 @@ class Trace:
     def input_of(self, use: Use) -> str:
         """The input file that the document came from, if the shard's sidecar says so exactly; else empty."""
         sidecar = _sidecar(self._corpora[use.digest].folder / use.passage.shard)
-        if sum(item.documents for item in sidecar.inputs) != sidecar.documents:
+        if sum(item.documents for item in sidecar.spans) != sidecar.documents:
             return ""
         before = 0
-        for item in sidecar.inputs:
+        for item in sidecar.spans:
             before += item.documents
             if use.passage.document < before:
-                return item.path
+                return item.name
         return ""
 
 

@@ -84,9 +84,13 @@ def test_two_runs_cannot_write_to_one_folder_at_once(tmp_path: Path):
 
 
 def test_several_may_share_a_folder_but_then_none_has_it_alone(tmp_path: Path):
-    with exclusive(tmp_path, "wait", shared=True), exclusive(tmp_path, "wait", shared=True):
-        with pytest.raises(DataError, match="another process"), exclusive(tmp_path, "wait"):
-            pass
+    with (
+        exclusive(tmp_path, "wait", shared=True),
+        exclusive(tmp_path, "wait", shared=True),
+        pytest.raises(DataError, match="another process"),
+        exclusive(tmp_path, "wait"),
+    ):
+        pass
     with (
         exclusive(tmp_path, "wait"),
         pytest.raises(DataError, match="another process"),

@@ -3,13 +3,14 @@
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sentencepiece
 
 from data_prep import memo
-from data_prep.config import ModelType, TokenizerConfig
+from data_prep.config import TokenizerConfig
 from data_prep.files import DataError
 from data_prep.memo import PARTS, Memo
 from data_prep.tokenizer import Tokenizer, cut_of, train
@@ -91,10 +92,10 @@ def test_an_error_while_learning_leaves_no_number_without_ids(model: bytes):
     assert quick.encode([b"the river"])[0].tolist() == reference(model, b"the river")
 
 
-def other_model(tmp_path: Path, **settings: object) -> bytes:
+def other_model(tmp_path: Path, **settings: Any) -> bytes:
     lines = tmp_path / "lines.txt"
     lines.write_text("\n".join(document(random.Random(i)) for i in range(20)) + "\nin 2024 and 2048" * 300)
-    options = {
+    options: dict[str, Any] = {
         "model_type": "bpe",
         "vocab_size": 400,
         "byte_fallback": True,
@@ -123,7 +124,7 @@ def other_model(tmp_path: Path, **settings: object) -> bytes:
     ],
     ids=lambda settings: "-".join(settings),
 )
-def test_a_model_whose_parts_hang_together_is_encoded_whole(tmp_path: Path, settings: dict[str, object]):
+def test_a_model_whose_parts_hang_together_is_encoded_whole(tmp_path: Path, settings: dict[str, Any]):
     content = other_model(tmp_path, **settings)
     assert cut_of(content) is None
     tokenizer = Tokenizer(content, "test")

@@ -286,11 +286,11 @@ def test_an_empty_corpus_says_so(tmp_path: Path, files: dict[str, str], dataset:
     texts.mkdir()
     for name, text in files.items():
         (texts / name).write_text(text)
-    with pytest.raises(DataError, match="the corpus is empty|holds no file"):
+    with pytest.raises(DataError, match=r"the corpus is empty|holds no file"):
         prepare(config(tmp_path / "out", texts))
     if "\n" not in "".join(files.values()):
         given = TokenizerConfig(model=str(dataset / "tokenizer.model"))
-        with pytest.raises(DataError, match="the corpus is empty|holds no file"):
+        with pytest.raises(DataError, match=r"the corpus is empty|holds no file"):
             prepare(config(tmp_path / "out2", texts, tokenizer=given))
 
 

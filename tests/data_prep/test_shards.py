@@ -7,7 +7,7 @@ import pytest
 
 from data_prep import shards
 from data_prep.files import DataError
-from data_prep.shards import SpanCount, ShardHead, ShardReader, dtype_for, read_sidecar, shard_writer
+from data_prep.shards import ShardHead, ShardReader, SpanCount, dtype_for, read_sidecar, shard_writer
 
 DOCUMENTS = [[5, 6, 7], [], [300, 9], [11]]
 

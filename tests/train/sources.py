@@ -21,10 +21,10 @@ def write_shards(folder: Path, documents: Sequence[Sequence[int]], split: str = 
     next_id = first_id
     for i, lengths in enumerate(documents):
         name = f"{split}-{i:016x}"
-        with shard_writer(folder / name, ShardHead("t", "k", 60_000, EOS)) as writer:
+        with shard_writer(folder / name, ShardHead("t", "", "k", 60_000, EOS)) as writer:
             for length in lengths:
                 ids = np.arange(next_id, next_id + length - 1) % 60_000
-                writer.add(ids, text_bytes=length - 1)
+                writer.add(ids, np.array([length - 1]), text_bytes=length - 1)
                 tokens += [*ids.tolist(), EOS]
                 next_id += length
         sidecar = read_sidecar(folder / name)
@@ -43,7 +43,7 @@ def write_shards(folder: Path, documents: Sequence[Sequence[int]], split: str = 
         dtype="uint16",
         tokenizer_sha256="k",
         shards=entries,
-        shards_of=lambda asked: [entry for entry in entries if entry.split == asked],
+        shards_of=lambda asked, source=None: [entry for entry in entries if entry.split == asked],
     )
     return manifest, np.array(tokens)
 

@@ -1,9 +1,9 @@
 """The loader keeps up with a GPU, and a start does not depend on the size of the corpus. Bounds with slack: the bench
-(`python -m tests.bench_data`) prints the figures themselves."""
+(`python -m tests.benchmarks.loader`) prints the figures themselves."""
 
 from pathlib import Path
 
-from tests.bench_data import large_manifest, loader_rate, made_corpus, start_seconds
+from tests.benchmarks.loader import large_manifest, loader_rate, made_corpus, start_seconds
 
 
 def test_rows_of_a_packed_mixture_come_faster_than_they_are_needed(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""How fast rows are found and read, on this machine: `python -m tests.bench_data`.
+"""How fast rows are found and read, on this machine: `python -m tests.benchmarks.loader`.
 
 Shards are made in a temporary folder and read from a warm cache by one process; figures are tokens in CPU seconds, so
 other work on the machine disturbs them little. The target is 10 M tokens/s a process at T = 2048 with a mixture of
@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from data_prep.manifest import Manifest, ShardEntry
-from data_prep.shards import file_of, megatron_index
+from data_prep.shards import SCHEMA_VERSION, file_of, megatron_index
 from train.batch import solve_batch
 from train.corpus import Corpus
 from train.data import TrainBatches
@@ -45,13 +45,13 @@ def made_corpus(folder: Path, name: str, weight: float, seed: int, n_shards: int
         stem = folder / name / f"train-{i:016x}"
         ids = np.random.default_rng(i).integers(0, 50_000, int(lengths.sum()), dtype=np.uint16)
         file_of(stem, ".bin").write_bytes(ids.tobytes())
-        file_of(stem, ".idx").write_bytes(megatron_index(lengths, "uint16"))
+        file_of(stem, ".idx").write_bytes(b"".join(megatron_index(lengths, "uint16")))
         digest = f"{name}{i}"
         entries.append(
             SimpleNamespace(name=stem.name, tokens=ids.size, documents=documents, bin_sha256=digest, idx_sha256="")
         )
     manifest = SimpleNamespace(
-        dtype="uint16", tokenizer_sha256="t", shards_of=lambda split: entries if split == "train" else []
+        dtype="uint16", tokenizer_sha256="t", shards_of=lambda split, source=None: entries if split == "train" else []
     )
     return Corpus(name, SourceConfig(str(folder / name), weight=weight), manifest)  # type: ignore[arg-type]
 
@@ -107,7 +107,7 @@ def large_manifest(folder: Path, n_shards: int = 10_000, tokens: int = 10**12) -
     fields = {
         f.name: {"int": 0, "str": "t"}.get(getattr(f.type, "__name__", ""), []) for f in dataclasses.fields(Manifest)
     }
-    tree = fields | {"schema_version": 1, "dtype": "uint16", "options": {}, "rejected": {}, "baselines": {}}
+    tree = fields | {"schema_version": SCHEMA_VERSION, "dtype": "uint16", "options": {}, "baselines": {}}
     del tree["sha256"]
     tree["shards"] = [dataclasses.asdict(shard) for shard in shards]
     folder.mkdir(parents=True, exist_ok=True)
