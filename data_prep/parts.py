@@ -14,7 +14,7 @@ from typing import Any
 
 from data_prep.clean.config import CleanConfig
 from data_prep.document import Document, Rejected
-from data_prep.files import DataError, publish_json, published, sha256_file
+from data_prep.files import DataError, publish_json, published
 from data_prep.jobs import Done, Task, content_id
 from data_prep.shards import SCHEMA_VERSION, read_json
 from data_prep.slices import Reading
@@ -37,18 +37,6 @@ class SpanTally:
     def change(self, changes: dict[str, int]) -> None:
         for name, n in changes.items():
             self.changes[name] = self.changes.get(name, 0) + n
-
-
-def rules_of(clean: CleanConfig) -> dict[str, Any]:
-    """Everything that decides what `clean` does, a file by its content. Raises DataError when one cannot be read."""
-    rules = dataclasses.asdict(clean)
-    for section, key in (("url_block_list", "path"), ("language", "model")):
-        if rules[section][key] is not None:
-            try:
-                rules[section][key] = "sha256:" + sha256_file(Path(rules[section][key]))
-            except OSError as error:
-                raise DataError(f"cannot read clean.{section}.{key}={rules[section][key]}: {error.strerror}") from error
-    return rules
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from data_prep import plan as planning
-from data_prep import vocabulary, workers
+from data_prep import vocabulary
 from data_prep.clean.cleaner import fingerprint
 from data_prep.clean.config import CleanConfig
 from data_prep.config import DECONTAMINATE_STAGES, DEDUP_STAGES, DataPrepConfig, Stage
@@ -35,6 +35,7 @@ from data_prep.plan import PLAN, Plan
 from data_prep.publish import publish, remove_strangers
 from data_prep.slices import Reading, Slice
 from data_prep.tokenizer import Tokenizer
+from data_prep.workers import Workers
 
 LOOKING = (Stage.verify, Stage.inspect, Stage.export)  # at a finished dataset
 WORKER_BYTES = 8 << 20  # what a process should have to do at least; its start takes about a second
@@ -48,7 +49,7 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
     stages = Stages(config)
     if config.stage not in LOOKING:
         stages.plan()  # before anything is written
-    with _held(config):
+    with _held(config), stages:
         if config.stage is not Stage.all:
             return stages.do(config.stage)
         if (manifest := stages.finished_dataset()) is not None:
@@ -78,7 +79,8 @@ def _held(config: DataPrepConfig) -> Iterator[None]:
 
 
 class Stages:
-    """What each stage consists of, for one configuration. Jobs know by their files what is done."""
+    """What each stage consists of, for one configuration. Jobs know by their files what is done. A context: leaving it
+    ends the processes that worked for it."""
 
     def __init__(self, config: DataPrepConfig):
         self._config = config
@@ -86,6 +88,17 @@ class Stages:
         self._work = self._folder / "work"
         self._reading = Reading(config.source, config.on_bad_document)
         self._cleans = config.clean != CleanConfig()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if "_workers" in self.__dict__:
+            self._workers.__exit__()
+
+    @cached_property
+    def _workers(self) -> Workers:
+        return Workers(self._config.workers or workers_for(self._plan.bytes))
 
     def plan(self) -> Plan:
         return self._plan
@@ -292,8 +305,8 @@ class Stages:
         jobs = self.jobs(stage)
         if self._config.task is not None and self._config.n_tasks is not None:
             jobs = jobs[self._config.task :: self._config.n_tasks]
-        workers.run(str(stage), jobs, self._config.workers or workers_for(jobs))
-        if all(job.finished() for job in jobs) and (report := self._curation.report(stage)):
+        self._workers.run(str(stage), jobs)
+        if jobs and all(job.finished() for job in jobs) and (report := self._curation.report(stage)):
             say(report)
 
     def _parts_of(self, stage: Stage) -> list[Stage]:
@@ -309,10 +322,10 @@ class Stages:
             )
 
 
-def workers_for(jobs: Sequence[Job]) -> int:
+def workers_for(n_bytes: int) -> int:
     """One process for each core that this one may use (under Slurm or taskset not all of the machine's), as far as
     there is enough to do for each to earn its start."""
-    return max(1, min(len(os.sched_getaffinity(0)), sum(job.bytes for job in jobs) // WORKER_BYTES))
+    return max(1, min(len(os.sched_getaffinity(0)), n_bytes // WORKER_BYTES))
 
 
 def in_ranges(numbers: Sequence[int]) -> str:

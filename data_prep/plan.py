@@ -15,11 +15,10 @@ from typing import Any
 from conf.compose import digest, flatten, to_tree
 from data_prep import jobs
 from data_prep.config import DataPrepConfig
-from data_prep.files import DataError, publish_bytes
+from data_prep.files import DataError, publish_bytes, sha256_file
 from data_prep.inputs import Input, Span, find
 from data_prep.jobs import Task
 from data_prep.manifest import INPUTS
-from data_prep.parts import rules_of
 from data_prep.shards import SCHEMA_VERSION, read_json
 from data_prep.sources.config import TextFiles
 
@@ -31,10 +30,14 @@ NOT_THE_DATASET = (
     "task",
     "n_tasks",
     "update",
-    "source.paths",
     "keep_dropped",
+    "source.paths",
     "dedup.memory_bytes",
+    "dedup.max_source_loss",
+    "dedup.max_cluster_share",
+    "decontaminate.max_source_loss",
 )
+LOOKING = ("inspect.", "export.", "peer.")
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,26 @@ def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
 
 def options_of(config: DataPrepConfig) -> dict[str, Any]:
     """The keys that decide what the dataset is, flat. Files named are known by their content, not by their path."""
-    tree = to_tree(config) | {"clean": rules_of(config.clean)}
-    flat = {key: value for key, value in flatten(tree).items() if key not in NOT_THE_DATASET}
+    tree = to_tree(config)
+    tree["decontaminate"]["files"] = [_content(name) for name in config.decontaminate.files]
+    tree["clean"]["url_block_list"]["path"] = _content(config.clean.url_block_list.path)
+    tree["clean"]["language"]["model"] = _content(config.clean.language.model)
+    flat = {
+        key: value for key, value in flatten(tree).items() if key not in NOT_THE_DATASET and not key.startswith(LOOKING)
+    }
     if config.tokenizer.model is None:
         return flat
     from data_prep.tokenizer import Tokenizer
 
     flat = {key: value for key, value in flat.items() if not key.startswith("tokenizer.")}
     return flat | {"tokenizer.model": "sha256:" + Tokenizer.load(Path(config.tokenizer.model)).sha256}
+
+
+def _content(file: str | None) -> str | None:
+    try:
+        return file and "sha256:" + sha256_file(Path(file))
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
 
 
 def reading_of(config: DataPrepConfig) -> dict[str, Any]:

@@ -10,82 +10,90 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Self, cast
 
 from data_prep.files import DataError
 from data_prep.jobs import Done, Job
 from data_prep.progress import Progress
 
 
-def run(label: str, jobs: Sequence[Job], workers: int) -> None:
-    """Raises what a job raised; DataError, with its signal, when a process died. Shows progress while there is work."""
-    todo = [job for job in jobs if not job.finished()]
-    if not todo:
-        return
-    progress = Progress(label, sum(job.bytes for job in todo), len(todo))
-    if len(todo) < len(jobs):
-        progress.note(f"{label}: {len(jobs) - len(todo):,} of {len(jobs):,} tasks are done already and used again")
-    if min(workers, len(todo)) <= 1:
-        for job in todo:
-            job.run(progress.advance)
-            progress.job_done(job.bytes)
-    else:
-        _Pool(todo, min(workers, len(todo)), progress).run()
-    progress.close()
+class Workers:
+    """A context. Processes are started when there is work for them, stay for the jobs that follow, and end with it."""
 
-
-class _Pool:
-    def __init__(self, jobs: Sequence[Job], workers: int, progress: Progress):
-        self._waiting = sorted(jobs, key=lambda job: job.bytes)  # the largest first: the last ones end together
-        self._progress = progress
-        context = multiprocessing.get_context("spawn")  # a fork would carry threads' locks along
+    def __init__(self, at_most: int):
+        self._at_most = at_most
         self._children: dict[Connection, BaseProcess] = {}
-        self._doing: dict[Connection, Job] = {}
-        try:
-            for _ in range(workers):
-                ours, theirs = context.Pipe()
-                child = context.Process(target=_serve, args=(theirs,), daemon=True)
-                child.start()
-                theirs.close()  # so that a dead child is the end of the pipe
-                self._children[ours] = child
-        except BaseException:
-            self._end()
-            raise
 
-    def run(self) -> None:
-        try:
-            for pipe in self._children:
-                self._hand_out(pipe)
-            while self._doing:
-                for pipe in wait(list(self._doing)):
-                    self._hear(pipe)  # pyright: ignore[reportArgumentType]  only connections were given
-        finally:
-            self._end()
+    def __enter__(self) -> Self:
+        return self
 
-    def _hand_out(self, pipe: Connection) -> None:
-        if self._waiting:
-            self._doing[pipe] = self._waiting.pop()
-            pipe.send(self._doing[pipe])
-
-    def _hear(self, pipe: Connection) -> None:
-        try:
-            word: Any = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            raise _death(self._children[pipe], self._doing[pipe]) from None
-        if isinstance(word, Done):
-            self._progress.advance(word)
-        elif isinstance(word, BaseException):
-            raise word
-        else:
-            self._progress.job_done(self._doing.pop(pipe).bytes)
-            self._hand_out(pipe)
-
-    def _end(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for child in self._children.values():
             child.kill()
         for pipe, child in self._children.items():
             child.join()
             pipe.close()
+        self._children = {}
+
+    def run(self, label: str, jobs: Sequence[Job]) -> None:
+        """Shows progress while there is work. Raises what a job raised; DataError, with its signal, when a process
+        died."""
+        todo = [job for job in jobs if not job.finished()]
+        if not todo:
+            return
+        progress = Progress(label, sum(job.bytes for job in todo), len(todo))
+        if len(todo) < len(jobs):
+            progress.note(f"{label}: {len(jobs) - len(todo):,} of {len(jobs):,} tasks are done already and used again")
+        if min(self._at_most, len(todo)) <= 1:
+            for job in todo:
+                job.run(progress.advance)
+                progress.job_done(job.bytes)
+        else:
+            self._start(len(todo))
+            self._share_out(todo, progress)
+        progress.close()
+
+    def _start(self, n_jobs: int) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would carry threads' locks along
+        while len(self._children) < min(self._at_most, n_jobs):
+            ours, theirs = context.Pipe()
+            child = context.Process(target=_serve, args=(theirs,), daemon=True)
+            child.start()
+            theirs.close()  # so that a dead child is the end of the pipe
+            self._children[ours] = child
+
+    def _share_out(self, jobs: Sequence[Job], progress: Progress) -> None:
+        waiting = sorted(jobs, key=lambda job: job.bytes)  # the largest first: the last ones end together
+        doing: dict[Connection, Job] = {}
+        idle = list(self._children)
+        while waiting or doing:
+            while waiting and idle:
+                pipe = idle.pop()
+                doing[pipe] = waiting.pop()
+                _tell(pipe, doing[pipe], self._children[pipe])
+            for pipe in cast(list[Connection], wait(list(doing))):
+                word = _heard(pipe, doing[pipe], self._children[pipe])
+                if isinstance(word, Done):
+                    progress.advance(word)
+                elif isinstance(word, BaseException):
+                    raise word
+                else:
+                    progress.job_done(doing.pop(pipe).bytes)
+                    idle.append(pipe)
+
+
+def _tell(pipe: Connection, job: Job, child: BaseProcess) -> None:
+    try:
+        pipe.send(job)
+    except (BrokenPipeError, ConnectionResetError):
+        raise _death(child, job) from None
+
+
+def _heard(pipe: Connection, job: Job, child: BaseProcess) -> Any:
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError):
+        raise _death(child, job) from None
 
 
 def _death(child: BaseProcess, job: Job) -> DataError:

@@ -43,7 +43,7 @@ def write_shards(folder: Path, documents: Sequence[Sequence[int]], split: str = 
         dtype="uint16",
         tokenizer_sha256="k",
         shards=entries,
-        shards_of=lambda asked, source=None: [entry for entry in entries if entry.split == asked],
+        shards_of=lambda asked, source=None: [e for e in entries if e.split == asked and source in (None, e.source)],
     )
     return manifest, np.array(tokens)
 
