@@ -244,12 +244,14 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(tmp_path: Path, co
             start_new_session=True,
         )
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.5 + 2.5 * rng.random())
+            process.wait(0.4 + 2 * rng.random())
+            break  # it was quicker than its killer: what follows looks at what it made
         if rng.random() < 0.5:
             process.kill()
         else:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    assert i >= 5
     done = subprocess.run(words(out, corpus, "workers=2"), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert digests(out) == digests(whole)
