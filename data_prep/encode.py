@@ -39,7 +39,7 @@ from data_prep.tokenizer import Tokenizer, loaded
 
 BATCH_BYTES = 1 << 20
 GATE_DOCUMENTS = 64
-GATE_BYTES = 1 << 20
+GATE_BYTES = 1 << 18
 PROBES = (
     "</s><s><unk><pad> <0x41>",
     "  leading, trailing  \n\n\t",

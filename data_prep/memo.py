@@ -1,6 +1,6 @@
 """Encodes each distinct part of the text once: words repeat, and BPE is slow.
 
-In: texts whose parts may be encoded on their own (`tokenizer.cut_of` says when). Out: the ids of the texts, flat. A
+In: texts whose parts may be encoded on their own (`tokenizer` says when). Out: the ids of the texts, flat. A
 text is cut where no piece of the model reaches across (`cut_for`); a dictionary knows the number of every part met so
 far, a table the ids of that number, and the ids of a batch are then one gather in numpy. No Python object per token.
 """
@@ -38,7 +38,7 @@ class Memo:
     """`encode_parts` gives one row of ids for each of the parts it is shown; `part` matches one after the other."""
 
     def __init__(self, part: re.Pattern[bytes], encode_parts: Callable[[Sequence[bytes]], list[Ids]]):
-        self._part = part
+        self.part = part
         self._encode_parts = encode_parts
         self._forget()
 
@@ -53,7 +53,7 @@ class Memo:
         parts: list[bytes] = []
         last_part = np.empty(len(texts), dtype=np.int64)
         for i, text in enumerate(texts):
-            parts += self._part.findall(text)
+            parts += self.part.findall(text)
             last_part[i] = len(parts)
         numbers = self._numbers_of(parts)
         lengths = self._lengths[numbers]

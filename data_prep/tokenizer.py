@@ -67,7 +67,9 @@ class Tokenizer:
         if self.eos_id < 0:
             raise DataError(f"{name} has no end-of-text symbol (eos_id is -1); documents could not be told apart")
         self._mark_ids = self._byte_ids(BLANK_MARK)
-        part = cut_of(content)
+        model = _proto(content)
+        self._token_bytes = np.array([_text_bytes(piece) for piece in model.pieces], dtype=np.uint16)
+        part = _cut_of(model)
         self._memo = Memo(part, self.reference) if part else None
 
     @staticmethod
@@ -105,6 +107,11 @@ class Tokenizer:
         """What SentencePiece itself gives for texts free of U+2581: one row of ids for each."""
         return self._model.encode(list(texts), return_type="numpy", num_threads=1)
 
+    @property
+    def part(self) -> re.Pattern[bytes] | None:
+        """How texts are cut into parts that are encoded once; None if each text is encoded as a whole."""
+        return self._memo.part if self._memo else None
+
     def compare_with_reference(self, text: bytes, at_most: int = CHECKED_BYTES) -> None:
         """Raises DataError if the quick way gives other ids than SentencePiece for the text's first `at_most` bytes."""
         if self._memo is None or BLANK_MARK_UTF8 in text:
@@ -127,7 +134,7 @@ class Tokenizer:
 
     def token_bytes(self) -> npt.NDArray[np.uint16]:
         """(V,) UTF-8 bytes of text that each id stands for; 0 for control symbols and the unknown piece."""
-        return np.array([_text_bytes(piece) for piece in _proto(self.content).pieces], dtype=np.uint16)
+        return self._token_bytes
 
     def _encode_plain(self, texts: Sequence[bytes]) -> tuple[Ids, npt.NDArray[np.int64]]:
         if self._memo is not None:
@@ -159,14 +166,13 @@ def loaded(path: Path, sha256: str) -> Tokenizer:
     return tokenizer
 
 
-def cut_of(content: bytes) -> re.Pattern[bytes] | None:
+def _cut_of(model: Any) -> re.Pattern[bytes] | None:
     """How texts may be cut so that encoding part by part gives the ids of the whole; None if they may not be.
 
     BPE only joins neighbours whose union is a piece, so a border that no piece spans is never crossed. Newline must be
     a symbol of its own, and nothing may be normalised, added or removed at the ends of a text. A unigram model compares
     sums over the whole text in float32, so its ties may fall otherwise.
     """
-    model = _proto(content)
     rules = model.normalizer_spec
     as_they_are = not (rules.precompiled_charsmap or rules.add_dummy_prefix or rules.remove_extra_whitespaces)
     symbols = {piece.piece for piece in model.pieces if piece.type == USER_DEFINED}

@@ -25,9 +25,18 @@ def test_every_experiment_composes(experiment: str):
 
 @pytest.mark.parametrize("app", [TRAIN_APP, DATA_APP], ids=lambda app: app.config_name)
 def test_every_option_of_every_group_composes(app: App):
-    groups = {"source", "clean", "dedup"} if app is DATA_APP else {"model", "data", "optimizer", "schedule", "parallel", "cluster"}
+    groups = (
+        {"source", "clean", "dedup"}
+        if app is DATA_APP
+        else {"model", "data", "optimizer", "schedule", "parallel", "cluster"}
+    )
     required = ["run.name=x"] if app is TRAIN_APP else ["out=x"]
-    also = {"source": ["source.paths=[a]"], "hugging_face": ["source.dataset=a"], "python_stdlib": [], "python_site": []}
+    also = {
+        "source": ["source.paths=[a]"],
+        "hugging_face": ["source.dataset=a"],
+        "python_stdlib": [],
+        "python_site": [],
+    }
     for group in groups:
         for option in sorted(path.stem for path in (CONF_FOLDER / group).glob("*.yaml")):
             compose(app, [f"{group}={option}", *required, *also.get(option, also.get(group, []))])

@@ -13,7 +13,7 @@ from data_prep import memo
 from data_prep.config import TokenizerConfig
 from data_prep.files import DataError
 from data_prep.memo import PARTS, Memo
-from data_prep.tokenizer import Tokenizer, cut_of, train
+from data_prep.tokenizer import Tokenizer, train
 from tests.corpus import document
 
 AWKWARD = [
@@ -55,7 +55,7 @@ def texts() -> Iterator[bytes]:
 
 def test_ids_are_those_of_sentencepiece_for_every_text_alone_and_in_a_lot(model: bytes):
     tokenizer, lot = Tokenizer(model, "test"), list(texts())
-    assert cut_of(model) is PARTS[0]
+    assert tokenizer.part is PARTS[0]
     ids, lengths = tokenizer.encode_batch(lot)
     rows = np.split(ids, np.cumsum(lengths)[:-1])
     for text, row in zip(lot, rows, strict=True):
@@ -126,16 +126,16 @@ def other_model(tmp_path: Path, **settings: Any) -> bytes:
 )
 def test_a_model_whose_parts_hang_together_is_encoded_whole(tmp_path: Path, settings: dict[str, Any]):
     content = other_model(tmp_path, **settings)
-    assert cut_of(content) is None
     tokenizer = Tokenizer(content, "test")
+    assert tokenizer.part is None
     for text in texts():
         if text and b"\xe2\x96\x85" not in text:
             assert tokenizer.encode_batch([text])[0].tolist() == reference(content, text)
 
 
 def test_the_same_settings_may_be_cut(tmp_path: Path):
-    assert cut_of(other_model(tmp_path)) is PARTS[1]  # its digits may hang together
-    assert cut_of(other_model(tmp_path, split_digits=True)) is PARTS[0]
+    assert Tokenizer(other_model(tmp_path), "").part is PARTS[1]  # its digits may hang together
+    assert Tokenizer(other_model(tmp_path, split_digits=True), "").part is PARTS[0]
 
 
 def test_a_memo_that_gave_other_ids_would_be_found(model: bytes):

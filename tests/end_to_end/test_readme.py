@@ -1,5 +1,7 @@
 """What the README tells a newcomer to type works, in the order it is told; and the demo, which types it for them."""
 
+import json
+import random
 import re
 import shlex
 import subprocess
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import write_corpus
+from tests.corpus import document, write_corpus
 from tests.runs import finish, start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,21 +30,30 @@ SMALLER = (
 
 def commands() -> list[str]:
     blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def typed(words: list[str], folder: Path) -> tuple[int, str]:
     """Runs the words of a command line as this interpreter's modules."""
     module, *before = MODULES[words[0]] or [words[2]]
     after = words[3:] if words[0] == "python" else words[1:]
+    after += ["tokenizer.vocab_size=400"] if "tokenizer.vocab_size=32768" in after else []
     trains = "train" in (module, *after) and "--cfg" not in after and "--help" not in after
     return finish(start(folder, *before, *after, *(SMALLER.split() if trains else []), module=module), 300)
+
+
+STOP_WORDS = "It is to be one of them that have it, and with that it ends.\n"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     write_corpus(folder / "my" / "texts", n_documents=150)
+    for name in ("crawl", "code"):
+        (folder / name).mkdir()
+        texts = [document(random.Random(f"{name}/{i}")) + STOP_WORDS for i in range(120)]
+        (folder / name / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "mmlu.jsonl").write_text(json.dumps({"question": "what " * 20}) + "\n")
     return folder
 
 
