@@ -7,19 +7,38 @@ far, a table the ids of that number, and the ids of a batch are then one gather 
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-LETTERS = rb"A-Za-z\x80-\xff"
-PARTS = (
-    re.compile(rb"[ \n]*(?:[" + LETTERS + rb"]+|[0-9]|[^0-9 \n" + LETTERS + rb"]+)|[ \n]+"),
-    re.compile(rb"[ \n]*[^ \n]+|[ \n]+"),
+from data_prep.files import DataError
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A way to cut a text. Every border between two parts lies inside a match of `border`, so a piece in which it does
+    not occur is cut in no text."""
+
+    part: re.Pattern[bytes]
+    border: re.Pattern[bytes]
+
+
+SIGNS = rb"!-/:-@\[-`{-\x7f\x00-\x09\x0b-\x1f"
+CUTS = (
+    Cut(
+        re.compile(
+            rb"[ \n]*+(?:[A-Za-z]++(?![\x80-\xff])|[" + SIGNS + rb"]++(?![\x80-\xff])|[0-9](?![\x80-\xff])|[^ \n]+)"
+            rb"|[ \n]+"
+        ),
+        re.compile(rb"[A-Za-z][^A-Za-z\x80-\xff]|[0-9][\x00-\x7f]|[" + SIGNS + rb"][A-Za-z0-9 \n]|[\x80-\xff][ \n]"),
+    ),
+    Cut(re.compile(rb"[ \n]*[^ \n]+|[ \n]+"), re.compile(rb"[^ \n][ \n]")),
 )
-"""Ways to cut a text, the finest first: before blanks and newlines; also between letters, digits and other signs. Where
-a cut falls depends on the two bytes beside it alone, so a piece that no pattern splits is split in no text."""
+"""The finest first: before blanks and newlines; also between letters, digits and signs of ASCII that touch."""
 BORDER = re.compile(rb"[^ \n](?=[ \n])")
+LINES = 256  # parts that are encoded as one text
 PIECE_BYTES = 1 << 23  # of a text are cut into parts at a time
 MAX_PARTS = 1 << 20  # with their ids some 200 MB; beyond that everything is forgotten and learnt anew
 MAX_PART_BYTES = 1 << 26  # bytes of all parts together, for texts that have no blanks
@@ -28,18 +47,24 @@ Ids = npt.NDArray[np.int32]
 Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 
-def cut_for(pieces: Iterable[bytes]) -> re.Pattern[bytes] | None:
+def cut_for(pieces: Iterable[bytes]) -> Cut | None:
     """The finest way to cut a text that leaves each of these pieces of text whole; None if there is none."""
     pieces = list(pieces)
-    return next((part for part in PARTS if all(part.fullmatch(piece) for piece in pieces)), None)
+    return next((cut for cut in CUTS if not any(cut.border.search(piece) for piece in pieces)), None)
 
 
 class Memo:
-    """`encode_parts` gives one row of ids for each of the parts it is shown; `part` matches one after the other."""
+    """`cut` says where texts may be cut; `encode` gives a row of ids for each text it is shown, and `token_bytes`
+    (V,) how many bytes of text each id stands for. Newline must be an id of its own in every text."""
 
-    def __init__(self, part: re.Pattern[bytes], encode_parts: Callable[[Sequence[bytes]], list[Ids]]):
-        self.part = part
-        self._encode_parts = encode_parts
+    def __init__(
+        self,
+        cut: Cut,
+        encode: Callable[[Sequence[bytes]], list[Ids]],
+        token_bytes: npt.NDArray[np.uint16],
+    ):
+        self.cut = cut
+        self._encode, self._token_bytes = encode, token_bytes
         self._forget()
 
     def encode(self, texts: Sequence[bytes]) -> tuple[Ids, npt.NDArray[np.int64]]:
@@ -53,7 +78,7 @@ class Memo:
         parts: list[bytes] = []
         last_part = np.empty(len(texts), dtype=np.int64)
         for i, text in enumerate(texts):
-            parts += self.part.findall(text)
+            parts += self.cut.part.findall(text)
             last_part[i] = len(parts)
         numbers = self._numbers_of(parts)
         lengths = self._lengths[numbers]
@@ -77,16 +102,19 @@ class Memo:
         return numbers
 
     def _learn(self, new: list[bytes]) -> None:
-        rows = self._encode_parts(new)
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        starts = self._n_ids + np.cumsum(lengths) - lengths
-        first, last = self._n_learnt, self._n_learnt + len(new)
-        self._lengths = _with_room(self._lengths, last)
-        self._starts = _with_room(self._starts, last)
-        self._lengths[first:last], self._starts[first:last] = lengths, starts
-        n_ids = self._n_ids + int(lengths.sum())
+        """The new parts are encoded as lines of a few texts: an array for each part would take longer than its ids."""
+        lots = [b"\n".join(new[i : i + LINES]) + b"\n" for i in range(0, len(new), LINES)]
+        ids = np.concatenate(self._encode(lots))
+        bytes_so_far = np.cumsum(self._token_bytes[ids], dtype=np.int64)
+        newlines = np.searchsorted(bytes_so_far, np.cumsum([len(part) + 1 for part in new]))
+        if bytes_so_far[-1] != sum(map(len, lots)):
+            raise DataError("the tokenizer is not lossless: the ids of some words do not stand for their bytes")
+        lengths = np.diff(newlines, prepend=-1) - 1
+        first, last, n_ids = self._n_learnt, self._n_learnt + len(new), self._n_ids + len(ids)
+        self._lengths, self._starts = _with_room(self._lengths, last), _with_room(self._starts, last)
+        self._lengths[first:last], self._starts[first:last] = lengths, self._n_ids + newlines - lengths
         self._ids = _with_room(self._ids, n_ids)
-        self._ids[self._n_ids : n_ids] = np.concatenate(rows)
+        self._ids[self._n_ids : n_ids] = ids
         self._n_learnt, self._n_ids = last, n_ids
 
     def _forget(self) -> None:

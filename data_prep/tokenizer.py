@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from data_prep.config import TokenizerConfig
 from data_prep.files import DataError
-from data_prep.memo import Memo, cut_for
+from data_prep.memo import Cut, Memo, cut_for
 
 BLANK_MARK = "\u2581"  # stands for a blank inside the model, so a real one in the text would come back as a blank
 BLANK_MARK_UTF8 = BLANK_MARK.encode()
@@ -69,8 +69,8 @@ class Tokenizer:
         self._mark_ids = self._byte_ids(BLANK_MARK)
         model = _proto(content)
         self._token_bytes = np.array([_text_bytes(piece) for piece in model.pieces], dtype=np.uint16)
-        part = _cut_of(model)
-        self._memo = Memo(part, self.reference) if part else None
+        cut = _cut_of(model)
+        self._memo = Memo(cut, self.reference, self._token_bytes) if cut and self._mark_ids is not None else None
 
     @staticmethod
     def load(path: Path) -> "Tokenizer":
@@ -108,9 +108,9 @@ class Tokenizer:
         return self._model.encode(list(texts), return_type="numpy", num_threads=1)
 
     @property
-    def part(self) -> re.Pattern[bytes] | None:
+    def cut(self) -> Cut | None:
         """How texts are cut into parts that are encoded once; None if each text is encoded as a whole."""
-        return self._memo.part if self._memo else None
+        return self._memo.cut if self._memo else None
 
     def compare_with_reference(self, text: bytes, at_most: int = CHECKED_BYTES) -> None:
         """Raises DataError if the quick way gives other ids than SentencePiece for the text's first `at_most` bytes."""
@@ -166,7 +166,7 @@ def loaded(path: Path, sha256: str) -> Tokenizer:
     return tokenizer
 
 
-def _cut_of(model: Any) -> re.Pattern[bytes] | None:
+def _cut_of(model: Any) -> Cut | None:
     """How texts may be cut so that encoding part by part gives the ids of the whole; None if they may not be.
 
     BPE only joins neighbours whose union is a piece, so a border that no piece spans is never crossed. Newline must be

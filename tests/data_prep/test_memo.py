@@ -1,5 +1,6 @@
 """The quick way of encoding against SentencePiece itself: the same ids, or it is not used."""
 
+import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import sentencepiece
 from data_prep import memo
 from data_prep.config import TokenizerConfig
 from data_prep.files import DataError
-from data_prep.memo import PARTS, Memo
+from data_prep.memo import CUTS, Cut, Memo
 from data_prep.tokenizer import Tokenizer, train
 from tests.corpus import document
 
@@ -55,7 +56,7 @@ def texts() -> Iterator[bytes]:
 
 def test_ids_are_those_of_sentencepiece_for_every_text_alone_and_in_a_lot(model: bytes):
     tokenizer, lot = Tokenizer(model, "test"), list(texts())
-    assert tokenizer.part is PARTS[0]
+    assert tokenizer.cut is CUTS[0]
     ids, lengths = tokenizer.encode_batch(lot)
     rows = np.split(ids, np.cumsum(lengths)[:-1])
     for text, row in zip(lot, rows, strict=True):
@@ -86,7 +87,7 @@ def test_an_error_while_learning_leaves_no_number_without_ids(model: bytes):
             raise MemoryError
         return whole.reference(parts)
 
-    quick = Memo(PARTS[0], encode)
+    quick = Memo(CUTS[0], encode, whole.token_bytes())
     with pytest.raises(MemoryError):
         quick.encode([b"the river"])
     assert quick.encode([b"the river"])[0].tolist() == reference(model, b"the river")
@@ -127,19 +128,39 @@ def other_model(tmp_path: Path, **settings: Any) -> bytes:
 def test_a_model_whose_parts_hang_together_is_encoded_whole(tmp_path: Path, settings: dict[str, Any]):
     content = other_model(tmp_path, **settings)
     tokenizer = Tokenizer(content, "test")
-    assert tokenizer.part is None
+    assert tokenizer.cut is None
     for text in texts():
         if text and b"\xe2\x96\x85" not in text:
             assert tokenizer.encode_batch([text])[0].tolist() == reference(content, text)
 
 
 def test_the_same_settings_may_be_cut(tmp_path: Path):
-    assert Tokenizer(other_model(tmp_path), "").part is PARTS[1]  # its digits may hang together
-    assert Tokenizer(other_model(tmp_path, split_digits=True), "").part is PARTS[0]
+    assert Tokenizer(other_model(tmp_path), "").cut is CUTS[1]  # its digits may hang together
+    assert Tokenizer(other_model(tmp_path, split_digits=True), "").cut is CUTS[0]
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=["finest", "blanks"])
+def test_parts_make_up_the_text_and_every_border_is_one_that_may_be(cut: Cut):
+    rng = random.Random(3)
+    made = [bytes(rng.choices(range(256), k=40)) for _ in range(300)]
+    made += ["".join(rng.choices(" \n\taZ09.,'\u201d\u00e9\u4e2d", k=30)).encode() for _ in range(2000)]
+    for text in (*made, *texts()):
+        parts = cut.part.findall(text)
+        assert b"".join(parts) == text
+        for left, right in itertools.pairwise(parts):
+            assert cut.border.fullmatch(left[-1:] + right[:1]), (left, right)
 
 
 def test_a_memo_that_gave_other_ids_would_be_found(model: bytes):
     tokenizer = Tokenizer(model, "test")
-    tokenizer._memo = Memo(PARTS[0], lambda parts: [row[::-1] for row in tokenizer.reference(parts)])
+
+    def other(lots):
+        """Each id of a letter becomes the next letter's: the bytes are right, the text is not."""
+        rows = tokenizer.reference(lots)
+        sizes = tokenizer.token_bytes()
+        alike = np.flatnonzero(sizes == 1)[10:]
+        return [np.where(np.isin(row, alike[:-1]), row + 1, row) for row in rows]
+
+    tokenizer._memo = Memo(CUTS[0], other, tokenizer.token_bytes())
     with pytest.raises(DataError, match="other ids than SentencePiece"):
         tokenizer.compare_with_reference(b"xylophone zebra 12")
