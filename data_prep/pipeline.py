@@ -291,7 +291,7 @@ class Stages:
         if self._config.task is not None and self._config.n_tasks is not None:
             jobs = jobs[self._config.task :: self._config.n_tasks]
         workers.run(str(stage), jobs, self._config.workers or workers_for(jobs))
-        if all(job.finished() for job in jobs) and (report := self._curation.report(stage)):
+        if jobs and all(job.finished() for job in jobs) and (report := self._curation.report(stage)):
             say(report)
 
     def _parts_of(self, stage: Stage) -> list[Stage]:
