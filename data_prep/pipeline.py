@@ -63,8 +63,12 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def _held(config: DataPrepConfig) -> Iterator[None]:
-    """One command holds `out` alone; elements of a job array share it, and each element runs once at a time."""
+    """One command holds `out` alone; elements of a job array share it, and each element runs once at a time. `status`
+    looks on while others work."""
     folder, advice = Path(config.out), "wait for it, or choose another out="
+    if config.stage is Stage.status:
+        yield
+        return
     with exclusive(folder, advice, shared=config.task is not None):
         if config.task is None:
             clear_temporaries(folder)
