@@ -27,7 +27,7 @@ from data_prep.inspection import console
 from data_prep.inspection.corpus import Corpus
 from data_prep.inspection.page import write_page
 from data_prep.inspection.survey import survey
-from data_prep.jobs import Job, clear_temporaries
+from data_prep.jobs import Backlog, Job, clear_temporaries
 from data_prep.manifest import MANIFEST, Manifest
 from data_prep.parts import CleanJob
 from data_prep.plan import PLAN, Plan
@@ -35,6 +35,7 @@ from data_prep.publish import publish, remove_strangers
 from data_prep.slices import Reading, Slice
 from data_prep.tokenizer import Tokenizer
 
+SINGLE_STAGES = (Stage.plan, Stage.tokenizer, Stage.publish)  # done by one process
 LOOKING = (Stage.verify, Stage.inspect, Stage.export)  # at a finished dataset
 WORKER_BYTES = 8 << 20  # what a process should have to do at least; its start takes about a second
 
@@ -55,6 +56,18 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
         for stage in stages.order():
             manifest = stages.do(stage)
         return manifest
+
+
+def outstanding(config: DataPrepConfig) -> tuple[Plan, dict[Stage, Backlog | None]]:
+    """Leaves the plan that the elements of a job array need, and tells what each stage has to do (see
+    `Stages.backlog`); no stage when the dataset is complete. Raises DataError as `prepare` does."""
+    stages = Stages(config)
+    plan = stages.plan()
+    with _held(config):
+        if stages.finished_dataset() is not None:
+            return plan, {}
+        stages.do(Stage.plan)
+        return plan, {stage: stages.backlog(stage) for stage in stages.parts()}
 
 
 def say(line: str) -> None:
@@ -137,6 +150,19 @@ class Stages:
                 return self._encode_jobs
             case _:
                 return self._curation.jobs(stage)
+
+    def parts(self) -> list[Stage]:
+        """The stages that this configuration needs, `dedup` and `decontaminate` as their parts."""
+        return [part for stage in self.order() for part in self._parts_of(stage)]
+
+    def backlog(self, stage: Stage) -> Backlog | None:
+        """What a stage has done and has to do; None while only the stages before it can tell."""
+        if stage in SINGLE_STAGES:
+            return Backlog(((0, self._single_is_done(stage)),))
+        try:
+            return Backlog(tuple((job.bytes, job.finished()) for job in self.jobs(stage)))
+        except DataError:
+            return None
 
     def finished_dataset(self) -> Manifest | None:
         """The dataset that lies there, if it is the one asked for. Raises DataError if it is another one."""
@@ -260,25 +286,32 @@ class Stages:
 
     def _status(self) -> str:
         """A line a stage: tasks done of all; with n_tasks, which elements of a job array have something left to do."""
-        lines: list[str] = []
-        for stage in self.order():
-            for part in self._parts_of(stage):
-                lines.append(f"{part:<12}{self._progress_of(part)}")
-        return "\n".join(lines)
+        return "\n".join(f"{part:<12}{self._progress_of(part)}" for part in self.parts())
 
     def _progress_of(self, stage: Stage) -> str:
-        if stage in (Stage.plan, Stage.tokenizer, Stage.publish):
-            files = {Stage.plan: Path("work", PLAN), Stage.tokenizer: Path(vocabulary.ORIGIN), Stage.publish: MANIFEST}
-            return "done" if (self._folder / files[stage]).exists() else "to do"
-        try:
-            finished = [job.finished() for job in self.jobs(stage)]
-        except DataError:
+        backlog = self.backlog(stage)
+        if backlog is None:
             return "waits for the stages before it"
-        line = f"{sum(finished):,} of {len(finished):,} tasks done"
-        if self._config.n_tasks is None or all(finished):
+        if stage in SINGLE_STAGES:
+            return "to do" if backlog.left else "done"
+        n_jobs = len(backlog.jobs)
+        line = f"{n_jobs - backlog.left:,} of {n_jobs:,} tasks done"
+        if self._config.n_tasks is None or not backlog.left:
             return line
-        left = [i for i in range(self._config.n_tasks) if not all(finished[i :: self._config.n_tasks])]
-        return f"{line}; array elements with something left: {in_ranges(left)}"
+        return f"{line}; array elements with something left: {in_ranges(backlog.elements(self._config.n_tasks))}"
+
+    def _single_is_done(self, stage: Stage) -> bool:
+        """What lies there is that of this plan and these options, not of earlier ones."""
+        try:
+            match stage:
+                case Stage.plan:
+                    return planning.load(self._config).sha256 == self._plan.sha256
+                case Stage.tokenizer:
+                    return vocabulary.published_sha256(self._folder) == self._tokenizer.sha256
+                case _:
+                    return Manifest.load(self._folder).plan == self._plan.sha256
+        except DataError:
+            return False
 
     def _inspect(self) -> None:
         config = self._config.inspect
