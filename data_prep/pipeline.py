@@ -27,10 +27,10 @@ from data_prep.inspection import console
 from data_prep.inspection.corpus import Corpus
 from data_prep.inspection.page import write_page
 from data_prep.inspection.survey import survey
-from data_prep.jobs import Backlog, Job, clear_temporaries
+from data_prep.jobs import Backlog, Job, clear_temporaries, in_ranges
 from data_prep.manifest import MANIFEST, Manifest
 from data_prep.parts import CleanJob
-from data_prep.plan import PLAN, Plan
+from data_prep.plan import Plan
 from data_prep.publish import publish, remove_strangers
 from data_prep.slices import Reading, Slice
 from data_prep.tokenizer import Tokenizer
@@ -348,13 +348,6 @@ def workers_for(jobs: Sequence[Job]) -> int:
     """One process for each core that this one may use (under Slurm or taskset not all of the machine's), as far as
     there is enough to do for each to earn its start."""
     return max(1, min(len(os.sched_getaffinity(0)), sum(job.bytes for job in jobs) // WORKER_BYTES))
-
-
-def in_ranges(numbers: Sequence[int]) -> str:
-    """[0, 1, 2, 5] becomes "0-2,5", as job arrays take it. `numbers` rise."""
-    starts = [n for i, n in enumerate(numbers) if not i or numbers[i - 1] != n - 1]
-    ends = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _another_dataset(config: DataPrepConfig, differing: Sequence[str]) -> str:
