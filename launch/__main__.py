@@ -10,8 +10,11 @@ Each takes --help.
 import sys
 
 from conf.compose import App, entry
+from data_prep.__main__ import APP as DATA_PREP
+from launch.data_config import LaunchDataConfig
 
 VERBS = ("plan", "data")
+LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
 def main() -> None:
@@ -38,9 +41,6 @@ def _plan() -> None:
 
 
 def _data() -> None:
-    from data_prep.__main__ import APP
-    from launch.data_config import LaunchDataConfig
-
     words = sys.argv[1:]
 
     def run(config: LaunchDataConfig) -> None:
@@ -48,7 +48,7 @@ def _data() -> None:
 
         launch_data(config, words)
 
-    entry(App("launch_data", LaunchDataConfig, APP.options), run)
+    entry(LAUNCH_DATA, run)
 
 
 if __name__ == "__main__":

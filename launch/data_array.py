@@ -6,12 +6,13 @@ element reads that plan and does its share of each stage, passing over what is f
 script for each stage in `out/work/slurm`, the commands that send them, and with submit=true the jobs. Sent are only
 elements with something left, so the same command after a failure, a time limit or a cancelled job sends the rest.
 
-Element i of n does the jobs i, i + n, i + 2n ... of its stage. n follows from the number of tasks and the limits alone,
-not from what is left.
+Element i of n does the jobs i, i + n, i + 2n ... of its stage. n follows from the tasks, the cores and the limits, not
+from what is left: an element sent again has the same jobs.
 """
 
 import dataclasses
 import hashlib
+import math
 import re
 import shlex
 import sys
@@ -64,13 +65,15 @@ def launch_data(config: LaunchDataConfig, words: Sequence[str]) -> None:
     _refuse_queued(out, slurm.queued(list(names.values())))
     plan, backlogs = outstanding(config.data_prep)
     limits = slurm.limits()
-    n = width(len(plan.tasks), config.slurm, limits, len([stage for stage in backlogs if stage in SHARED_STAGES]))
-    stages = [work_of(stage, backlog, n, plan, config.slurm) for stage, backlog in backlogs.items()]
+    arrays = [stage for stage in backlogs if stage in SHARED_STAGES]
+    widest = widest_array(len(plan.tasks), config, limits, len(arrays))
+    n = min(widest, config.slurm.max_array)
+    stages = [work_of(stage, backlog, n, plan, config) for stage, backlog in backlogs.items()]
     todo = [work for work in stages if work.backlog is None or work.backlog.left]
     if not todo:
         return
     print(table(stages, n, limits))
-    refuse_too_long(todo, config.slurm, min(limits.max_array_size, len(plan.tasks)))
+    refuse_too_long(todo, config, widest)
     jobs = [_batch_job(work, n, config, words, names[work.stage], out) for work in todo]
     for job in jobs:
         publish_bytes(job.file, slurm.script(job, config.slurm).encode())
@@ -80,27 +83,32 @@ def launch_data(config: LaunchDataConfig, words: Sequence[str]) -> None:
         print(_shown(jobs, config.slurm, out))
 
 
-def width(n_tasks: int, config: SlurmConfig, limits: Limits, n_arrays: int) -> int:
-    """Elements of every array. Indices have to be below MaxArraySize; all arrays together fill at most half of
-    MaxJobCount, which other people's jobs share."""
+def widest_array(n_tasks: int, config: LaunchDataConfig, limits: Limits, n_arrays: int) -> int:
+    """The most elements that are of use: each has a task for each of its cores. Indices have to be below MaxArraySize;
+    all arrays together fill at most half of MaxJobCount, which other people's jobs share."""
     if limits.max_array_size < 1:
         raise DataError(
             "this cluster has job arrays switched off (MaxArraySize=0); use python -m data_prep on one machine"
         )
     room = limits.max_jobs // 2 // max(1, n_arrays)
-    return max(1, min(n_tasks, config.max_array, limits.max_array_size, room))
+    return max(1, min(-(-n_tasks // cores_of(config)), limits.max_array_size, room))
 
 
-def work_of(stage: Stage, backlog: Backlog | None, n: int, plan: Plan, config: SlurmConfig) -> StageWork:
+def cores_of(config: LaunchDataConfig) -> int:
+    """That an element puts to use."""
+    return min(config.workers or config.slurm.cpus_per_task, config.slurm.cpus_per_task)
+
+
+def work_of(stage: Stage, backlog: Backlog | None, n: int, plan: Plan, config: LaunchDataConfig) -> StageWork:
     if stage not in SHARED_STAGES:
         return StageWork(stage, backlog, None, None)
     elements = tuple(range(n)) if backlog is None else tuple(backlog.elements(n))
-    rate = dataclasses.asdict(config.rates).get(stage)
+    rate = dataclasses.asdict(config.slurm.rates).get(stage)
     if rate is None or not elements:
         return StageWork(stage, backlog, elements, None)
     weights = backlog or Backlog(tuple((task.bytes, False) for task in plan.tasks))
-    text = config.text_per_stored_byte or text_per_stored_byte(plan)
-    longest = max(element_bytes(weights.left_of(i, n), config.cpus_per_task) for i in elements)
+    text = config.slurm.text_per_stored_byte or text_per_stored_byte(plan)
+    longest = max(element_bytes(weights.left_of(i, n), cores_of(config)) for i in elements)
     return StageWork(stage, backlog, elements, START_SECONDS + longest * text / (rate * 1e6))
 
 
@@ -116,19 +124,21 @@ def text_per_stored_byte(plan: Plan) -> float:
     return text / max(1, sum(item.bytes for item in plan.inputs))
 
 
-def refuse_too_long(stages: Sequence[StageWork], config: SlurmConfig, widest: int) -> None:
+def refuse_too_long(stages: Sequence[StageWork], config: LaunchDataConfig, widest: int) -> None:
     """Raises DataError for the first stage of which an element cannot end in its time. `widest`: the most elements that
-    cluster and tasks allow."""
+    an array could have."""
+    limit = config.slurm.time_limit_minutes
     for work in stages:
-        minutes = (work.seconds or 0) / 60
-        if minutes > config.time_limit_minutes:
-            more = f"or more elements (slurm.max_array={config.max_array}; {widest} are possible), "
+        minutes = math.ceil((work.seconds or 0) / 60)
+        if minutes > limit:
+            rate = dataclasses.asdict(config.slurm.rates)[work.stage]
+            wider = f"more elements (slurm.max_array={config.slurm.max_array}, up to {widest:,} are of use), "
             raise DataError(
-                f"stage={work.stage} cannot end in slurm.time_limit_minutes={config.time_limit_minutes}: its longest "
-                f"element needs about {minutes:,.0f} minutes with slurm.cpus_per_task={config.cpus_per_task} at "
-                f"slurm.rates.{work.stage}={dataclasses.asdict(config.rates)[work.stage]} MB/s a core. Give it more "
-                f"time, more cores, {more if config.max_array < widest else ''}smaller tasks (task_bytes), or the rate "
-                "that you measured"
+                f"stage={work.stage} cannot end in slurm.time_limit_minutes={limit}: its longest element needs about "
+                f"{minutes:,} minutes on {cores_of(config)} cores at slurm.rates.{work.stage}={rate} MB/s each. Allow "
+                f"{minutes:,} minutes, or {wider if config.slurm.max_array < widest else ''}more cores "
+                "(slurm.cpus_per_task), smaller tasks (task_bytes; a task is done by one core), or the rate that you "
+                "measured"
             )
 
 

@@ -52,7 +52,8 @@ class SlurmConfig:
     """Of an element, or single job; null: the partition's default. Training the tokenizer takes some 20 times
     tokenizer.sample_bytes."""
     max_array: int = 1000
-    """Elements of an array at most; the cluster's own limits may lower it. Keep it while a dataset is being made."""
+    """Elements of an array at most; the cluster's own limits may lower it. Keep it, and cpus_per_task, until the
+    dataset is finished: an element sent again then has the jobs that it had."""
     max_parallel: int | None = None
     """Elements of an array that run at once; null: as many as find room."""
     text_per_stored_byte: float | None = None

@@ -73,7 +73,7 @@ def script(job: BatchJob, slurm: SlurmConfig) -> str:
             "set -euo pipefail",
             f"cd -- {shlex.quote(str(job.folder))}",
             *_python_path(job),
-            'echo "$(date +%FT%T) on $(hostname), attempt $((${SLURM_RESTART_COUNT:-0} + 1))"',
+            'echo "$(date +%FT%T) on ${SLURMD_NODENAME:-$(hostname)}, attempt $((${SLURM_RESTART_COUNT:-0} + 1))"',
             f"exec {command}",
             "",
         ]
