@@ -85,7 +85,8 @@ def _held(config: DataPrepConfig) -> Iterator[None]:
     with exclusive(folder, advice, shared=config.task is not None):
         if config.task is None:
             clear_temporaries(folder)
-            clear_temporaries(folder / "work")
+            for below, _, _ in os.walk(folder / "work"):
+                clear_temporaries(Path(below))
             yield
         else:
             name = f".lock-{config.stage}-{config.task}-of-{config.n_tasks}"
@@ -340,8 +341,18 @@ class Stages:
         if missing:
             raise DataError(
                 f"stage={stage} is not finished: {missing:,} of {len(self.jobs(stage)):,} tasks are missing in "
-                f"{self._folder}; run stage={stage} first (what is done is used again)"
+                f"{self._folder}{self._drift()}; run stage={stage} first (what is done is used again)"
             )
+
+    def _drift(self) -> str:
+        """What to know when tasks are missing that a job array has done: it works by the plan that was left for it."""
+        try:
+            left = planning.load(self._config)
+        except DataError:
+            return ""
+        if left.sha256 == self._plan.sha256:
+            return ""
+        return " (the inputs are not those that stage=plan found: files have come, gone or changed since)"
 
 
 def workers_for(jobs: Sequence[Job]) -> int:
