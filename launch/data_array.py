@@ -62,6 +62,7 @@ def launch_data(config: LaunchDataConfig, words: Sequence[str]) -> None:
         slurm.require()
     out = Path(config.out).absolute()
     names = {stage: _name(out, stage) for stage in (*SHARED_STAGES, Stage.tokenizer, Stage.publish)}
+    _refuse_beyond_partition(config.slurm, slurm.partition_minutes(config.slurm.partition))
     _refuse_queued(out, slurm.queued(list(names.values())))
     plan, backlogs = outstanding(config.data_prep)
     limits = slurm.limits()
@@ -129,14 +130,14 @@ def refuse_too_long(stages: Sequence[StageWork], config: LaunchDataConfig, wides
     an array could have."""
     limit = config.slurm.time_limit_minutes
     for work in stages:
-        minutes = math.ceil((work.seconds or 0) / 60)
-        if minutes > limit:
+        needed = math.ceil((work.seconds or 0) / 60)
+        if needed > limit:
             rate = dataclasses.asdict(config.slurm.rates)[work.stage]
             wider = f"more elements (slurm.max_array={config.slurm.max_array}, up to {widest:,} are of use), "
             raise DataError(
                 f"stage={work.stage} cannot end in slurm.time_limit_minutes={limit}: its longest element needs about "
-                f"{minutes:,} minutes on {cores_of(config)} cores at slurm.rates.{work.stage}={rate} MB/s each. Allow "
-                f"{minutes:,} minutes, or {wider if config.slurm.max_array < widest else ''}more cores "
+                f"{needed:,} minutes with {cores_of(config)} processes at slurm.rates.{work.stage}={rate} MB/s each. "
+                f"Allow {needed:,} minutes, or {wider if config.slurm.max_array < widest else ''}more cores "
                 "(slurm.cpus_per_task), smaller tasks (task_bytes; a task is done by one core), or the rate that you "
                 "measured"
             )
@@ -188,6 +189,15 @@ def _name(out: Path, stage: Stage) -> str:
     """By which the dataset's jobs are found again in the queue."""
     plain = re.sub(r"[^A-Za-z0-9._]+", "_", out.name)[:32]
     return f"{plain}-{hashlib.sha256(str(out).encode()).hexdigest()[:6]}-{stage}"
+
+
+def _refuse_beyond_partition(config: SlurmConfig, allowed: float) -> None:
+    if config.time_limit_minutes > allowed:
+        raise DataError(
+            f"slurm.time_limit_minutes={config.time_limit_minutes} is more than the partition "
+            f"{config.partition or '(the default one)'} allows, {allowed:,.0f} minutes: the jobs would wait for ever. "
+            "Ask for less, or for another slurm.partition"
+        )
 
 
 def _refuse_queued(out: Path, queued: Sequence[str]) -> None:

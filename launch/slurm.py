@@ -5,6 +5,7 @@ and the ids of jobs sent. Whatever a user may have typed is quoted for the shell
 that need no quotes; paths and dependencies travel as arguments of sbatch, which no shell and no directive reads.
 """
 
+import math
 import re
 import shlex
 import shutil
@@ -60,6 +61,25 @@ def limits() -> Limits:
     if len(found) < 2:
         return Limits(1001, 10_000, "assumed, Slurm's defaults: no scontrol answers here")
     return Limits(int(found["MaxArraySize"]), int(found["MaxJobCount"]), "scontrol show config")
+
+
+def partition_minutes(partition: str | None) -> float:
+    """The longest time limit that one of these partitions (null: the default one) allows; infinite where nothing is
+    known. Slurm takes a job that asks for more, and leaves it waiting for ever."""
+    answer = _ask("sinfo", "--noheader", "--format=%P %l") or ""
+    of = dict(line.split() for line in answer.splitlines() if len(line.split()) == 2)
+    wanted = partition.split(",") if partition else [name.rstrip("*") for name in of if name.endswith("*")]
+    found = [minutes(limit) for name, limit in of.items() if name.rstrip("*") in wanted]
+    return max(found, default=math.inf)
+
+
+def minutes(limit: str) -> float:
+    """Of a time as Slurm writes it: [days-]hours:minutes:seconds, minutes:seconds, or infinite."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit)
+    if match is None:
+        return math.inf
+    days, hours, whole, seconds = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + whole + seconds / 60
 
 
 def script(job: BatchJob, slurm: SlurmConfig) -> str:

@@ -205,6 +205,14 @@ def test_an_element_that_cannot_end_in_its_time_is_refused_with_what_would_work(
     refuse_too_long([work], dataclasses.replace(asked, slurm=enough), widest=4)
 
 
+@pytest.mark.parametrize(
+    ("written", "minutes"),
+    [("infinite", math.inf), ("30:00", 30), ("1:00:30", 60.5), ("2-00:00:00", 2880), ("n/a", math.inf)],
+)
+def test_slurm_s_times_are_read(written: str, minutes: float):
+    assert slurm.minutes(written) == minutes
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -337,6 +345,23 @@ def running(box: Box, stage: str) -> tuple[str, str]:
                 return job_id, node
         time.sleep(0.05)
     raise AssertionError(box.ask("squeue"))
+
+
+@pytest.mark.slurm
+def test_a_time_limit_that_the_partition_does_not_allow_is_refused(tmp_path: Path, box: Box):
+    """Slurm itself takes such a job and never starts it."""
+    command = [
+        sys.executable,
+        "-m",
+        "launch",
+        "data",
+        *words(tmp_path / "out", tmp_path, "slurm.time_limit_minutes=20"),
+    ]
+    box.ask("scontrol", "update", "partitionname=main", "maxtime=15")
+    done = subprocess.run(command, cwd=ROOT, env=box.env, capture_output=True, text=True)
+    box.ask("scontrol", "update", "partitionname=main", "maxtime=infinite")
+    assert done.returncode == 3
+    assert "slurm.time_limit_minutes=20 is more than the partition (the default one) allows, 15 minutes" in done.stderr
 
 
 @pytest.mark.slurm
