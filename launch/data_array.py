@@ -79,7 +79,7 @@ def launch_data(config: LaunchDataConfig, words: Sequence[str]) -> None:
     for job in jobs:
         publish_bytes(job.file, slurm.script(job, config.slurm).encode())
     if config.submit:
-        _report(todo, slurm.submit(jobs), out)
+        _report(todo, slurm.submit(jobs, config.slurm), out)
     else:
         print(_shown(jobs, config.slurm, out))
 
@@ -218,7 +218,7 @@ def _shown(jobs: Sequence[BatchJob], config: SlurmConfig, out: Path) -> str:
             *scripts,
             "--- nothing was sent; submit=true does this: ---",
             shlex.join(["mkdir", "-p", str(out / "logs")]),
-            slurm.commands(jobs),
+            slurm.commands(jobs, config),
             "",
             _assumed(out),
         ]

@@ -13,6 +13,11 @@ from data_prep.config import DataPrepConfig, Stage
 PLAIN = re.compile(r"[A-Za-z0-9_.,:@+*=-]+")
 """What Slurm's own names are made of. They stand unquoted in a script: versions of sbatch differ in how they take
 quotes there."""
+OPTION = re.compile(r"--([a-z-]+)(=[]A-Za-z0-9_.,:@+*=&|!/[-]+)?")
+OURS = re.compile(
+    "account|array|cpus-per-task|dependency|job-name|kill-on-invalid-dep|mem|nodes|ntasks|open-mode|output|parsable|"
+    "partition|qos|requeue|no-requeue|time|wrap"
+)
 
 
 @dataclass
@@ -56,6 +61,8 @@ class SlurmConfig:
     dataset is finished: an element sent again then has the jobs that it had."""
     max_parallel: int | None = None
     """Elements of an array that run at once; null: as many as find room."""
+    options: list[str] = field(default_factory=list[str])
+    """Further options of sbatch, such as --constraint=icelake or --exclude=n[3-5]."""
     text_per_stored_byte: float | None = None
     """Bytes of text in a byte of the inputs as stored; null: 3 for compressed files, 1 for others."""
     rates: Rates = field(default_factory=Rates)
@@ -70,6 +77,12 @@ class SlurmConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"slurm.{name}={value} must be at least 1")
+        for word in self.options:
+            option = OPTION.fullmatch(word)
+            if option is None:
+                found.append(f"slurm.options: {word!r} is not written as --option=value without blanks and quotes")
+            elif OURS.fullmatch(option[1]):
+                found.append(f"slurm.options: launch data sets --{option[1]} itself; see the keys of slurm")
         if self.text_per_stored_byte is not None and self.text_per_stored_byte <= 0:
             found.append(f"slurm.text_per_stored_byte={self.text_per_stored_byte} must be above 0, or null")
         return found

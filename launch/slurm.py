@@ -100,34 +100,35 @@ def script(job: BatchJob, slurm: SlurmConfig) -> str:
     )
 
 
-def sbatch(job: BatchJob, after: str | None) -> list[str]:
-    """The command that sends it. `after`: id of the job that has to end well before."""
+def sbatch(job: BatchJob, slurm: SlurmConfig, after: str | None) -> list[str]:
+    """The command that sends it. `after`: id of the job that has to end well before. The script's directives stand here
+    again, because variables such as SBATCH_TIMELIMIT overrule those in a script, and not these."""
     pattern = "%x-%j.log" if job.elements is None else "%x-%A_%a.log"
     logs = str(job.logs).replace("%", "%%")
-    words = ["sbatch", "--parsable", f"--output={logs}/{pattern}"]
+    words = ["sbatch", "--parsable", *_directives(job, slurm), f"--output={logs}/{pattern}"]
     words += [] if after is None else [f"--dependency=afterok:{after}"]
     return [*words, str(job.file)]
 
 
-def commands(jobs: Sequence[BatchJob]) -> str:
+def commands(jobs: Sequence[BatchJob], slurm: SlurmConfig) -> str:
     """All that `submit` does, as lines for a shell."""
     lines: list[str] = []
     after = ""
     for job in jobs:
-        *options, file = sbatch(job, None)
+        *options, file = sbatch(job, slurm, None)
         lines.append(f"{job.key}=$({shlex.join(options)}{after} {shlex.quote(file)})")
         after = f' --dependency=afterok:"${job.key}"'
     return "\n".join(lines)
 
 
-def submit(jobs: Sequence[BatchJob]) -> list[str]:
+def submit(jobs: Sequence[BatchJob], slurm: SlurmConfig) -> list[str]:
     """Sends them in a row, each after the one before; returns their ids. When one is refused, none stays queued, and
     DataError carries Slurm's words."""
     require()
     ids: list[str] = []
     for job in jobs:
         job.logs.mkdir(parents=True, exist_ok=True)
-        words = sbatch(job, ids[-1] if ids else None)
+        words = sbatch(job, slurm, ids[-1] if ids else None)
         done = subprocess.run(words, cwd=job.folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             withdrawn = _withdraw(ids)
@@ -162,7 +163,7 @@ def _directives(job: BatchJob, slurm: SlurmConfig) -> list[str]:
     for name in ("partition", "account", "qos"):
         value = getattr(slurm, name)
         found += [] if value is None else [f"--{name}={value}"]
-    return [*found, "--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
+    return [*found, *slurm.options, "--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
 
 
 def _python_path(job: BatchJob) -> list[str]:

@@ -58,7 +58,23 @@ class NoSlurmError(Exception):
     """Why there is no cluster."""
 
 
-class Box:
+class Cluster:
+    def __init__(self, env: dict[str, str]):
+        self.env = env
+
+    @staticmethod
+    def at_hand() -> "Cluster | None":
+        """The one that the sbatch on the PATH belongs to, if its controller answers."""
+        if shutil.which("sbatch") is None:
+            return None
+        done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False)
+        return Cluster(dict(os.environ)) if " UP" in done.stdout else None
+
+    def ask(self, *words: str) -> str:
+        return subprocess.run(words, env=self.env, capture_output=True, text=True, check=True).stdout
+
+
+class Box(Cluster):
     """A running cluster of `nodes` nodes, n1, n2 ...; only what it started is ever ended."""
 
     def __init__(self, folder: Path, nodes: int = 3, cpus: int = 2, max_array_size: int = 4):
@@ -67,16 +83,13 @@ class Box:
             raise NoSlurmError(f"not installed: {', '.join(missing)}")
         self.folder, self._nodes = folder, nodes
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self.env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _search_path()}
+        super().__init__(dict(os.environ) | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _search_path()})
         self._write_settings(cpus, max_array_size)
         try:
             self._start()
         except BaseException:
             self.stop()
             raise
-
-    def ask(self, *words: str) -> str:
-        return subprocess.run(words, env=self.env, capture_output=True, text=True, check=True).stdout
 
     def kill_node(self, name: str) -> None:
         """The node loses its power, and the controller learns of it."""

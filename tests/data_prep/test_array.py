@@ -1,6 +1,7 @@
 """What the elements of a job array, and those who watch them, may count on."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from data_prep.pipeline import outstanding, prepare
 from tests.data_prep.conftest import config
 
 
-def dealt_out(settings: "dict[str, object]", out: Path, corpus: Path, stage: Stage, n: int) -> None:
+def dealt_out(settings: Mapping[str, object], out: Path, corpus: Path, stage: Stage, n: int) -> None:
     for task in reversed(range(n)):
         prepare(config(out, corpus, stage=stage, task=task, n_tasks=n, **settings))
 

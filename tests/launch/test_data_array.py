@@ -26,7 +26,7 @@ from launch.data_array import launch_data, refuse_too_long, widest_array, work_o
 from launch.data_config import LaunchDataConfig, Rates, SlurmConfig
 from launch.slurm import ELEMENT, BatchJob, Limits
 from tests.corpus import write_corpus
-from tests.slurm_box import Box, NoSlurmError
+from tests.slurm_box import Box, Cluster, NoSlurmError
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = Limits(1001, 10_000, "slurm.conf(5)")
@@ -58,6 +58,11 @@ def job(folder: Path, **options: object) -> BatchJob:
         "file": folder / "encode.sh",
     }
     return BatchJob(**(settings | options))  # pyright: ignore[reportArgumentType]
+
+
+STATIC = {f"--{name}" for name in ("job-name", "nodes", "ntasks", "cpus-per-task", "time", "requeue", "open-mode")} | {
+    "--kill-on-invalid-dep"
+}
 
 
 def directives(script: str) -> dict[str, str]:
@@ -94,7 +99,9 @@ def test_a_script_asks_slurm_for_what_was_configured(tmp_path: Path):
         cpus_per_task=8,
         memory_gib=16,
         max_parallel=3,
+        options=["--exclude=n[3-5]", "--exclusive"],
     )
+    assert asked.problems() == []
     found = directives(slurm.script(job(tmp_path), asked))
     assert found == {
         "job-name": "x-encode",
@@ -107,6 +114,8 @@ def test_a_script_asks_slurm_for_what_was_configured(tmp_path: Path):
         "partition": "cpu,long",
         "account": "lab",
         "qos": "low",
+        "exclude": "n[3-5]",
+        "exclusive": "",
         "requeue": "",
         "open-mode": "append",
         "kill-on-invalid-dep": "yes",
@@ -118,12 +127,14 @@ def test_a_script_asks_slurm_for_what_was_configured(tmp_path: Path):
 def test_the_commands_shown_send_each_job_after_the_one_before(tmp_path: Path):
     logs = tmp_path / HOSTILE
     first = job(tmp_path, key="clean", logs=logs, file=tmp_path / HOSTILE / "clean.sh")
-    text = slurm.commands([first, job(tmp_path, logs=logs, elements=None)])
+    text = slurm.commands([first, job(tmp_path, logs=logs, elements=None)], SlurmConfig())
     stand_in = 'sbatch() { n=$((${#clean} + 41)); for w in "$@"; do echo "$w" >&2; done; echo "$n"; }'
     done = subprocess.run(["bash", "-ec", f"{stand_in}\n{text}"], capture_output=True, text=True, cwd=tmp_path)
     pattern = str(logs).replace("%", "%%")
-    assert done.stderr.splitlines() == [
+    shown = [line for line in done.stderr.splitlines() if line.partition("=")[0] not in STATIC]
+    assert shown == [
         "--parsable",
+        "--array=0-2,5",
         f"--output={pattern}/%x-%A_%a.log",
         str(first.file),
         "--parsable",
@@ -137,7 +148,15 @@ def test_the_commands_shown_send_each_job_after_the_one_before(tmp_path: Path):
 @pytest.mark.parametrize("name", ["cpu; rm -rf /", "a b", "x\n#SBATCH --uid=0", "$(id)", ""])
 def test_a_partition_that_could_be_a_command_is_refused(name: str):
     for key in ("partition", "account", "qos"):
-        assert f"slurm.{key}={name!r} is no name" in SlurmConfig(**{key: name}).problems()[0]
+        assert f"slurm.{key}={name!r} is no name" in dataclasses.replace(SlurmConfig(), **{key: name}).problems()[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [("exclusive", "is not written"), ("--comment=a b", "is not written"), ("--array=0", "sets --array itself")],
+)
+def test_an_option_that_sbatch_would_not_take_or_that_is_ours_is_refused(option: str, why: str):
+    assert why in SlurmConfig(options=[option]).problems()[0]
 
 
 # --- how wide, how long ----------------------------------------------------------------------------------------------
@@ -293,19 +312,25 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     try:
         found = Box(tmp_path_factory.mktemp("slurm") / "box", nodes=3, cpus=1, max_array_size=4)
     except NoSlurmError as error:
-        pytest.skip(f"no Slurm to test against ({error})")
+        pytest.skip(f"no Slurm to test against ({error}); tests/install_slurm.sh")
     yield found
     found.stop()
 
 
-def launched(box: Box, typed: list[str]) -> str:
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    """The one at hand, whose nodes must see pytest's --basetemp, or else one of our own."""
+    return Cluster.at_hand() or request.getfixturevalue("box")
+
+
+def launched(box: Cluster, typed: list[str]) -> str:
     command = [sys.executable, "-m", "launch", "data", *typed, "submit=true"]
     done = subprocess.run(command, cwd=ROOT, env=box.env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def wait_until_empty(box: Box) -> None:
+def wait_until_empty(box: Cluster) -> None:
     until = time.monotonic() + 120
     while box.ask("squeue", "--noheader"):
         assert time.monotonic() < until, box.ask("squeue")
@@ -317,25 +342,24 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slurm
-def test_arrays_over_three_nodes_give_the_bytes_of_one_process(tmp_path: Path, box: Box):
-    """More tasks than an array of this cluster may have elements."""
+def test_arrays_over_several_nodes_give_the_bytes_of_one_process(tmp_path: Path, cluster: Cluster):
+    """More tasks than an array may have elements."""
     corpus = write_corpus(tmp_path / "texts", n_documents=60)
     out, alone = tmp_path / "it's $(here) 100% #1", tmp_path / "alone"
-    typed = words(out, corpus, "dedup=exact", "slurm.cpus_per_task=1")
-    shown = launched(box, typed)
+    typed = words(out, corpus, "dedup=exact", "slurm.cpus_per_task=1", "slurm.max_array=4")
+    assert "Arrays have 4 elements" in launched(cluster, typed)
     with pytest.raises(AssertionError, match="wait or run already"):
-        launched(box, typed)
-    assert "Arrays have 4 elements (MaxArraySize=4, MaxJobCount=10,000: scontrol show config)" in shown
-    wait_until_empty(box)
+        launched(cluster, typed)
+    wait_until_empty(cluster)
     logs = "".join(file.read_text() for file in (out / "logs").iterdir())
     assert (out / "manifest.json").exists(), logs
-    assert {"on n1,", "on n2,", "on n3,"} <= set(re.findall(r"on n\d,", logs))
+    assert len(set(re.findall(r"on (\S+), attempt", logs))) > 1
     prepare(dataclasses.replace(compose(LAUNCH_DATA, typed).data_prep, out=str(alone), workers=1))
     assert len(list(alone.glob("train-*.bin"))) > 4
     assert contents(out) == contents(alone)
 
 
-def running(box: Box, stage: str) -> tuple[str, str]:
+def running(box: Cluster, stage: str) -> tuple[str, str]:
     """(job id, node) of a running element of the stage, as soon as there is one."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
@@ -345,6 +369,20 @@ def running(box: Box, stage: str) -> tuple[str, str]:
                 return job_id, node
         time.sleep(0.05)
     raise AssertionError(box.ask("squeue"))
+
+
+@pytest.mark.slurm
+def test_what_the_cluster_and_the_environment_say_is_heeded(tmp_path: Path, box: Box):
+    """MaxArraySize is 4; SBATCH_TIMELIMIT would overrule the directives of a script."""
+    corpus = write_corpus(tmp_path / "texts", n_documents=60)
+    typed = words(tmp_path / "out", corpus, "slurm.cpus_per_task=1", "slurm.time_limit_minutes=33")
+    box.env["SBATCH_TIMELIMIT"] = "7"
+    shown = launched(box, typed)
+    del box.env["SBATCH_TIMELIMIT"]
+    assert "Arrays have 4 elements (MaxArraySize=4, MaxJobCount=10,000: scontrol show config)" in shown
+    assert set(box.ask("squeue", "--noheader", "--format=%l").split()) == {"33:00"}
+    box.ask("scancel", "--me")
+    wait_until_empty(box)
 
 
 @pytest.mark.slurm
