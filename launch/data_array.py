@@ -33,13 +33,7 @@ from launch.slurm import ELEMENT, BatchJob, Limits
 ROOT = Path(__file__).resolve().parents[1]
 OWN_WORD = re.compile(r"[+~]*(slurm([./].*)?|submit)(=.*)?", re.DOTALL)  # a word that data_prep would not know
 START_SECONDS = 30  # of an element: Python and its libraries from a shared disk, the plan, the check of the tokenizer
-STORED = {
-    ".gz": 3.0,
-    ".zst": 3.0,
-    ".bz2": 3.0,
-    ".parquet": 3.0,
-    ".arrow": 1.0,
-}  # bytes of text a byte; English, roughly
+STORED = {".gz": 3.0, ".zst": 3.0, ".bz2": 3.0, ".parquet": 3.0}  # bytes of English text in a byte, roughly
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ def launch_data(config: LaunchDataConfig, words: Sequence[str]) -> None:
     for job in jobs:
         publish_bytes(job.file, slurm.script(job, config.slurm).encode())
     if config.submit:
-        _report(todo, slurm.submit(jobs, config.slurm), out)
+        _report(todo, slurm.submit(jobs, config.slurm), n, words, out)
     else:
         print(_shown(jobs, config.slurm, out))
 
@@ -116,7 +110,8 @@ def work_of(stage: Stage, backlog: Backlog | None, n: int, plan: Plan, config: L
 def element_bytes(weights: Sequence[int], cores: int) -> float:
     """Bytes that the busiest core of an element has to do at most: with jobs handed out as cores become free, the last
     one ends within (sum - largest) / cores + largest (Graham 1969)."""
-    return (sum(weights) - max(weights)) / cores + max(weights)
+    largest = max(weights, default=0)
+    return (sum(weights) - largest) / cores + largest
 
 
 def text_per_stored_byte(plan: Plan) -> float:
@@ -155,7 +150,8 @@ def table(stages: Sequence[StageWork], n: int, limits: Limits) -> str:
         lines.append(f"{work.stage:<12}{tasks:>9}{left:>9}  {_duration(work.seconds):>9}  {where}".rstrip())
     lines.append(
         f"Arrays have {n:,} elements (MaxArraySize={limits.max_array_size:,}, MaxJobCount={limits.max_jobs:,}: "
-        f"{limits.source}). ?: known when the stages before it are done; every element is sent."
+        f"{limits.source}). ?: known when the stages before it are done; every element is sent. longest: an estimate "
+        "for its longest element, where slurm.rates has a rate."
     )
     return "\n".join(lines)
 
@@ -166,7 +162,6 @@ def _batch_job(
     more = f"stage={work.stage}"
     more += "" if work.elements is None else f" task={ELEMENT} n_tasks={n}"
     more += "" if config.workers is not None else f" workers={config.slurm.cpus_per_task}"
-    kept = [word for word in words if not OWN_WORD.fullmatch(word)]
     shared = (
         "a single job" if work.elements is None else f"an array of which {len(work.elements):,} of {n:,} are to run"
     )
@@ -177,12 +172,16 @@ def _batch_job(
         folder=Path.cwd(),
         python_path=None if ROOT in (Path.cwd(), Path(sysconfig.get_path("purelib")).resolve()) else ROOT,
         program=(sys.executable, "-m", "data_prep"),
-        words=tuple(kept),
+        words=_kept(words),
         more=more,
         elements=work.elements,
         logs=out / "logs",
         file=out / "work" / "slurm" / f"{work.stage}.sh",
     )
+
+
+def _kept(words: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word for word in words if not OWN_WORD.fullmatch(word))
 
 
 def _name(out: Path, stage: Stage) -> str:
@@ -225,13 +224,13 @@ def _shown(jobs: Sequence[BatchJob], config: SlurmConfig, out: Path) -> str:
     )
 
 
-def _report(todo: Sequence[StageWork], ids: Sequence[str], out: Path) -> None:
+def _report(todo: Sequence[StageWork], ids: Sequence[str], n: int, words: Sequence[str], out: Path) -> None:
     for work, job_id in zip(todo, ids, strict=True):
         print(f"{work.stage:<12} job {job_id}")
-    print(
-        f"watch: squeue --me, the logs in {out / 'logs'}, and `python -m data_prep` with the words of this command but "
-        "slurm.* and submit, and stage=status. When the queue is empty, the same command sends what is left."
-    )
+    print("watch: squeue --me")
+    print(f"       {shlex.join([sys.executable, '-m', 'data_prep', *_kept(words), 'stage=status', f'n_tasks={n}'])}")
+    print(f"       the logs in {out / 'logs'}")
+    print("When the queue is empty and something is left, the same command sends it.")
     print(_assumed(out))
 
 

@@ -62,7 +62,7 @@ class SlurmConfig:
     max_parallel: int | None = None
     """Elements of an array that run at once; null: as many as find room."""
     options: list[str] = field(default_factory=list[str])
-    """Further options of sbatch, such as --constraint=icelake or --exclude=n[3-5]."""
+    """Further options of sbatch, quoted for Hydra: slurm.options=['--constraint=icelake','--exclude=n[3-5]']."""
     text_per_stored_byte: float | None = None
     """Bytes of text in a byte of the inputs as stored; null: 3 for compressed files, 1 for others."""
     rates: Rates = field(default_factory=Rates)

@@ -4,7 +4,9 @@
 set -euo pipefail
 PATH=$PATH:/usr/sbin
 
-if command -v slurmctld slurmd sbatch munged >/dev/null; then
+present() { command -v slurmctld && command -v slurmd && command -v sbatch && command -v munged; }
+
+if present >/dev/null; then
   echo "slurm: $(slurmctld -V) is here"
   exit 0
 fi

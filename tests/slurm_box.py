@@ -73,6 +73,13 @@ class Cluster:
     def ask(self, *words: str) -> str:
         return subprocess.run(words, env=self.env, capture_output=True, text=True, check=True).stdout
 
+    def wait_until_empty(self, seconds: float = 120) -> None:
+        """Until no job waits or runs."""
+        until = time.monotonic() + seconds
+        while self.ask("squeue", "--me", "--noheader"):
+            assert time.monotonic() < until, self.ask("squeue")
+            time.sleep(0.2)
+
 
 class Box(Cluster):
     """A running cluster of `nodes` nodes, n1, n2 ...; only what it started is ever ended."""

@@ -1,12 +1,10 @@
 import dataclasses
-import json
 import math
 import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +18,16 @@ from data_prep.jobs import Backlog, Task
 from data_prep.pipeline import prepare
 from data_prep.plan import Plan
 from data_prep.sources.config import TextFiles
-from launch import slurm
 from launch.__main__ import LAUNCH_DATA
 from launch.data_array import launch_data, refuse_too_long, widest_array, work_of
 from launch.data_config import LaunchDataConfig, Rates, SlurmConfig
-from launch.slurm import ELEMENT, BatchJob, Limits
+from launch.slurm import Limits
 from tests.corpus import write_corpus
-from tests.slurm_box import Box, Cluster, NoSlurmError
+from tests.launch.conftest import HOSTILE, directives
+from tests.slurm_box import Box, Cluster
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = Limits(1001, 10_000, "slurm.conf(5)")
-HOSTILE = 'it\'s a "b" $(touch pwned) `touch pwned` ; # % 1 ü'
 
 
 def config(**options: object) -> LaunchDataConfig:
@@ -41,122 +38,6 @@ def config(**options: object) -> LaunchDataConfig:
 def plan_of(*n_bytes: int, suffix: str = ".txt") -> Plan:
     spans = [Span(Input(f"/d/{i}{suffix}", f"d/{i}{suffix}", "d", size, ""), 0, size) for i, size in enumerate(n_bytes)]
     return Plan({}, tuple(Task(f"{i:016x}", "d", (span,)) for i, span in enumerate(spans)))
-
-
-def job(folder: Path, **options: object) -> BatchJob:
-    settings: dict[str, object] = {
-        "key": "encode",
-        "name": "x-encode",
-        "title": "A stage.",
-        "folder": folder,
-        "python_path": None,
-        "program": (sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"),
-        "words": (),
-        "more": f"task={ELEMENT}",
-        "elements": (0, 1, 2, 5),
-        "logs": folder / "logs",
-        "file": folder / "encode.sh",
-    }
-    return BatchJob(**(settings | options))  # pyright: ignore[reportArgumentType]
-
-
-STATIC = {f"--{name}" for name in ("job-name", "nodes", "ntasks", "cpus-per-task", "time", "requeue", "open-mode")} | {
-    "--kill-on-invalid-dep"
-}
-
-
-def directives(script: str) -> dict[str, str]:
-    found = (line.removeprefix("#SBATCH --").partition("=") for line in script.splitlines() if "#SBATCH" in line)
-    return {name: value for name, _, value in found}
-
-
-# --- scripts ---------------------------------------------------------------------------------------------------------
-
-
-def test_whatever_was_typed_reaches_the_command_as_it_was_typed(tmp_path: Path):
-    folder = tmp_path / HOSTILE
-    folder.mkdir()
-    words = (f"out={HOSTILE}", "a=\nb", "source.paths=[a b,'c']", "--x", "$HOME", "\\")
-    text = slurm.script(job(folder, words=words, python_path=folder), SlurmConfig())
-    done = subprocess.run(
-        ["bash", "-s"],
-        input=text,
-        env={"SLURM_ARRAY_TASK_ID": "7", "PATH": "/usr/bin:/bin"},
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == [*words, "task=7"]
-    assert list(folder.iterdir()) == []
-
-
-def test_a_script_asks_slurm_for_what_was_configured(tmp_path: Path):
-    asked = SlurmConfig(
-        partition="cpu,long",
-        account="lab",
-        qos="low",
-        time_limit_minutes=90,
-        cpus_per_task=8,
-        memory_gib=16,
-        max_parallel=3,
-        options=["--exclude=n[3-5]", "--exclusive"],
-    )
-    assert asked.problems() == []
-    found = directives(slurm.script(job(tmp_path), asked))
-    assert found == {
-        "job-name": "x-encode",
-        "array": "0-2,5%3",
-        "nodes": "1",
-        "ntasks": "1",
-        "cpus-per-task": "8",
-        "time": "90",
-        "mem": "16G",
-        "partition": "cpu,long",
-        "account": "lab",
-        "qos": "low",
-        "exclude": "n[3-5]",
-        "exclusive": "",
-        "requeue": "",
-        "open-mode": "append",
-        "kill-on-invalid-dep": "yes",
-    }
-    found = directives(slurm.script(job(tmp_path, elements=None), SlurmConfig()))
-    assert not {"array", "mem", "partition", "account", "qos"} & found.keys()
-
-
-def test_the_commands_shown_send_each_job_after_the_one_before(tmp_path: Path):
-    logs = tmp_path / HOSTILE
-    first = job(tmp_path, key="clean", logs=logs, file=tmp_path / HOSTILE / "clean.sh")
-    text = slurm.commands([first, job(tmp_path, logs=logs, elements=None)], SlurmConfig())
-    stand_in = 'sbatch() { n=$((${#clean} + 41)); for w in "$@"; do echo "$w" >&2; done; echo "$n"; }'
-    done = subprocess.run(["bash", "-ec", f"{stand_in}\n{text}"], capture_output=True, text=True, cwd=tmp_path)
-    pattern = str(logs).replace("%", "%%")
-    shown = [line for line in done.stderr.splitlines() if line.partition("=")[0] not in STATIC]
-    assert shown == [
-        "--parsable",
-        "--array=0-2,5",
-        f"--output={pattern}/%x-%A_%a.log",
-        str(first.file),
-        "--parsable",
-        f"--output={pattern}/%x-%j.log",
-        "--dependency=afterok:41",
-        str(tmp_path / "encode.sh"),
-    ]
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["cpu; rm -rf /", "a b", "x\n#SBATCH --uid=0", "$(id)", ""])
-def test_a_partition_that_could_be_a_command_is_refused(name: str):
-    for key in ("partition", "account", "qos"):
-        assert f"slurm.{key}={name!r} is no name" in dataclasses.replace(SlurmConfig(), **{key: name}).problems()[0]
-
-
-@pytest.mark.parametrize(
-    ("option", "why"),
-    [("exclusive", "is not written"), ("--comment=a b", "is not written"), ("--array=0", "sets --array itself")],
-)
-def test_an_option_that_sbatch_would_not_take_or_that_is_ours_is_refused(option: str, why: str):
-    assert why in SlurmConfig(options=[option]).problems()[0]
 
 
 # --- how wide, how long ----------------------------------------------------------------------------------------------
@@ -222,14 +103,6 @@ def test_an_element_that_cannot_end_in_its_time_is_refused_with_what_would_work(
         assert part in str(error.value)
     enough = dataclasses.replace(asked.slurm, time_limit_minutes=minutes)
     refuse_too_long([work], dataclasses.replace(asked, slurm=enough), widest=4)
-
-
-@pytest.mark.parametrize(
-    ("written", "minutes"),
-    [("infinite", math.inf), ("30:00", 30), ("1:00:30", 60.5), ("2-00:00:00", 2880), ("n/a", math.inf)],
-)
-def test_slurm_s_times_are_read(written: str, minutes: float):
-    assert slurm.minutes(written) == minutes
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -307,34 +180,11 @@ def test_submitting_where_there_is_no_slurm_says_so(tmp_path: Path):
 # --- under a real Slurm ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    try:
-        found = Box(tmp_path_factory.mktemp("slurm") / "box", nodes=3, cpus=1, max_array_size=4)
-    except NoSlurmError as error:
-        pytest.skip(f"no Slurm to test against ({error}); tests/install_slurm.sh")
-    yield found
-    found.stop()
-
-
-@pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest) -> Cluster:
-    """The one at hand, whose nodes must see pytest's --basetemp, or else one of our own."""
-    return Cluster.at_hand() or request.getfixturevalue("box")
-
-
 def launched(box: Cluster, typed: list[str]) -> str:
     command = [sys.executable, "-m", "launch", "data", *typed, "submit=true"]
     done = subprocess.run(command, cwd=ROOT, env=box.env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def wait_until_empty(box: Cluster) -> None:
-    until = time.monotonic() + 120
-    while box.ask("squeue", "--noheader"):
-        assert time.monotonic() < until, box.ask("squeue")
-        time.sleep(0.2)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -350,7 +200,7 @@ def test_arrays_over_several_nodes_give_the_bytes_of_one_process(tmp_path: Path,
     assert "Arrays have 4 elements" in launched(cluster, typed)
     with pytest.raises(AssertionError, match="wait or run already"):
         launched(cluster, typed)
-    wait_until_empty(cluster)
+    cluster.wait_until_empty()
     logs = "".join(file.read_text() for file in (out / "logs").iterdir())
     assert (out / "manifest.json").exists(), logs
     assert len(set(re.findall(r"on (\S+), attempt", logs))) > 1
@@ -382,7 +232,7 @@ def test_what_the_cluster_and_the_environment_say_is_heeded(tmp_path: Path, box:
     assert "Arrays have 4 elements (MaxArraySize=4, MaxJobCount=10,000: scontrol show config)" in shown
     assert set(box.ask("squeue", "--noheader", "--format=%l").split()) == {"33:00"}
     box.ask("scancel", "--me")
-    wait_until_empty(box)
+    box.wait_until_empty()
 
 
 @pytest.mark.slurm
@@ -414,13 +264,13 @@ def test_a_dead_node_and_a_cancelled_element_lose_nothing(tmp_path: Path, box: B
     box.ask("scancel", f"{array}_2")
     box.kill_node(node)
     box.ask("scontrol", "update", f"jobid={element}", "starttime=now")  # else it waits two minutes
-    wait_until_empty(box)
+    box.wait_until_empty()
     assert "attempt 2" in (out / "logs" / f"{log_name(out, 'encode')}-{element}.log").read_text()
     assert not (out / "manifest.json").exists()
     n_done = len(list(out.glob("train-*.json")))
     launched(box, typed)
     assert directives((out / "work" / "slurm" / "encode.sh").read_text())["array"] == "2%1"
-    wait_until_empty(box)
+    box.wait_until_empty()
     prepare(dataclasses.replace(compose(LAUNCH_DATA, typed).data_prep, out=str(alone), workers=1))
     assert 0 < n_done < len(list(alone.glob("train-*.json")))
     assert contents(out) == contents(alone)
