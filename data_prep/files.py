@@ -68,7 +68,7 @@ def exclusive(folder: Path, advice: str, *, name: str = ".lock", shared: bool = 
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / name).open("a")  # network file systems lock only what is open for writing
+        lock = (folder / name).open("a+")  # NFS wants it open for writing to hold it alone, for reading to share it
     except OSError as error:
         raise write_error(error, folder) from error
     with lock:

@@ -61,6 +61,33 @@ class Job(Protocol):
     def run(self, advance: Callable[[Done], None]) -> None: ...
 
 
+@dataclass(frozen=True)
+class Backlog:
+    """What a stage consists of: for each of its jobs the weight in bytes, and whether it is finished."""
+
+    jobs: tuple[tuple[int, bool], ...]
+
+    @property
+    def left(self) -> int:
+        """Number of unfinished jobs."""
+        return sum(not finished for _, finished in self.jobs)
+
+    def elements(self, n: int) -> list[int]:
+        """Those of a job array of `n` with something left."""
+        return [i for i in range(n) if self.left_of(i, n)]
+
+    def left_of(self, element: int, n: int) -> list[int]:
+        """Weights of the element's unfinished jobs."""
+        return [n_bytes for n_bytes, finished in self.jobs[element::n] if not finished]
+
+
+def in_ranges(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] becomes "0-2,5", as job arrays take it. `numbers` rise."""
+    starts = [n for i, n in enumerate(numbers) if not i or numbers[i - 1] != n - 1]
+    ends = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
 def content_id(facts: Any) -> str:
     """16 hexadecimal digits of the SHA-256 over the canonical JSON of plain values."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]

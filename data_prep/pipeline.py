@@ -28,15 +28,16 @@ from data_prep.inspection.corpus import Corpus
 from data_prep.inspection.page import write_page
 from data_prep.inspection.survey import survey
 from data_prep.inspection.tokenizer_report import tokenizer_report
-from data_prep.jobs import Job, clear_temporaries
+from data_prep.jobs import Backlog, Job, clear_temporaries, in_ranges
 from data_prep.manifest import MANIFEST, Manifest
 from data_prep.parts import CleanJob
-from data_prep.plan import PLAN, Plan
+from data_prep.plan import Plan
 from data_prep.publish import publish, remove_strangers
 from data_prep.slices import Reading, Slice
 from data_prep.tokenizer import Tokenizer
 from data_prep.workers import Workers
 
+SINGLE_STAGES = (Stage.plan, Stage.tokenizer, Stage.publish)  # done by one process
 LOOKING = (Stage.verify, Stage.inspect, Stage.export)  # at a finished dataset
 WORKER_BYTES = 8 << 20  # what a process should have to do at least; its start takes about a second
 
@@ -59,18 +60,35 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
         return manifest
 
 
+def outstanding(config: DataPrepConfig) -> tuple[Plan, dict[Stage, Backlog | None]]:
+    """Leaves the plan that the elements of a job array need, and tells what each stage has to do (see
+    `Stages.backlog`); no stage when the dataset is complete. Raises DataError as `prepare` does."""
+    stages = Stages(config)
+    plan = stages.plan()
+    with _held(config):
+        if stages.finished_dataset() is not None:
+            return plan, {}
+        stages.do(Stage.plan)
+        return plan, {stage: stages.backlog(stage) for stage in stages.parts()}
+
+
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def _held(config: DataPrepConfig) -> Iterator[None]:
-    """One command holds `out` alone; elements of a job array share it, and each element runs once at a time."""
+    """One command holds `out` alone; elements of a job array share it, and each element runs once at a time. `status`
+    looks on while others work."""
     folder, advice = Path(config.out), "wait for it, or choose another out="
+    if config.stage is Stage.status:
+        yield
+        return
     with exclusive(folder, advice, shared=config.task is not None):
         if config.task is None:
             clear_temporaries(folder)
-            clear_temporaries(folder / "work")
+            for below, _, _ in os.walk(folder / "work"):
+                clear_temporaries(Path(below))
             yield
         else:
             name = f".lock-{config.stage}-{config.task}-of-{config.n_tasks}"
@@ -147,6 +165,19 @@ class Stages:
                 return self._encode_jobs
             case _:
                 return self._curation.jobs(stage)
+
+    def parts(self) -> list[Stage]:
+        """The stages that this configuration needs, `dedup` and `decontaminate` as their parts."""
+        return [part for stage in self.order() for part in self._parts_of(stage)]
+
+    def backlog(self, stage: Stage) -> Backlog | None:
+        """What a stage has done and has to do; None while only the stages before it can tell."""
+        if stage in SINGLE_STAGES:
+            return Backlog(((0, self._single_is_done(stage)),))
+        try:
+            return Backlog(tuple((job.bytes, job.finished()) for job in self.jobs(stage)))
+        except DataError:
+            return None
 
     def finished_dataset(self) -> Manifest | None:
         """The dataset that lies there, if it is the one asked for. Raises DataError if it is another one."""
@@ -271,25 +302,32 @@ class Stages:
 
     def _status(self) -> str:
         """A line a stage: tasks done of all; with n_tasks, which elements of a job array have something left to do."""
-        lines: list[str] = []
-        for stage in self.order():
-            for part in self._parts_of(stage):
-                lines.append(f"{part:<12}{self._progress_of(part)}")
-        return "\n".join(lines)
+        return "\n".join(f"{part:<12}{self._progress_of(part)}" for part in self.parts())
 
     def _progress_of(self, stage: Stage) -> str:
-        if stage in (Stage.plan, Stage.tokenizer, Stage.publish):
-            files = {Stage.plan: Path("work", PLAN), Stage.tokenizer: Path(vocabulary.ORIGIN), Stage.publish: MANIFEST}
-            return "done" if (self._folder / files[stage]).exists() else "to do"
-        try:
-            finished = [job.finished() for job in self.jobs(stage)]
-        except DataError:
+        backlog = self.backlog(stage)
+        if backlog is None:
             return "waits for the stages before it"
-        line = f"{sum(finished):,} of {len(finished):,} tasks done"
-        if self._config.n_tasks is None or all(finished):
+        if stage in SINGLE_STAGES:
+            return "to do" if backlog.left else "done"
+        n_jobs = len(backlog.jobs)
+        line = f"{n_jobs - backlog.left:,} of {n_jobs:,} tasks done"
+        if self._config.n_tasks is None or not backlog.left:
             return line
-        left = [i for i in range(self._config.n_tasks) if not all(finished[i :: self._config.n_tasks])]
-        return f"{line}; array elements with something left: {in_ranges(left)}"
+        return f"{line}; array elements with something left: {in_ranges(backlog.elements(self._config.n_tasks))}"
+
+    def _single_is_done(self, stage: Stage) -> bool:
+        """What lies there is that of this plan and these options, not of earlier ones."""
+        try:
+            match stage:
+                case Stage.plan:
+                    return planning.load(self._config).sha256 == self._plan.sha256
+                case Stage.tokenizer:
+                    return vocabulary.published_sha256(self._folder) == self._tokenizer.sha256
+                case _:
+                    return Manifest.load(self._folder).plan == self._plan.sha256
+        except DataError:
+            return False
 
     def _inspect(self) -> None:
         config = self._config.inspect
@@ -318,21 +356,24 @@ class Stages:
         if missing:
             raise DataError(
                 f"stage={stage} is not finished: {missing:,} of {len(self.jobs(stage)):,} tasks are missing in "
-                f"{self._folder}; run stage={stage} first (what is done is used again)"
+                f"{self._folder}{self._drift()}; run stage={stage} first (what is done is used again)"
             )
+
+    def _drift(self) -> str:
+        """What to know when tasks are missing that a job array has done: it works by the plan that was left for it."""
+        try:
+            left = planning.load(self._config)
+        except DataError:
+            return ""
+        if left.sha256 == self._plan.sha256:
+            return ""
+        return " (the inputs are not those that stage=plan found: files have come, gone or changed since)"
 
 
 def workers_for(n_bytes: int) -> int:
     """One process for each core that this one may use (under Slurm or taskset not all of the machine's), as far as
     there is enough to do for each to earn its start."""
     return max(1, min(len(os.sched_getaffinity(0)), n_bytes // WORKER_BYTES))
-
-
-def in_ranges(numbers: Sequence[int]) -> str:
-    """[0, 1, 2, 5] becomes "0-2,5", as job arrays take it. `numbers` rise."""
-    starts = [n for i, n in enumerate(numbers) if not i or numbers[i - 1] != n - 1]
-    ends = [n for i, n in enumerate(numbers) if i == len(numbers) - 1 or numbers[i + 1] != n + 1]
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _another_dataset(config: DataPrepConfig, differing: Sequence[str]) -> str:

@@ -96,7 +96,8 @@ def load(config: DataPrepConfig) -> Plan:
         )
     inputs = [Input(*item) for item in tree["inputs"]]
     groups = [tuple(Span(inputs[i], start, stop) for i, start, stop in task) for task in tree["tasks"]]
-    return Plan(tree["options"], tuple(jobs.task_of(group, reading_of(config)) for group in groups))
+    reading = reading_of(config)
+    return Plan(tree["options"], tuple(jobs.task_of(group, reading) for group in groups))
 
 
 def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:

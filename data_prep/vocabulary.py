@@ -41,6 +41,14 @@ def existing(folder: Path, settings: TokenizerConfig, wanted: dict[str, Any]) ->
     return tokenizer if same else None
 
 
+def published_sha256(folder: Path) -> str:
+    """Of the tokenizer that lies in `folder`. Raises DataError when there is none with a record that matches it."""
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    if read_json(folder / ORIGIN).get("sha256") != tokenizer.sha256:
+        raise DataError(f"{folder / ORIGIN} does not tell of {folder / TOKENIZER}")
+    return tokenizer.sha256
+
+
 def wanted_settings(settings: TokenizerConfig, val_fraction: float, rules: str) -> dict[str, Any]:
     """All that decides the content of a trained model, but for the corpus. `rules`: digest of those of `clean`."""
     return {

@@ -2,15 +2,19 @@
 
 python -m launch plan experiment=debug                       # what it needs in memory, time and money
 python -m launch plan experiment=llama_100m cluster=h100     # on another machine than this one
-python -m launch plan experiment=debug total_tokens=5_000_000
+python -m launch data out=data/web source=jsonl source.paths=[crawl/] slurm.partition=cpu   # data_prep, by job arrays
+
+Each takes --help.
 """
 
 import sys
 
 from conf.compose import App, entry
-from train.config import OPTIONS, TrainConfig
+from data_prep.__main__ import APP as DATA_PREP
+from launch.data_config import LaunchDataConfig
 
-VERBS = ("plan",)
+VERBS = ("plan", "data")
+LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
 def main() -> None:
@@ -20,12 +24,31 @@ def main() -> None:
         print(f"{asked}{(__doc__ or '').strip()}", file=sys.stderr if asked else sys.stdout)
         sys.exit(2 if asked else 0)
     del sys.argv[1]
+    if verb == "plan":
+        _plan()
+    else:
+        _data()
+
+
+def _plan() -> None:
     if not any(word.lstrip("+").startswith("run.name=") for word in sys.argv):
         sys.argv.append("run.name=planned")  # a plan is about a run that need not have a name yet
 
     from launch.plan import plan
+    from train.config import OPTIONS, TrainConfig
 
     entry(App("train", TrainConfig, OPTIONS), plan)
+
+
+def _data() -> None:
+    words = sys.argv[1:]
+
+    def run(config: LaunchDataConfig) -> None:
+        from launch.data_array import launch_data
+
+        launch_data(config, words)
+
+    entry(LAUNCH_DATA, run)
 
 
 if __name__ == "__main__":

@@ -97,9 +97,9 @@ class Plan:
 
     @staticmethod
     def load(file: Path) -> "Plan":
-        stored = json.loads(file.read_text())
-        kind = {"exact": ExactDedup, "minhash": MinHashDedup}[stored["settings"]["kind"]]
-        return Plan(file.parent.parent, kind(**stored["settings"]), tuple(stored["ids"]), tuple(stored["sources"]))
+        """Parsed once as long as the file stays: each of thousands of jobs asks for it, and it names all slices."""
+        state = file.stat()
+        return _loaded(file, state.st_ino, state.st_mtime_ns)
 
     @functools.cached_property
     def firsts(self) -> Ints:
@@ -141,6 +141,13 @@ def plan(config: ExactDedup | MinHashDedup, slices: Sequence[Slice], folder: Pat
     made = Plan(folder, config, ids, tuple(part.source for part in slices))
     made.publish()
     return made
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(file: Path, _inode: int, _mtime_ns: int) -> Plan:
+    stored = json.loads(file.read_text())
+    kind = {"exact": ExactDedup, "minhash": MinHashDedup}[stored["settings"]["kind"]]
+    return Plan(file.parent.parent, kind(**stored["settings"]), tuple(stored["ids"]), tuple(stored["sources"]))
 
 
 def _digest(facts: Any) -> str:

@@ -21,10 +21,10 @@ from data_prep.config import SHARED_STAGES, DataPrepConfig, OnBad, Stage, Tokeni
 from data_prep.decontaminate.config import DecontaminateConfig
 from data_prep.dedup.config import MinHashDedup
 from data_prep.files import DataError
-from data_prep.jobs import Done
+from data_prep.jobs import Done, in_ranges
 from data_prep.manifest import Manifest
 from data_prep.parts import read_part
-from data_prep.pipeline import Stages, in_ranges, prepare
+from data_prep.pipeline import Stages, prepare
 from data_prep.shards import ShardReader
 from data_prep.sources.config import Jsonl
 from data_prep.tokenizer import Tokenizer

@@ -1,0 +1,230 @@
+"""A Slurm cluster for tests: the one at hand, or a throw-away one whose nodes all live on this machine.
+
+Its own needs the programs slurmctld, slurmd, sbatch and munged (Debian: `apt-get install slurmctld slurmd slurm-client
+munge`), but neither root nor a service manager: every daemon runs in the foreground as a child of the test, listens on
+127.0.0.1 only, and keeps all its files below one folder. Nodes take no notice of each other's existence on one machine
+because each slurmd has a name and a port of its own.
+"""
+
+import contextlib
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PROGRAMS = ("sbatch", "scontrol", "squeue", "scancel", "slurmctld", "slurmd", "munged")
+START_SECONDS = 20.0
+
+CONF = """\
+ClusterName=box
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+SwitchType=switch/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
+ReturnToService=2
+KillWait=1
+MinJobAge=3600
+MaxArraySize={max_array_size}
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} RealMemory=4000
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class NoSlurmError(Exception):
+    """Why there is no cluster."""
+
+
+class Cluster:
+    def __init__(self, env: dict[str, str]):
+        self.env = env
+
+    @staticmethod
+    def at_hand() -> "Cluster | None":
+        """The one that the sbatch on the PATH belongs to, if its controller answers."""
+        if shutil.which("sbatch") is None:
+            return None
+        done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False)
+        return Cluster(dict(os.environ)) if " UP" in done.stdout else None
+
+    def ask(self, *words: str) -> str:
+        return subprocess.run(words, env=self.env, capture_output=True, text=True, check=True).stdout
+
+    def wait_until_empty(self, seconds: float = 120) -> None:
+        """Until no job waits or runs."""
+        until = time.monotonic() + seconds
+        while self.ask("squeue", "--me", "--noheader"):
+            assert time.monotonic() < until, self.ask("squeue")
+            time.sleep(0.2)
+
+
+class Box(Cluster):
+    """A running cluster of `nodes` nodes, n1, n2 ...; only what it started is ever ended."""
+
+    def __init__(self, folder: Path, nodes: int = 3, cpus: int = 2, max_array_size: int = 4):
+        missing = [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
+        if missing:
+            raise NoSlurmError(f"not installed: {', '.join(missing)}")
+        self.folder, self._nodes = folder, nodes
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        super().__init__(dict(os.environ) | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _search_path()})
+        self._write_settings(cpus, max_array_size)
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def kill_node(self, name: str) -> None:
+        """The node loses its power, and the controller learns of it."""
+        daemon = self._children.pop(name)
+        _kill([daemon.pid, *_tree(self._steps(name))])
+        daemon.wait()
+        self.ask("scontrol", "update", f"nodename={name}", "state=down", "reason=killed by a test")
+
+    def stop(self) -> None:
+        if "slurmctld" in self._children:
+            subprocess.run(["scancel", "--quiet", f"--user={getpass.getuser()}"], env=self.env, check=False, timeout=20)
+        for name in [f"n{i}" for i in range(1, self._nodes + 1)]:
+            _kill([*_tree(self._steps(name))])
+        for child in reversed(self._children.values()):
+            child.terminate()
+        for child in self._children.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(5)
+            child.kill()
+            child.wait()
+
+    def _write_settings(self, cpus: int, max_array_size: int) -> None:
+        for name in ("state", *(f"n{i}" for i in range(1, self._nodes + 1))):
+            (self.folder / name).mkdir(parents=True)
+        self.folder.chmod(0o755)
+        key = self.folder / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        port = _free_ports(self._nodes + 1)
+        conf = CONF.format(
+            host=socket.gethostname().split(".")[0],
+            user=getpass.getuser(),
+            folder=self.folder,
+            port=port,
+            first=port + 1,
+            last=port + self._nodes,
+            nodes=self._nodes,
+            cpus=cpus,
+            max_array_size=max_array_size,
+        )
+        (self.folder / "slurm.conf").write_text(conf)
+
+    def _start(self) -> None:
+        below = self.folder
+        self._spawn(
+            "munged",
+            *("munged", "--foreground", "--force", f"--socket={below}/munge.socket", f"--key-file={below}/munge.key"),
+            *(f"--pid-file={below}/munged.pid", f"--seed-file={below}/munge.seed", f"--log-file={below}/munged.log"),
+        )
+        self._wait_for("munged", (below / "munge.socket").exists)
+        self._spawn("slurmctld", "slurmctld", "-D", "-i")
+        for i in range(1, self._nodes + 1):
+            self._spawn(f"n{i}", "slurmd", "-D", "-N", f"n{i}")
+        self._wait_for("slurmctld", self._all_idle)
+
+    def _spawn(self, name: str, *words: str) -> None:
+        with (self.folder / f"{name}.out").open("wb") as out:
+            self._children[name] = subprocess.Popen(
+                words, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def _wait_for(self, name: str, ready: Callable[[], bool]) -> None:
+        until = time.monotonic() + START_SECONDS
+        while not ready():
+            dead = [child for child, process in self._children.items() if process.poll() is not None]
+            if dead or time.monotonic() > until:
+                which = dead[0] if dead else name
+                said = (self.folder / f"{which}.out").read_text(errors="replace").strip().splitlines()[-3:]
+                raise NoSlurmError(f"{which} does not come up here: {' | '.join(said)}")
+            time.sleep(0.1)
+
+    def _all_idle(self) -> bool:
+        words = ["sinfo", "--noheader", "--Node", "--format=%T"]
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True, check=False)
+        return done.stdout.split() == ["idle"] * self._nodes
+
+    def _steps(self, node: str) -> list[int]:
+        """slurmstepd processes that hold a file of this node."""
+        mine = (f"{self.folder}/{node}/", f"{self.folder}/{node}.log")
+        return [pid for pid in _processes("slurmstepd") if _holds(pid, mine)]
+
+
+def _search_path() -> str:
+    """Debian keeps the daemons where only root looks."""
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
+def _free_ports(n: int) -> int:
+    """The first of n ports in a row that nobody listens on."""
+    for first in range(27_000 + os.getpid() % 1000 * 4, 60_000, n):
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in range(first, first + n):
+                    stack.enter_context(contextlib.closing(socket.socket())).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise NoSlurmError("no free ports")
+
+
+def _processes(name: str) -> Iterator[int]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "comm").read_text().strip() == name:
+                yield int(folder.name)
+
+
+def _holds(pid: int, parts: tuple[str, ...]) -> bool:
+    found = False
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            target = str(link.readlink())
+            found = found or target.startswith(parts)
+    return found
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _tree(pids: list[int]) -> Iterator[int]:
+    """The processes and all that descend from them, parents first."""
+    for pid in pids:
+        yield pid
+        children: list[int] = []
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                children += map(int, file.read_text().split())
+        yield from _tree(children)
