@@ -77,9 +77,11 @@ class RunFolder:
             leftover.unlink()
 
     def describe(self, config: TrainConfig, tokenizer: Path) -> None:
-        """Writes the configuration and a copy of the tokenizer: from here on the folder is this run's."""
+        """Writes the configuration and a copy of the tokenizer, if the dataset has one: from here on the folder is this
+        run's."""
         publish_bytes(self.config_yaml, to_yaml(config).encode())
-        publish_bytes(self.tokenizer_model, tokenizer.read_bytes())
+        if tokenizer.is_file():
+            publish_bytes(self.tokenizer_model, tokenizer.read_bytes())
 
     def release(self) -> None:
         """Lets another process claim the folder."""

@@ -283,7 +283,11 @@ class Session:
     def _write_samples(self) -> None:
         """A collective: every rank draws the same tokens from the same seed, rank 0 writes them."""
         folder, sample = self._setup.folder, self._config.sample
-        tokenizer = Tokenizer.load(self._setup.data / "tokenizer.model")
+        model = self._setup.data / "tokenizer.model"
+        if not model.is_file():
+            self._say(f"no samples: {self._setup.data} has no tokenizer.model (its tokens came from another program)")
+            return
+        tokenizer = Tokenizer.load(model)
         context = self._config.data.seq_len
         texts = [
             write_sample(

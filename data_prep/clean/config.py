@@ -271,7 +271,9 @@ class CleanConfig:
         for name in ("language", "gopher_repetition", "gopher_quality", "c4", "refinedweb", "fineweb"):
             rules: Any = getattr(self, name)
             if not rules.enabled and rules != type(rules)():
-                changed = ", ".join(key for key, value in vars(rules).items() if value != getattr(type(rules)(), key))
+                default: Any = type(rules)()
+                names = [item.name for item in dataclasses.fields(rules)]
+                changed = ", ".join(key for key in names if getattr(rules, key) != getattr(default, key))
                 found.append(
                     f"clean.{name}.{changed} has no effect while clean.{name}.enabled=false; "
                     f"set clean.{name}.enabled=true, or drop it"

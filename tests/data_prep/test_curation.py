@@ -233,7 +233,7 @@ def test_status_tells_what_is_left_and_for_which_elements(
 
 def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(tmp_path: Path, corpus: Path, whole: Path):
     """kill -9 of the command, or of it and all its workers, whose number changes each time."""
-    out, rng = tmp_path / "out", random.Random(0)
+    out, rng, i = tmp_path / "out", random.Random(0), 0
     for i in range(20):
         n_workers = (1, 2, 7)[i % 3]
         process = subprocess.Popen(
