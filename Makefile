@@ -8,7 +8,7 @@ BOOTSTRAP = $(PYTHON) launch/bootstrap.py --venv .venv --torch "$(CRISOL_TORCH)"
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test check format lock install clean
+.PHONY: help demo plan test bench check format lock install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,11 @@ plan: ## what a run needs in memory, time and money: make plan ARGS="experiment=
 test: ## the whole test-suite on CPU: make test ARGS="tests/launch -x"
 	@$(BOOTSTRAP) --extras test
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+bench: ## the benchmark tables: encoding against the bare loop, and the loader
+	@$(BOOTSTRAP) --extras test
+	@$(BIN)/python -m tests.benchmarks.encode $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.loader
 
 check: ## formatting, lint and types, changing nothing
 	@$(BOOTSTRAP) --extras test,dev
