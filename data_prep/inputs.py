@@ -36,7 +36,7 @@ NOT_STDLIB = frozenset({"test", "tests", "idle_test", "__pycache__", "site-packa
 PACKED = ("", ".gz", ".zst", ".bz2")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Input:
     """One stored file, or one shard of a Hugging Face dataset."""
 
@@ -52,7 +52,7 @@ class Input:
     """Time of last change in ns, ETag, ...: changes when the file does; never part of a dataset's digest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """A slice [start, stop) of an input, in stored bytes. A unit (line, Zstandard frame, Parquet row group) belongs to
     the span in which it begins; a line that begins right at `stop` to the span before."""
@@ -112,7 +112,7 @@ def _site_packages() -> Iterator[Input]:
 # --- what was asked for ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """One of `source.paths`."""
 
