@@ -15,6 +15,7 @@ import enum
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 import types
@@ -26,6 +27,7 @@ from typing import Any
 
 CONF_FOLDER = Path(__file__).resolve().parent
 EXIT_INTERRUPTED = 130
+EXIT_READER_LEFT = 141  # as a shell tells of SIGPIPE
 MULTIRUN_REFUSED = (
     "error: --multirun is refused: it would run all jobs in one process, and DeepSpeed's state does not outlive a job; "
     "nothing was started. Give one command a value, say in a loop of the shell."
@@ -86,10 +88,14 @@ def entry(app: App, task: Callable[[Any], int | None]) -> None:
     if {"-m", "--multirun"} & set(words):
         print(MULTIRUN_REFUSED, file=sys.stderr)
         sys.exit(ConfigError.exit_code)
-    if any(word.startswith("-") for word in words):
-        _through_hydra(app, checked)
-    else:
-        checked(lambda: compose(app, words))
+    try:
+        if any(word.startswith("-") for word in words):
+            _through_hydra(app, checked)
+        else:
+            checked(lambda: compose(app, words))
+    except BrokenPipeError:  # the reader of our output left: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_READER_LEFT)
 
 
 def compose(app: App, overrides: Sequence[str]) -> Any:

@@ -103,3 +103,11 @@ def test_a_mistake_ends_with_exit_code_2_and_no_traceback():
     assert done.returncode == 2
     assert "val_fraction=2" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback():
+    root = Path(__file__).parents[2]
+    line = f"{sys.executable} -m data_prep --help | head -n 1"
+    done = subprocess.run(line, cwd=root, capture_output=True, text=True, shell=True)
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
