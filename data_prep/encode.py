@@ -35,7 +35,7 @@ from data_prep.shards import (
 )
 from data_prep.slices import Slice
 from data_prep.split import is_held_out
-from data_prep.tokenizer import Tokenizer, loaded
+from data_prep.tokenizer import Tokenizer
 
 BATCH_BYTES = 1 << 20
 GATE_DOCUMENTS = 64
@@ -56,7 +56,11 @@ class Vocabulary:
     sha256: str
 
     def load(self) -> Tokenizer:
-        return loaded(self.folder / TOKENIZER, self.sha256)
+        """Raises DataError when the file is not the one that this dataset is made with."""
+        tokenizer = Tokenizer.load(self.folder / TOKENIZER)
+        if tokenizer.sha256 != self.sha256:
+            raise DataError(f"{self.folder / TOKENIZER} was exchanged: {tokenizer.sha256}, expected {self.sha256}")
+        return tokenizer
 
 
 @dataclass(frozen=True)

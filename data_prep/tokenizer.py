@@ -79,7 +79,10 @@ class Tokenizer:
             content = Path(path).read_bytes()
         except OSError as error:
             raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
-        return Tokenizer(content, str(path))
+        try:
+            return _of(content)
+        except DataError:
+            return Tokenizer(content, str(path))  # the same again, with the file's name in the message
 
     def encode_batch(self, texts: Sequence[bytes]) -> tuple[Ids, npt.NDArray[np.int64]]:
         """Ids of all texts one after the other, (n,) int32, without control symbols, and how many each text has.
@@ -158,12 +161,9 @@ class Tokenizer:
 
 
 @lru_cache(maxsize=2)
-def loaded(path: Path, sha256: str) -> Tokenizer:
-    """The tokenizer of this digest, loaded once a process. Raises DataError when the file holds another one."""
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.sha256 != sha256:
-        raise DataError(f"{path} was exchanged while it was in use: {tokenizer.sha256}, expected {sha256}")
-    return tokenizer
+def _of(content: bytes) -> Tokenizer:
+    """A process needs few models, and each more than once."""
+    return Tokenizer(content, "the tokenizer")
 
 
 def _cut_of(model: Any) -> Cut | None:
