@@ -23,6 +23,7 @@ from train.corpus import Corpus
 from train.data_config import DataConfig, Packing
 from train.mixture import Mixture, Stage, in_proportion, integer_weights
 from train.order import Order, Stretch, changed
+from train.stream import shards_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Source:
     consumed: int
     """slots (places for one prediction each) used before the phase"""
     stretches: tuple[Stretch, ...]
+    shards: tuple[str, ...] = ()
+    """short digests of its shards' tokens: by them a source is known again inside another one"""
 
     def order(self, seed: int) -> Order:
         return Order(self.stretches, seed, self.ordinal)
@@ -97,7 +100,13 @@ class Phase:
     @staticmethod
     def from_tree(tree: Mapping[str, Any]) -> "Phase":
         sources = tuple(
-            Source(**(source | {"stretches": tuple(Stretch(**stretch) for stretch in source["stretches"])}))
+            Source(
+                **(
+                    source
+                    | {"stretches": tuple(Stretch(**stretch) for stretch in source["stretches"])}
+                    | {"shards": tuple(source.get("shards", ()))}
+                )
+            )
             for source in tree["sources"]
         )
         schedule = tuple((start, tuple(weights)) for start, weights in tree["schedule"])
@@ -143,7 +152,9 @@ def rebased(
     for corpus in corpora:
         slots = epoch_slots[corpus.digest]
         if (old := known.pop(corpus.digest, None)) is None:
-            sources.append(_new_source(corpus, n_known, 0, data, slots))
+            new_source = _new_source(corpus, n_known, 0, data, slots)
+            _refuse_repetition(new_source, last.sources, consumed)
+            sources.append(new_source)
             n_known += 1
             continue
         used = consumed[corpus.digest]
@@ -167,11 +178,22 @@ def rebased(
     return [*(phase for phase in phases if phase.first_step < step), new]
 
 
+def _refuse_repetition(new: Source, held: Sequence[Source], consumed: Mapping[str, int]) -> None:
+    """A source that holds shards of one that was read already, beside others: it would begin at its beginning."""
+    for old in held:
+        if consumed[old.digest] and (both := set(new.shards) & set(old.shards)):
+            raise DataError(
+                f"{new.folder} (data.sources.{new.name}) holds {len(both)} of the {len(old.shards)} shards of the "
+                f"source {old.name}, of which {consumed[old.digest]:_} tokens were used: they would be repeated. Keep "
+                "that source as it was, and add what is new as a source of its own (another dataset, or a label)."
+            )
+
+
 def refuse_other_data(phase: Phase, corpora: Sequence[Corpus], step: int) -> None:
     """Raises DataError where a source of the run is no longer what the run has trained on."""
-    known = {source.digest for source in phase.sources}
+    known = {source.name: source.digest for source in phase.sources[: len(corpora)]}
     for corpus in corpora:
-        if corpus.digest not in known:
+        if corpus.digest != known.get(corpus.name):
             raise DataError(
                 f"{corpus.folder} is not the dataset that this run has trained on until step {step}: its shards "
                 "differ. Point data.folder (data.sources) at that dataset, choose another run.name, or go on with "
@@ -186,7 +208,7 @@ def over_the_cap(phase: Phase, total_steps: int, seed: int) -> list[str]:
     found: list[str] = []
     for i, (source, consumed) in enumerate(zip(phase.sources, phase.consumed_at(total_steps), strict=True)):
         epochs = source.order(seed).epochs(consumed)
-        if source.max_epochs is None or epochs <= source.max_epochs:
+        if source.max_epochs is None or epochs <= source.max_epochs or not counts[i]:
             continue
         last = source.stretches[-1]
         room = max(0, last.shift + int(source.max_epochs * last.epoch_slots) - source.consumed) // phase.seq_len
@@ -217,6 +239,7 @@ def _new_source(corpus: Corpus, ordinal: int, consumed: int, data: DataConfig, e
         max_epochs=corpus.config.max_epochs,
         consumed=consumed,
         stretches=(Stretch(begins=0, shift=0, block=data.seq_len, epoch_slots=epoch_slots),),
+        shards=tuple(shard.bin_sha256[:16] for shard in shards_of(corpus.manifest, "train", corpus.config.source)),
     )
 
 
