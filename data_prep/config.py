@@ -26,6 +26,10 @@ class Stage(StrEnum):
     all = "all"
     plan = "plan"
     clean = "clean"
+    decontaminate = "decontaminate"  # the three that follow
+    index = "index"  # pyright: ignore[reportAssignmentType]  hides str.index, which no stage needs
+    scan = "scan"
+    judge = "judge"
     dedup = "dedup"  # the seven that follow, one after the other
     sign = "sign"
     catalog = "catalog"
@@ -34,10 +38,6 @@ class Stage(StrEnum):
     shingle = "shingle"
     compare = "compare"
     resolve = "resolve"
-    decontaminate = "decontaminate"  # the three that follow
-    index = "index"  # pyright: ignore[reportAssignmentType]  hides str.index, which no stage needs
-    scan = "scan"
-    judge = "judge"
     tokenizer = "tokenizer"
     encode = "encode"  # pyright: ignore[reportAssignmentType]  hides str.encode, which no stage needs
     publish = "publish"
@@ -59,7 +59,7 @@ DEDUP_STAGES = (
     Stage.resolve,
 )
 DECONTAMINATE_STAGES = (Stage.index, Stage.scan, Stage.judge)
-SHARED_STAGES = (Stage.clean, *DEDUP_STAGES, *DECONTAMINATE_STAGES, Stage.encode)
+SHARED_STAGES = (Stage.clean, *DECONTAMINATE_STAGES, *DEDUP_STAGES, Stage.encode)
 """Lists of jobs, which the elements of a job array may share."""
 
 

@@ -1,4 +1,4 @@
-"""Which readable documents are left out all the same: duplicates, and those that hold evaluation data.
+"""Which readable documents are left out all the same: those that hold evaluation data, and duplicates of what is left.
 
 In: the configuration and the slices. Out: the jobs of the stages that find them, and for each slice the numbers of its
 documents that go, with the reason. Slices and their texts stay as they are; `encode` passes over what was removed.
@@ -35,7 +35,7 @@ class Removals:
         """Number of a document of the slice → reason."""
         removed: dict[int, str] = {}
         if self.contaminated is not None:
-            removed |= dict.fromkeys(Columns(self.contaminated)["document"].tolist(), decontaminate.REASON)
+            removed |= dict.fromkeys(Columns(self.contaminated, check=True)["document"].tolist(), decontaminate.REASON)
         if self.duplicates is not None:
             found = dedup.removals(DedupPlan.load(self.duplicates), self.slice_id)
             removed |= {number: str(removal.reason) for number, removal in found.items()}
@@ -50,10 +50,10 @@ class Curation:
     def stages(self) -> tuple[Stage, ...]:
         """Those that the configuration asks for."""
         found: list[Stage] = []
-        if self._dedup is not None:
-            found += [Stage(stage.value) for stage in dedup.stages(self._dedup)]
         if self._decontamination is not None:
             found += DECONTAMINATE_STAGES
+        if self._dedup is not None:
+            found += [Stage(stage.value) for stage in dedup.stages(self._dedup)]
         return tuple(found)
 
     def jobs(self, stage: Stage) -> Sequence[Job]:
@@ -73,21 +73,26 @@ class Curation:
         return ""
 
     def removals(self, slice: Slice) -> Removals:
-        duplicates = self._dedup.path("plan.json") if self._dedup is not None else None
-        contaminated = self._decontamination.hits(slice.id) if self._decontamination is not None else None
+        duplicates = self._dedup.file if self._dedup is not None else None
+        contaminated = None
+        if self._decontamination is not None:
+            decontaminate.require_judged(self._decontamination)
+            contaminated = self._decontamination.hits(slice.id)
         return Removals(slice.id, duplicates, contaminated)
 
     def reports(self) -> Iterator[tuple[str, bytes]]:
         """(name, content) of what the dataset keeps about the documents that went."""
         if self._dedup is not None:
-            yield "dedup.json", self._dedup.path("report.json").read_bytes()
+            yield "dedup.json", self._dedup.report.read_bytes()
         if self._decontamination is not None:
             yield "decontaminate.json", self._decontamination.report.read_bytes()
 
     @cached_property
     def _dedup(self) -> DedupPlan | None:
-        config = self._config.dedup
-        return None if isinstance(config, NoDedup) else dedup_plan(config, self._slices, self._work / "dedup")
+        config, gone = self._config.dedup, self._decontamination
+        if isinstance(config, NoDedup):
+            return None
+        return dedup_plan(config, self._slices, self._work / "dedup", gone.folder / "hits" if gone else None)
 
     @cached_property
     def _decontamination(self) -> decontaminate.Plan | None:

@@ -87,6 +87,8 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     files: tuple[FileEntry, ...]
     """All other files of the dataset; `inputs.jsonl` among them, one line a span of an input with its counts."""
+    own_sha256: str = ""
+    """Digest of all the above, by which `verify` sees that nothing of it was altered."""
     sha256: str = ""
     """Digest of manifest.json itself; known once it lies on disk."""
 
@@ -121,7 +123,7 @@ class Manifest:
         return manifest
 
     def publish(self, folder: Path) -> "Manifest":
-        tree = dataclasses.asdict(self)
+        tree = dataclasses.asdict(self) | {"own_sha256": self.digest()}
         del tree["sha256"]
         publish_json(folder / MANIFEST, tree)
         return Manifest.load(folder)
@@ -153,6 +155,7 @@ class Manifest:
         problems = self._cheap_problems(folder)
         for shard in self.shards:
             problems |= self._sidecar_problem(folder / shard.name, shard)
+        problems |= self._own_problems(folder)
         n_bytes = 0
         for entry in self.all_files():
             file = folder / entry.name
@@ -163,6 +166,25 @@ class Manifest:
                 problems[file] = f"{file}: its checksum differs from the manifest's, so its content was altered"
         _raise_if(problems, folder)
         return n_bytes
+
+    def _own_problems(self, folder: Path) -> dict[Path, str]:
+        """What the manifest says of itself, against its own digest, its shards, and the balance of the inputs."""
+        file = folder / MANIFEST
+        if self.digest() != self.own_sha256:
+            return {file: f"{file}: its own checksum differs, so it was altered after it was written"}
+        if content_fingerprint(self.tokenizer_sha256, self.shards) != self.fingerprint:
+            return {file: f"{file}: its fingerprint is not that of its shards"}
+        for entry in self.sources:
+            held = [sum(s.documents for s in self.shards_of(split, entry.name)) for split in SPLITS]
+            if held != [entry.train, entry.val] or sum(held) + sum(entry.removed.values()) != entry.documents_in:
+                return {file: f"{file}: the counts of source {entry.name} do not balance"}
+        return {}
+
+    def digest(self) -> str:
+        """SHA-256 over everything that manifest.json says, but for this digest itself."""
+        tree = dataclasses.asdict(self)
+        del tree["sha256"], tree["own_sha256"]
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
     def all_files(self) -> Iterator[FileEntry]:
         """Every file of the dataset but the manifest."""
@@ -231,7 +253,10 @@ def sizes_in(folder: Path) -> dict[str, int]:
 
 
 def _entries(schema: type[Any], tree: dict[str, Any], key: str, file: Path) -> tuple[Any, ...]:
-    return tuple(parsed(schema, item, file) for item in cast(list[Any], tree.get(key) or []))
+    found = tree.get(key)
+    if not isinstance(found, list):
+        raise DataError(f"{file} does not hold what it should: {key} is no list; it was altered after it was written")
+    return tuple(parsed(schema, item, file) for item in cast(list[Any], found))
 
 
 def _raise_if(problems: dict[Path, str], folder: Path) -> None:

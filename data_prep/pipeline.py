@@ -1,4 +1,4 @@
-"""The order of the stages: plan → clean → dedup → decontaminate → tokenizer → encode → publish. Each is resumable, and
+"""The order of the stages: plan → clean → decontaminate → dedup → tokenizer → encode → publish. Each is resumable, and
 each but three is a list of jobs that any number of processes or machines may share.
 
 In: a checked `DataPrepConfig`. Out: the dataset's `Manifest` once it is published. What lies finished in `out` is used
@@ -38,7 +38,7 @@ from data_prep.tokenizer import Tokenizer
 from data_prep.workers import Workers
 
 SINGLE_STAGES = (Stage.plan, Stage.tokenizer, Stage.publish)  # done by one process
-LOOKING = (Stage.verify, Stage.inspect, Stage.export)  # at a finished dataset
+LOOKING = (Stage.status, Stage.verify, Stage.inspect, Stage.export)  # nothing in `out` is written or locked
 WORKER_BYTES = 8 << 20  # what a process should have to do at least; its start takes about a second
 
 
@@ -48,13 +48,13 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
     if config.stage is Stage.import_:
         return import_dataset(Path(config.out), config.peer, config.on_bad_document)
     stages = Stages(config)
-    if config.stage not in LOOKING:
-        stages.plan()  # before anything is written
+    if config.stage in LOOKING:
+        return stages.do(config.stage)
+    stages.plan()  # before anything is written
     with _held(config), stages:
-        if config.stage is not Stage.all:
-            return stages.do(config.stage)
-        if (manifest := stages.finished_dataset()) is not None:
-            return manifest
+        manifest = stages.finished_dataset()
+        if manifest is not None or config.stage is not Stage.all:
+            return manifest or stages.do(config.stage)
         for stage in stages.order():
             manifest = stages.do(stage)
         return manifest
@@ -78,12 +78,8 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def _held(config: DataPrepConfig) -> Iterator[None]:
-    """One command holds `out` alone; elements of a job array share it, and each element runs once at a time. `status`
-    looks on while others work."""
+    """One command holds `out` alone; elements of a job array share it, and each element runs once at a time."""
     folder, advice = Path(config.out), "wait for it, or choose another out="
-    if config.stage is Stage.status:
-        yield
-        return
     with exclusive(folder, advice, shared=config.task is not None):
         if config.task is None:
             clear_temporaries(folder)
@@ -125,7 +121,7 @@ class Stages:
         """The stages that this configuration needs."""
         stages = [Stage.plan]
         stages += [Stage.clean] if self._cleans else []
-        stages += [stage for stage in (Stage.dedup, Stage.decontaminate) if self._parts_of(stage)]
+        stages += [stage for stage in (Stage.decontaminate, Stage.dedup) if self._parts_of(stage)]
         return [*stages, Stage.tokenizer, Stage.encode, Stage.publish]
 
     def do(self, stage: Stage) -> Manifest | None:
@@ -192,9 +188,14 @@ class Stages:
                 say(f"updating {self._folder}: {planning.changes(self._folder, self._plan)}")
                 return None
             raise DataError(_outdated(self._config, planning.changes(self._folder, self._plan)))
-        if stale := remove_strangers(self._folder, manifest):
+        if self._config.task is None and (stale := remove_strangers(self._folder, manifest)):
             say(f"removed {len(stale)} shards of an earlier plan")
         manifest.check(self._folder)
+        if self._config.keep_dropped and not list(self._work.glob("dropped-*.parquet")):
+            raise DataError(
+                f"keep_dropped=true comes too late for the finished dataset in {self._folder}; remove "
+                f"{self._folder / MANIFEST} to have `clean` done again (the shards are used again)"
+            )
         say("this dataset is complete already; nothing to do")
         return manifest
 
@@ -231,23 +232,37 @@ class Stages:
 
     def _tokenizer_stage(self) -> None:
         settings = self._config.tokenizer
-        wanted = self._tokenizer_settings()
-        tokenizer, trained_on = vocabulary.existing(self._folder, settings, wanted), None
-        if tokenizer is None:
+        tokenizer = self._existing_tokenizer()
+        if settings.model is not None and tokenizer is not None:
+            vocabulary.publish(self._folder, tokenizer, "given", None)
+        elif tokenizer is not None:
+            say(f"the tokenizer in {self._folder} is used again; {vocabulary.ORIGIN} tells what it was trained on")
+        else:
             self._require_curated()
             tokenizer, trained_on = vocabulary.make(
                 self._slices, self._curation.removals, settings, self._config.val_fraction
             )
-            vocabulary.publish(self._folder, tokenizer, wanted, trained_on)
-        elif settings.model is not None:
-            vocabulary.publish(self._folder, tokenizer, "given", None)
+            origin = trained_on | {"plan": self._plan.sha256}
+            vocabulary.publish(self._folder, tokenizer, self._tokenizer_settings(), origin)
         report = tokenizer_report(tokenizer, vocabulary.samples(self._slices, self._curation.removals))
         say(console.tokenizer_table([report]))
 
     def _tokenizer_settings(self) -> dict[str, Any]:
+        """All that decides which tokenizer is trained: its settings, and how the corpus is read and curated."""
+        of_corpus = ("source.", "dedup.", "decontaminate.")
+        options = planning.options_of(self._config)
         return vocabulary.wanted_settings(
-            self._config.tokenizer, self._config.val_fraction, fingerprint(self._config.clean)
+            self._config.tokenizer,
+            self._config.val_fraction,
+            fingerprint(self._config.clean),
+            {key: value for key, value in options.items() if key.startswith(of_corpus)},
         )
+
+    def _existing_tokenizer(self) -> Tokenizer | None:
+        """One trained on other inputs is used again only to bring its own dataset up to date."""
+        settings, wanted = self._config.tokenizer, self._tokenizer_settings()
+        updates = self._config.update and (self._folder / MANIFEST).exists()
+        return vocabulary.existing(self._folder, settings, wanted, None if updates else self._plan.sha256)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -255,8 +270,7 @@ class Stages:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        settings = self._config.tokenizer
-        tokenizer = vocabulary.existing(self._folder, settings, self._tokenizer_settings())
+        tokenizer = self._existing_tokenizer()
         if tokenizer is None:
             raise DataError(f"{self._folder} holds no tokenizer of these settings; run stage=tokenizer first")
         return tokenizer

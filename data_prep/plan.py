@@ -43,6 +43,8 @@ LOOKING = ("inspect.", "export.", "peer.")
 @dataclass(frozen=True)
 class Plan:
     options: dict[str, Any]
+    paths: list[str]
+    """as asked for; what they mean is in the tasks"""
     tasks: tuple[Task, ...]
 
     @property
@@ -64,6 +66,7 @@ class Plan:
         tree = {
             "schema_version": SCHEMA_VERSION,
             "options": self.options,
+            "paths": self.paths,
             "inputs": [dataclasses.astuple(item) for item in inputs],
             "tasks": [[[number[span.input], span.start, span.stop] for span in task.spans] for task in self.tasks],
         }
@@ -79,7 +82,7 @@ def make(config: DataPrepConfig) -> Plan:
     inputs = find(config.source)
     _refuse_own_output(config, inputs)
     spans = [span for item in inputs for span in spans_of(config.source, item, config.task_bytes)]
-    return Plan(options_of(config), jobs.plan(spans, config.task_bytes, reading_of(config)))
+    return Plan(options_of(config), _paths(config), jobs.plan(spans, config.task_bytes, reading_of(config)))
 
 
 def load(config: DataPrepConfig) -> Plan:
@@ -88,7 +91,9 @@ def load(config: DataPrepConfig) -> Plan:
     if not file.is_file():
         raise DataError(f"{config.out} holds no plan for its tasks to be dealt out; run the same with stage=plan first")
     tree = read_json(file)
-    differing = differences(tree["options"], options_of(config))
+    differing = differences(
+        tree["options"] | {"source.paths": tree["paths"]}, options_of(config) | {"source.paths": _paths(config)}
+    )
     if differing:
         lines = "\n".join(f"  {line}" for line in differing)
         raise DataError(
@@ -97,7 +102,7 @@ def load(config: DataPrepConfig) -> Plan:
     inputs = [Input(*item) for item in tree["inputs"]]
     groups = [tuple(Span(inputs[i], start, stop) for i, start, stop in task) for task in tree["tasks"]]
     reading = reading_of(config)
-    return Plan(tree["options"], tuple(jobs.task_of(group, reading) for group in groups))
+    return Plan(tree["options"], tree["paths"], tuple(jobs.task_of(group, reading) for group in groups))
 
 
 def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
@@ -124,6 +129,10 @@ def options_of(config: DataPrepConfig) -> dict[str, Any]:
 
     flat = {key: value for key, value in flat.items() if not key.startswith("tokenizer.")}
     return flat | {"tokenizer.model": "sha256:" + Tokenizer.load(Path(config.tokenizer.model)).sha256}
+
+
+def _paths(config: DataPrepConfig) -> list[str]:
+    return list(getattr(config.source, "paths", []))
 
 
 def _content(file: str | None) -> str | None:

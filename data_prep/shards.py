@@ -232,10 +232,10 @@ def shard_writer(stem: Path, head: ShardHead) -> Generator[ShardWriter, None, No
 
     Raises DataError for a full disk or missing permission.
     """
+    with published(file_of(stem, ".bin")) as stream:  # what fails in here has published nothing
+        writer = ShardWriter(stream, head)
+        yield writer
     try:
-        with published(file_of(stem, ".bin")) as stream:
-            writer = ShardWriter(stream, head)
-            yield writer
         with published(file_of(stem, ".idx")) as stream:
             idx_sha256 = writer.write_index(stream)
         sidecar = writer.sidecar(idx_sha256)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.config import OnBad
-from data_prep.document import Document, Outcome, Reason, refusing
+from data_prep.document import HARMLESS, Document, Outcome, Reason, refusing
 from data_prep.jobs import Task
 from data_prep.sources.config import Source
 
@@ -32,7 +32,7 @@ class Reading:
 
     def refuses(self, reason: str) -> bool:
         """True if a document removed for this reason would now be an error: made under laxer rules, not used again."""
-        return self.on_bad is OnBad.error and reason in set(Reason) and reason != Reason.empty
+        return self.on_bad is OnBad.error and reason in set(Reason) - HARMLESS
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 The sample is drawn by seeded hashes, first of tasks, until several times the wanted bytes have been read, then of their
 documents; it does not depend on the order in which anything runs, and held-out or removed documents never enter it. A
-tokenizer that lies there already and was made with the same settings is kept, also when the corpus has grown since:
-another vocabulary would make every shard anew. `tokenizer.json` says what it was trained on.
+tokenizer that was made with the same settings is kept when its dataset is brought up to date: another vocabulary would
+make every shard anew. `tokenizer.json` says what it was trained on.
 """
 
 import hashlib
@@ -28,8 +28,9 @@ REPORT_BYTES, REPORT_PLACES = 1 << 20, 8  # of each source, for the report on a 
 READ_FACTOR = 4  # how many times the wanted bytes are read before the draw of documents
 
 
-def existing(folder: Path, settings: TokenizerConfig, wanted: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer to use if no training is needed: the given model, or what an earlier run left in `folder`."""
+def existing(folder: Path, settings: TokenizerConfig, wanted: dict[str, Any], plan: str | None) -> Tokenizer | None:
+    """The tokenizer to use if no training is needed: the given model, or what an earlier run left in `folder`, made
+    with the same settings and, unless `plan` is None, from this plan."""
     if settings.model is not None:
         return Tokenizer.load(Path(settings.model))
     try:
@@ -38,7 +39,8 @@ def existing(folder: Path, settings: TokenizerConfig, wanted: dict[str, Any]) ->
     except DataError:
         return None  # absent or unreadable: it is made anew
     same = record.get("settings") == wanted and record.get("sha256") == tokenizer.sha256
-    return tokenizer if same else None
+    from_plan = plan is None or (record.get("trained_on") or {}).get("plan") == plan
+    return tokenizer if same and from_plan else None
 
 
 def published_sha256(folder: Path) -> str:
@@ -49,8 +51,11 @@ def published_sha256(folder: Path) -> str:
     return tokenizer.sha256
 
 
-def wanted_settings(settings: TokenizerConfig, val_fraction: float, rules: str) -> dict[str, Any]:
-    """All that decides the content of a trained model, but for the corpus. `rules`: digest of those of `clean`."""
+def wanted_settings(
+    settings: TokenizerConfig, val_fraction: float, rules: str, corpus: dict[str, Any]
+) -> dict[str, Any]:
+    """All that decides the content of a trained model, but for the inputs. `rules`: digest of those of `clean`;
+    `corpus`: the options of reading and curating."""
     return {
         "model_type": settings.model_type.value,
         "vocab_size": settings.vocab_size,
@@ -58,6 +63,7 @@ def wanted_settings(settings: TokenizerConfig, val_fraction: float, rules: str) 
         "seed": settings.seed,
         "val_fraction": val_fraction,
         "clean": rules,
+        "corpus": corpus,
         "lossless_settings": LOSSLESS,
     }
 

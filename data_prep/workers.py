@@ -111,14 +111,24 @@ def _serve(pipe: Connection) -> None:
         while True:
             job: Job = pipe.recv()
             pipe.send(_outcome(job, pipe.send))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the parent is gone
+    except (_ParentGoneError, EOFError, BrokenPipeError, ConnectionResetError):
+        return  # nobody is there to hear
 
 
-def _outcome(job: Job, advance: Callable[[Done], None]) -> Any:
+class _ParentGoneError(Exception):
+    pass
+
+
+def _outcome(job: Job, send: Callable[[Done], None]) -> Any:
+    def advance(done: Done) -> None:
+        try:
+            send(done)
+        except OSError as error:
+            raise _ParentGoneError from error
+
     try:
         job.run(advance)
-    except (BrokenPipeError, EOFError):
+    except _ParentGoneError:
         raise
     except BaseException as error:
         error.add_note(f"in a worker process, at task {job.id}:\n{traceback.format_exc()}")

@@ -121,10 +121,14 @@ def removals(plan: Plan, slice_id: str) -> Mapping[int, int]:
     """Position of a document in the slice → how many n-grams it shares with the evaluation files. Raises DataError
     before `judge` has finished.
     """
+    require_judged(plan)
+    hits = Columns(plan.hits(slice_id), check=True)
+    return dict(zip(hits["document"].tolist(), hits["matches"].tolist(), strict=True))
+
+
+def require_judged(plan: Plan) -> None:
     if not plan.report.exists():
         raise DataError(f"{plan.folder} holds no finished decontamination; run all its sub-stages first")
-    hits = Columns(plan.hits(slice_id))
-    return dict(zip(hits["document"].tolist(), hits["matches"].tolist(), strict=True))
 
 
 def judge(plan: Plan) -> None:
@@ -136,7 +140,7 @@ def judge(plan: Plan) -> None:
     documents_of_item, documents_of_file = np.zeros(len(file_of), np.int64), np.zeros(len(names), np.int64)
     listed: dict[int, list[dict[str, Any]]] = {}
     for part in plan.slices:
-        hits = Columns(plan.hits(part.id))
+        hits = Columns(plan.hits(part.id), check=True)
         count = sources.setdefault(part.source, {"documents": 0, "removed": 0})
         count["documents"] += hits.facts["documents"]
         count["removed"] += len(hits["document"])

@@ -6,6 +6,7 @@ aligned to 64, then a table of contents (JSON: names, dtypes, shapes, offsets, t
 
 import contextlib
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from data_prep.files import DataError, published
 
-VERSION = 1
+VERSION = 2
 MARK = b"CRISOL01"
 ALIGN = 64
+_CHECKED: set[tuple[int, int, int, str]] = set()
 TAIL_BYTES = 8 + len(MARK)
 
 
@@ -36,9 +38,15 @@ class Writer:
             if name in self._columns:
                 raise ValueError(f"column {name} was closed when column {self._open} began")
             self._stream.write(b"\0" * (-self._stream.tell() % ALIGN))
-            self._columns[name] = {"dtype": piece.dtype.str, "shape": [0, *piece.shape[1:]], "at": self._stream.tell()}
+            self._columns[name] = {
+                "dtype": piece.dtype.str,
+                "shape": [0, *piece.shape[1:]],
+                "at": self._stream.tell(),
+                "crc32": 0,
+            }
             self._open = name
         self._columns[name]["shape"][0] += len(piece)
+        self._columns[name]["crc32"] = zlib.crc32(piece.data, self._columns[name]["crc32"])
         self._stream.write(piece.data)
 
     def close(self, facts: dict[str, Any]) -> None:
@@ -61,8 +69,13 @@ class Columns:
     Raises DataError when the file is missing, or is not such a file to its last byte.
     """
 
-    def __init__(self, path: Path):
-        self._bytes = _mapped(path)
+    def __init__(self, path: Path, check: bool = False):
+        """`check`: compare the checksum of a column when it is first asked for. Without it, for tables that are looked
+        up here and there and whose candidates are verified anyway."""
+        self._must_check = check
+        self._path, self._bytes = path, _mapped(path)
+        state = path.stat()
+        self._identity = (state.st_dev, state.st_ino, state.st_mtime_ns)
         try:
             if bytes(self._bytes[-len(MARK) :]) != MARK:
                 raise ValueError("it does not end with its mark")
@@ -79,7 +92,18 @@ class Columns:
         column = self._columns[name]
         dtype, shape = np.dtype(column["dtype"]), tuple(column["shape"])
         n_bytes = int(np.prod(shape)) * dtype.itemsize
-        return self._bytes[column["at"] : column["at"] + n_bytes].view(dtype).reshape(shape)
+        content = self._bytes[column["at"] : column["at"] + n_bytes]
+        if self._must_check:
+            self._check(name, content, column["crc32"])
+        return content.view(dtype).reshape(shape)
+
+    def _check(self, name: str, content: NDArray[np.uint8], expected: int) -> None:
+        """Once a process for each file as it lies there: a flipped bit would let another document go."""
+        key = (*self._identity, name)
+        if key not in _CHECKED:
+            if zlib.crc32(content.data) != expected:
+                raise DataError(f"{self._path} is damaged: the checksum of {name} differs. Remove it and run again.")
+            _CHECKED.add(key)
 
 
 def _mapped(path: Path) -> NDArray[np.uint8]:

@@ -1,12 +1,12 @@
 """What is deduplicated, under which settings, and where everything about it lies.
 
-In: the configuration and the slices in corpus order. Out: a `Plan`, a small file `plan.json` in a folder that is
+In: the configuration and the slices in corpus order. Out: a `Plan`, a small file in a folder that is
 named by its content, from which every job reads what it needs:
 
     FOLDER/signatures/<16 digits>      one file a slice, named by the slice and the settings of signing; for all plans
-    FOLDER/<16 digits>/plan.json       the settings, and the slices in order
+    FOLDER/<16 digits>/plan-*.json     the settings, and the slices in order
     FOLDER/<16 digits>/<stage>/...     one file a job
-    FOLDER/<16 digits>/report.json     written last: the removals beside it are valid
+    FOLDER/<16 digits>/report-*.json   written last: the removals beside it are valid
 
 A document's number is its position in the whole corpus: the first number of its slice plus its position there.
 """
@@ -65,10 +65,13 @@ class Plan:
     """of the slices, in corpus order"""
     sources: tuple[str, ...]
     """of the same slices"""
+    contaminated: Path | None = None
+    """folder with a file a slice: documents that go in any case, so that no other may go in favour of them"""
 
     @functools.cached_property
     def id(self) -> str:
-        return _digest([self._settings(SIGNING + COMPARING), self.ids, self.sources])
+        gone = self.contaminated.parent.name if self.contaminated else ""
+        return _digest([self._settings(SIGNING + COMPARING), self.ids, self.sources, gone])
 
     def signature(self, position: int) -> Path:
         return self.folder / "signatures" / _digest([self._settings(SIGNING), self.ids[position]])
@@ -83,17 +86,23 @@ class Plan:
 
     @property
     def report(self) -> Path:
-        """Written last: while it is there, the removals beside it are valid."""
-        return self.path("report.json")
+        """Written last: once it is there, the removals beside it are valid and have passed these limits."""
+        limits = (self.config.max_source_loss, self.config.max_cluster_share)
+        return self.path(f"report-{_digest(limits)}.json")
+
+    @property
+    def file(self) -> Path:
+        return self.path(f"plan-{_digest(dataclasses.asdict(self.config))}.json")
 
     def publish(self) -> None:
-        """A report made under other limits does not count: its job is done again, from the pairs that lie there."""
-        content = {"settings": dataclasses.asdict(self.config), "ids": self.ids, "sources": self.sources}
-        file = self.path("plan.json")
-        if file.exists() and json.loads(file.read_text())["settings"] == content["settings"]:
-            return
-        self.report.unlink(missing_ok=True)
-        publish_json(file, content)
+        content = {
+            "settings": dataclasses.asdict(self.config),
+            "ids": self.ids,
+            "sources": self.sources,
+            "contaminated": str(self.contaminated or ""),
+        }
+        if not self.file.exists():
+            publish_json(self.file, content)
 
     @staticmethod
     def load(file: Path) -> "Plan":
@@ -104,7 +113,7 @@ class Plan:
     @functools.cached_property
     def firsts(self) -> Ints:
         """(slices + 1,) the number of each slice's first document, and the number of all documents."""
-        return Columns(self.path("catalog"))["first"].astype(np.int64)
+        return Columns(self.path("catalog"), check=True)["first"].astype(np.int64)
 
     def located(self, number: int) -> tuple[int, int]:
         """(position of the slice, position of the document in it)."""
@@ -133,21 +142,23 @@ class Plan:
         return [VERSION, chosen, unicodedata.unidata_version if "ngram" in chosen else ""]
 
 
-def plan(config: ExactDedup | MinHashDedup, slices: Sequence[Slice], folder: Path) -> Plan:
+def plan(
+    config: ExactDedup | MinHashDedup, slices: Sequence[Slice], folder: Path, contaminated: Path | None = None
+) -> Plan:
     """Raises ValueError when two slices have one id: their signatures would be one file."""
     ids = tuple(part.id for part in slices)
     if len(set(ids)) < len(ids):
         raise ValueError("two slices have the same id")
-    made = Plan(folder, config, ids, tuple(part.source for part in slices))
-    made.publish()
-    return made
+    return Plan(folder, config, ids, tuple(part.source for part in slices), contaminated)
 
 
 @functools.lru_cache(maxsize=2)
 def _loaded(file: Path, _inode: int, _mtime_ns: int) -> Plan:
     stored = json.loads(file.read_text())
     kind = {"exact": ExactDedup, "minhash": MinHashDedup}[stored["settings"]["kind"]]
-    return Plan(file.parent.parent, kind(**stored["settings"]), tuple(stored["ids"]), tuple(stored["sources"]))
+    contaminated = Path(stored["contaminated"]) if stored["contaminated"] else None
+    settings = kind(**stored["settings"])
+    return Plan(file.parent.parent, settings, tuple(stored["ids"]), tuple(stored["sources"]), contaminated)
 
 
 def _digest(facts: Any) -> str:

@@ -144,7 +144,8 @@ def _largest_clusters(plan: Plan, verdict: Verdict, slices: Sequence[Slice], scr
     n = len(verdict.state)
     sizes = np.memmap(scratch / "sizes", np.uint32, "w+", shape=(max(n, 1),))
     for start in range(0, n, PIECE):
-        gone = start + np.flatnonzero(verdict.state[start : start + PIECE])
+        state = verdict.state[start : start + PIECE]
+        gone = start + np.flatnonzero((state == State.exact) | (state == State.near))
         survivors, removed = np.unique(verdict.survivor[gone], return_counts=True)
         sizes[survivors] += removed.astype(np.uint32)
     best: list[tuple[int, int]] = []

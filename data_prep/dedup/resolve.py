@@ -40,6 +40,7 @@ class State(enum.IntEnum):
     exact = 1
     near = 2
     undecided = 3
+    gone = 4  # for another reason: it neither stays nor is a duplicate
 
 
 class Removal(NamedTuple):
@@ -70,6 +71,7 @@ def decide(plan: Plan, copies: Sequence[Path], edges: Sequence[Path], scratch: P
         _table(scratch / "jaccard", np.float32, n),
     )
     _mark_copies(plan, copies, verdict)
+    _mark_gone(plan, verdict)
     mark_neighbours(edges, verdict.state, scratch)
     _choose_survivors(edges, verdict)
     _follow_copies(verdict)
@@ -79,7 +81,8 @@ def decide(plan: Plan, copies: Sequence[Path], edges: Sequence[Path], scratch: P
 def write_removals(plan: Plan, verdict: Verdict) -> None:
     for position in range(len(plan.ids)):
         low, high = int(plan.firsts[position]), int(plan.firsts[position + 1])
-        gone = np.flatnonzero(verdict.state[low:high]) + low
+        state = verdict.state[low:high]
+        gone = np.flatnonzero((state == State.exact) | (state == State.near)) + low
         with writing(plan.path("removed", plan.ids[position]), {}) as out:
             out.write("document", (gone - low).astype(np.uint32))
             out.write("state", verdict.state[gone])
@@ -92,7 +95,7 @@ class Removals(Mapping[int, Removal]):
 
     def __init__(self, plan: Plan, slice_id: str):
         self._plan = plan
-        columns = Columns(plan.path("removed", slice_id))
+        columns = Columns(plan.path("removed", slice_id), check=True)
         self._documents, self._state = np.array(columns["document"]), np.array(columns["state"])
         self._survivor, self._jaccard = columns["survivor"], columns["jaccard"]
 
@@ -133,6 +136,14 @@ def _mark_copies(plan: Plan, copies: Sequence[Path], verdict: Verdict) -> None:
         _remove(verdict, document, np.where(is_copy, verdict.survivor[first].astype(np.int64), first))
 
 
+def _mark_gone(plan: Plan, verdict: Verdict) -> None:
+    """Documents removed for another reason; their copies are removed for it, too."""
+    if plan.contaminated is not None:
+        for position, name in enumerate(plan.ids):
+            documents = Columns(plan.contaminated / name, check=True)["document"].astype(np.int64)
+            verdict.state[int(plan.firsts[position]) + documents] = State.gone
+
+
 def _remove(verdict: Verdict, document: Ints, survivor: Ints) -> None:
     verdict.state[document] = State.exact
     verdict.survivor[document] = survivor
@@ -151,7 +162,7 @@ class _Edges(NamedTuple):
 def mark_neighbours(edges: Sequence[Path], state: NDArray[np.uint8], scratch: Path) -> None:
     """The greedy set, in rounds. `state` (N,) comes with the copies marked and all else kept."""
     for piece in _edges_of(edges):
-        alive = piece.lower[state[piece.lower] != State.exact]
+        alive = piece.lower[state[piece.lower] == State.kept]
         state[alive] = State.undecided
     blocked = _table(scratch / "blocked", np.uint8, len(state))
     left = scratch / "undecided-0"
@@ -201,7 +212,7 @@ def _pieces(file: Path) -> Iterator[tuple[Ints, Ints]]:
 
 def _edges_of(paths: Sequence[Path]) -> Iterator[_Edges]:
     for path in paths:
-        columns = Columns(path)
+        columns = Columns(path, check=True)
         for run in range(columns.facts["runs"]):
             lower, higher, similar = (columns[f"{name}{run}"] for name in ("lower", "higher", "jaccard"))
             for start in range(0, len(lower), PIECE):

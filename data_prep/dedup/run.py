@@ -103,7 +103,8 @@ class Job:
 
 def jobs(plan: Plan, stage: Stage, slices: Sequence[Slice]) -> list[Job]:
     """All jobs of the sub-stage, finished or not. `slices` are those that the plan was made of, in the same order."""
-    file = plan.path("plan.json")
+    plan.publish()
+    file = plan.file
     match stage:
         case Stage.sign:
             return [

@@ -16,22 +16,41 @@ BATCH_ROWS = 512
 def read_parquet(source: Parquet, part: Part) -> Iterator[Outcome]:
     import pyarrow
 
-    number = 0
     try:
         table = _opened(part.file)
         check_columns(table.schema_arrow, source)
         starts = _starts(table.metadata)
-        for group, start in enumerate(starts):
-            if part.span.start <= start < part.span.stop:
-                for batch, end_byte in _batches(table, source, group, start):
-                    end_byte = min(end_byte, part.span.stop) - part.span.start
-                    yield from outcomes_of(batch, source, part.prefix, number, end_byte)
-                    number += batch.num_rows
     except BrokenFileError as error:
-        yield part.broken(error, number + 1)
+        yield part.broken(error, 1)
+        return
     except (pyarrow.ArrowException, OSError) as error:
-        damage = BrokenFileError(Reason.broken_archive, f"not a whole Parquet file: {error}")
-        yield part.broken(damage, number + 1)
+        yield part.broken(BrokenFileError(Reason.broken_archive, f"not a whole Parquet file: {error}"), 1)
+        return
+    number = 0
+    for group, start in enumerate(starts):
+        if part.span.start <= start < part.span.stop:
+            yield from _group(table, source, part, group, start, number)
+            number += table.metadata.row_group(group).num_rows
+
+
+def _group(table: Any, source: Parquet, part: Part, group: int, start: int, number: int) -> Iterator[Outcome]:
+    """The rows of one group, `number` rows of the span before them. Damage costs this group's remaining rows, each of
+    them counted, and no other's, so what is lost does not depend on how the file was cut."""
+    import pyarrow
+
+    given = 0
+    try:
+        for batch, end_byte in _batches(table, source, group, start):
+            end_byte = min(end_byte, part.span.stop) - part.span.start
+            yield from outcomes_of(batch, source, part.prefix, number + given, end_byte)
+            given += batch.num_rows
+        return
+    except BrokenFileError as error:
+        damage = error
+    except (pyarrow.ArrowException, OSError) as error:
+        damage = BrokenFileError(Reason.broken_archive, f"row group {group} of the Parquet file is damaged: {error}")
+    for lost in range(given, table.metadata.row_group(group).num_rows):
+        yield part.broken(damage, number + lost + 1)
 
 
 def row_group_starts(file: StoredFile) -> list[int]:

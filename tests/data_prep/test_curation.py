@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.clean.config import CleanConfig, GopherQuality, Newlines
@@ -25,8 +26,8 @@ from data_prep.jobs import Done, in_ranges
 from data_prep.manifest import Manifest
 from data_prep.parts import read_part
 from data_prep.pipeline import Stages, prepare
-from data_prep.shards import ShardReader
-from data_prep.sources.config import Jsonl
+from data_prep.shards import ShardHead, ShardReader, shard_writer
+from data_prep.sources.config import Jsonl, Wet
 from data_prep.tokenizer import Tokenizer
 from data_prep.workers import Workers
 from tests.corpus import document
@@ -180,6 +181,87 @@ def test_a_damaged_part_is_found_and_named(tmp_path: Path, corpus: Path, whole: 
         prepare(config(out, corpus))
 
 
+def test_nothing_goes_in_favour_of_a_document_that_holds_evaluation_data(tmp_path: Path):
+    (base,) = texts(7, 1)
+    write_jsonl(tmp_path / "web" / "a.jsonl", [base, f"{base}{SECRET}\n", *texts(8, 30)])
+    (tmp_path / "evaluation.txt").write_text(SECRET + "\n")
+    out = tmp_path / "out"
+    prepare(config(out, tmp_path, source=Jsonl(paths=[str(tmp_path / "web")])))
+    assert Manifest.load(out).removed == {"contaminated": 1}
+    assert sorted(decoded(out)) == sorted([base, *texts(8, 30)])
+
+
+def test_a_braked_decontamination_lets_nothing_be_encoded(tmp_path: Path, corpus: Path, whole: Path):
+    strict = DecontaminateConfig(files=[str(corpus / "evaluation.txt")], max_source_loss=0.001)
+    given = TokenizerConfig(model=str(whole / "tokenizer.model"))
+    settings = config(tmp_path / "out", corpus, decontaminate=strict, tokenizer=given)
+    with pytest.raises(DataError, match=r"decontaminate\.max_source_loss=0\.001"):
+        prepare(settings)
+    with pytest.raises(DataError, match="run all its sub-stages first"):
+        prepare(dataclasses.replace(settings, stage=Stage.tokenizer))
+    assert not list((tmp_path / "out").glob("*.bin"))
+
+
+def test_one_flipped_bit_in_what_is_removed_is_found(tmp_path: Path, corpus: Path, whole: Path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    (out / "manifest.json").unlink()
+    for file in [*out.glob("*-*.bin")]:
+        file.unlink()
+    victim = max((out / "work" / "dedup").glob("*/removed/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[0] ^= 1
+    victim.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged: the checksum of document differs"):
+        prepare(config(out, corpus))
+
+
+def test_a_single_stage_does_not_touch_a_finished_dataset_of_other_settings(tmp_path: Path, corpus: Path, whole: Path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    for stage in (Stage.tokenizer, Stage.encode, Stage.publish):
+        with pytest.raises(DataError, match="holds another finished dataset"):
+            prepare(config(out, corpus, stage=stage, val_fraction=0.3))
+    assert digests(out) == digests(whole)
+    Manifest.load(out).verify(out)
+
+
+def test_looking_at_what_is_not_there_makes_no_folder(tmp_path: Path, corpus: Path):
+    for stage in (Stage.verify, Stage.inspect):
+        with pytest.raises(DataError, match="holds no finished dataset"):
+            prepare(config(tmp_path / "typo", corpus, stage=stage))
+    assert not (tmp_path / "typo").exists()
+
+
+def test_records_that_are_no_pages_are_counted_and_stop_nothing(tmp_path: Path):
+    pytest.importorskip("fastwarc", reason="needs the extra `warc`")
+    records = "WARC/1.0\r\nWARC-Type: warcinfo\r\nWARC-Record-ID: <urn:x:0>\r\nContent-Length: 2\r\n\r\nhi\r\n\r\n"
+    for i, text in enumerate(texts(9, 30)):
+        head = f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:x:{i + 1}>\r\nWARC-Target-URI: http://a.b/{i}\r\n"
+        head += f"Content-Type: text/plain\r\nContent-Length: {len(text.encode())}\r\n\r\n"
+        records += f"{head}{text}\r\n\r\n"
+    (tmp_path / "a.warc.wet").write_bytes(records.encode())
+    settings = DataPrepConfig(
+        out=str(tmp_path / "out"),
+        source=Wet(paths=[str(tmp_path / "a.warc.wet")]),
+        tokenizer=TokenizerConfig(vocab_size=300),
+        val_fraction=0.0,
+        workers=1,
+    )
+    prepare(settings)
+    manifest = Manifest.load(tmp_path / "out")
+    assert (manifest.documents("train"), manifest.removed) == (30, {"not_a_page": 1})
+
+
+def test_a_worker_left_over_removes_no_shard_of_others(tmp_path: Path):
+    """What fails while the first file is written has published nothing, so there is nothing of it to remove."""
+    head = ShardHead("t", "s", "k", 100, 2)
+    with shard_writer(tmp_path / "x", head) as writer:
+        writer.add(np.array([5]), np.array([1]), 1)
+    before = digests(tmp_path)
+    with pytest.raises(RuntimeError), shard_writer(tmp_path / "x", head):
+        raise RuntimeError
+    assert digests(tmp_path) == before
+
+
 # --- the same bytes, whoever did the work -----------------------------------------------------------------------------
 
 
@@ -198,7 +280,7 @@ def test_a_job_array_of_any_width_makes_the_same_bytes(tmp_path: Path, corpus: P
     for stage in SHARED_STAGES:
         for i in elements:
             prepare(config(out, corpus, stage=stage, task=i, n_tasks=n_tasks))
-        if stage is Stage.judge:
+        if stage is Stage.resolve:
             prepare(config(out, corpus, stage=Stage.tokenizer))
     prepare(config(out, corpus, stage=Stage.publish))
     names = {name: digest for name, digest in digests(out).items() if not name.startswith(".lock")}

@@ -147,3 +147,26 @@ def test_a_manifest_that_is_not_json_is_refused(copy: Path):
     (copy / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="is not JSON"):
         Manifest.load(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: tree.update(eos_id=3),
+        lambda tree: tree.update(baselines={}),
+        lambda tree: tree["sources"][0].update(documents_in=61),
+        lambda tree: tree["options"].update(val_fraction=0.3),
+    ],
+)
+def test_verify_finds_whatever_was_altered_in_the_manifest_itself(
+    copy: Path, change: Callable[[dict[str, Any]], object]
+):
+    alter(copy, change)
+    with pytest.raises(DataError, match=r"manifest\.json: its own checksum differs"):
+        verify(copy)
+
+
+def test_a_manifest_whose_lists_are_none_is_refused(copy: Path):
+    alter(copy, lambda tree: tree.update(shards=5))
+    with pytest.raises(DataError, match="shards is no list"):
+        Manifest.load(copy)

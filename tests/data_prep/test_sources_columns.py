@@ -17,6 +17,7 @@ from data_prep.files import DataError
 from data_prep.inputs import Span, find
 from data_prep.sources.config import Arrow, Csv, Delimiter, HuggingFace, Parquet, Source
 from data_prep.sources.read import read
+from data_prep.sources.spans import spans_of
 from tests.data_prep.reading import outcomes, rejects, rows, texts, the_reject, zstd
 
 AWKWARD = ["one", "two\r\n\u2581", "drei \U0001f600", "\0", "a,b", '"quoted"', " NA", "NA", "null", "'", "x" * 100_000]
@@ -111,8 +112,14 @@ def test_a_damaged_page_of_parquet_is_a_reject_after_the_groups_before_it(tmp_pa
     content[len(content) // 2 : len(content) // 2 + 400] = b"\x55" * 400
     file.write_bytes(content)
     source = Parquet([str(tmp_path)])
-    assert texts(source)[:1000] == wanted[:1000]
-    assert the_reject(source).reason is Reason.broken_archive
+    kept = texts(source)
+    assert kept[:1000] == wanted[:1000]
+    assert kept[-1000:] == wanted[-1000:]  # the group after the damage is read
+    lost = rejects(source)
+    assert {item.reason for item in lost} == {Reason.broken_archive}
+    assert len(kept) + len(lost) == 3000
+    pieces = [o for item in find(source) for span in spans_of(source, item, 1) for o in read(source, span)]
+    assert [o.text for o in pieces if isinstance(o, Document)] == kept
 
 
 @pytest.mark.parametrize("dictionary", [True, False], ids=["one text, many times", "pages of zeros"])
