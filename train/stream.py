@@ -86,8 +86,7 @@ class TokenStream:
     ):
         self.shards = shards_of(manifest, split, label)
         self._folder, self._files = Path(folder), files
-        self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
-        self._code = DTYPE_CODES[manifest.dtype]
+        self._dtypes = [_dtype_of(self._folder, shard) for shard in self.shards]
         self._bins = [file_of(self._folder / shard.name, ".bin") for shard in self.shards]
         self._ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
         self._end_list: list[int] = self._ends.tolist()
@@ -98,9 +97,9 @@ class TokenStream:
         out = np.empty(count, dtype=np.int64)
         filled = 0
         for shard, first, taken in self._parts(start, count):
-            size = self._dtype.itemsize
-            content = self._bin(shard, taken * size, first * size)
-            out[filled : filled + taken] = np.frombuffer(content, dtype=self._dtype)
+            dtype = self._dtypes[shard]
+            content = self._bin(shard, taken * dtype.itemsize, first * dtype.itemsize)
+            out[filled : filled + taken] = np.frombuffer(content, dtype=dtype)
             filled += taken
         return out
 
@@ -165,7 +164,7 @@ class TokenStream:
         while True:
             first = max(low, min(guess - _BLOCK // 2, high - _BLOCK))
             last = min(high, first + _BLOCK)
-            before = int(self._offsets(shard, first, last).searchsorted(token * self._dtype.itemsize))
+            before = int(self._offsets(shard, first, last).searchsorted(token * self._dtypes[shard].itemsize))
             if before == 0 and first > low:
                 high = first
             elif before == last - first and last < high:
@@ -176,7 +175,7 @@ class TokenStream:
 
     def _starts(self, shard: int, low: int, high: int) -> Int64Array:
         """Token at which each of documents low ... high - 1 begins, in its shard."""
-        return self._offsets(shard, low, high) // self._dtype.itemsize
+        return self._offsets(shard, low, high) // self._dtypes[shard].itemsize
 
     def _offsets(self, shard: int, low: int, high: int) -> Int64Array:
         """The same in bytes, as the index has it."""
@@ -187,7 +186,8 @@ class TokenStream:
         entry = self.shards[shard]
 
         def check(file: Path, descriptor: int) -> None:
-            expected = HEADER.pack(MAGIC, 1, self._code, entry.documents, entry.documents + 1)
+            code = DTYPE_CODES[self._dtypes[shard].name]
+            expected = HEADER.pack(MAGIC, 1, code, entry.documents, entry.documents + 1)
             if os.pread(descriptor, HEADER.size, 0) != expected:
                 raise DataError(f"{file} is not the index that the manifest tells of: altered or exchanged")
 
@@ -195,7 +195,7 @@ class TokenStream:
 
     def _bin(self, shard: int, count: int, offset: int) -> bytes:
         def check(file: Path, descriptor: int) -> None:
-            found, expected = os.fstat(descriptor).st_size, self.shards[shard].tokens * self._dtype.itemsize
+            found, expected = os.fstat(descriptor).st_size, self.shards[shard].bin_bytes
             if found != expected:
                 raise DataError(f"{file} has {found} bytes, the manifest tells of {expected}")
 
@@ -205,3 +205,15 @@ class TokenStream:
 def shards_of(manifest: Manifest, split: str, label: str | None) -> list[ShardEntry]:
     """The shards of a split that hold tokens; only those of the source called `label` where one is given."""
     return list(manifest.shards_of(split, label))
+
+
+def _dtype_of(folder: Path, shard: ShardEntry) -> np.dtype[np.integer]:
+    """Of the ids in a shard: an import may hold shards of both widths. Raises DataError where its size fits neither."""
+    for name in DTYPE_CODES:
+        dtype = np.dtype(name)
+        if shard.bin_bytes == shard.tokens * dtype.itemsize:
+            return dtype.newbyteorder("<")
+    raise DataError(
+        f"{folder / shard.name}: {shard.tokens} tokens in {shard.bin_bytes} bytes, which are neither 2 nor 4 a token; "
+        "the manifest is damaged. Make the dataset anew."
+    )

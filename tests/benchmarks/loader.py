@@ -48,7 +48,14 @@ def made_corpus(folder: Path, name: str, weight: float, seed: int, n_shards: int
         file_of(stem, ".idx").write_bytes(b"".join(megatron_index(lengths, "uint16")))
         digest = f"{name}{i}"
         entries.append(
-            SimpleNamespace(name=stem.name, tokens=ids.size, documents=documents, bin_sha256=digest, idx_sha256="")
+            SimpleNamespace(
+                name=stem.name,
+                tokens=ids.size,
+                documents=documents,
+                bin_bytes=ids.nbytes,
+                bin_sha256=digest,
+                idx_sha256="",
+            )
         )
     manifest = SimpleNamespace(
         dtype="uint16", tokenizer_sha256="t", shards_of=lambda split, source=None: entries if split == "train" else []
@@ -100,6 +107,7 @@ def large_manifest(folder: Path, n_shards: int = 10_000, tokens: int = 10**12) -
             split="train",
             documents=100_000,
             tokens=tokens // n_shards,
+            bin_bytes=2 * (tokens // n_shards),
             bin_sha256=f"{i:064x}",
         )
         for i in range(n_shards)

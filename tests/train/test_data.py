@@ -64,6 +64,25 @@ def test_passages_and_documents_agree(tmp_path: Path):
         assert at == start + 23
 
 
+def test_shards_of_both_widths_are_read_as_they_lie(tmp_path: Path):
+    manifest, tokens = write_shards(tmp_path, SHARDS, vocab_sizes=[60_000, 70_000])
+    assert [shard.bin_bytes // shard.tokens for shard in manifest.shards] == [2, 4, 2]
+    stream = TokenStream(tmp_path, manifest, "train")  # type: ignore[arg-type]
+    assert np.array_equal(stream.read(0, len(tokens)), tokens)
+    ends = np.cumsum([length for shard in SHARDS for length in shard]).tolist()
+    assert stream.document_starts(0, len(tokens)).tolist() == [0, *ends[:-1]]
+    assert [stream.document(p.shard, p.document)[1] for p in stream.passages(0, len(tokens))] == [
+        length for shard in SHARDS for length in shard
+    ]
+
+
+def test_a_shard_whose_size_fits_no_width_is_named(tmp_path: Path):
+    manifest, _ = write_shards(tmp_path, [[4, 5]])
+    manifest.shards[0].bin_bytes += 1
+    with pytest.raises(DataError, match=r"9 tokens in 19 bytes, which are neither 2 nor 4"):
+        TokenStream(tmp_path, manifest, "train")  # type: ignore[arg-type]
+
+
 def test_open_files_never_exceed_their_limit(tmp_path: Path):
     manifest, tokens = write_shards(tmp_path, [[4]] * 40)
     files = OpenFiles(limit=5)
