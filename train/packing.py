@@ -31,6 +31,8 @@ from train.stream import Int64Array, TokenStream
 
 SCHEMA_VERSION = 1
 WINDOW = 65_536
+_WORD = 512
+"""bits of one long integer: shifting one costs little up to some hundred bits, more with every further one"""
 FILES = ("rows.bin", "starts.bin", "pairs.bin", "windows.bin")
 Int32Array = NDArray[np.int32]
 
@@ -123,36 +125,61 @@ class Pack:
 def best_fit(pairs: Int32Array, capacity: int) -> tuple[Int64Array, int]:
     """(row of each item, number of rows) for items of 1 ... capacity, by best-fit decreasing.
 
-    Open rows are kept in stacks by the room they have left, and bit r of one long integer says that some row has room
-    r: the fullest row with room for an item is the lowest bit from the item's length on.
+    Open rows are kept in stacks by the room they have left; of equally full ones the latest is taken.
     """
     order = np.argsort(-pairs.astype(np.int64), kind="stable")
     lengths: list[int] = pairs[order].tolist()
     full = int((pairs == capacity).sum())  # each alone in its row
-    rows = list(range(full))
-    stacks: list[list[int]] = [[] for _ in range(capacity)]
-    bits = [1 << room for room in range(capacity)]
-    open_rooms, n_rows = 0, full
+    rows, n_rows = list(range(full)), full
+    stacks: dict[int, list[int]] = {}
+    rooms = _Rooms(capacity)
     for length in lengths[full:]:
-        roomy = open_rooms >> length
-        if roomy:
-            room = length + (roomy & -roomy).bit_length() - 1
-            stack = stacks[room]
-            row = stack.pop()
-            if not stack:
-                open_rooms ^= bits[room]
-            room -= length
-        else:
-            row, room = n_rows, capacity - length
+        room = rooms.at_least(length)
+        if room is None:
+            row, left = n_rows, capacity - length
             n_rows += 1
+        else:
+            stack = stacks[room]
+            row, left = stack.pop(), room - length
+            if not stack:
+                rooms.flip(room)
         rows.append(row)
-        if room:
-            if not stacks[room]:
-                open_rooms |= bits[room]
-            stacks[room].append(row)
+        if left:
+            stack = stacks.setdefault(left, [])
+            if not stack:
+                rooms.flip(left)
+            stack.append(row)
     out = np.empty(len(pairs), np.int64)
     out[order] = rows
     return out, n_rows
+
+
+class _Rooms:
+    """A set of numbers 0 ... capacity in which the least one from a number on is found in the same time, however large
+    the capacity: a bit for each number in words of _WORD bits, and a bit for each word that is not 0."""
+
+    def __init__(self, capacity: int):
+        self._words = [0] * (capacity // _WORD + 1)
+        self._filled = 0
+
+    def flip(self, number: int) -> None:
+        """Puts a number in, or takes it out."""
+        at, bit = divmod(number, _WORD)
+        before = self._words[at]
+        self._words[at] = after = before ^ (1 << bit)
+        if not before or not after:
+            self._filled ^= 1 << at
+
+    def at_least(self, number: int) -> int | None:
+        at, bit = divmod(number, _WORD)
+        if here := self._words[at] >> bit:
+            return number + (here & -here).bit_length() - 1
+        above = self._filled >> (at + 1)
+        if not above:
+            return None
+        at += (above & -above).bit_length()
+        word = self._words[at]
+        return at * _WORD + (word & -word).bit_length() - 1
 
 
 def pieces_of(first: int, lengths: Int32Array, seq_len: int) -> tuple[Int64Array, Int32Array]:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -20,25 +21,30 @@ def lengths_like_text(n: int, seed: int = 0, median: float = 30) -> np.ndarray:
     return np.clip(drawn, 1, None).astype(np.int32)
 
 
-def best_fit_by_hand(lengths: list[int], capacity: int) -> int:
-    """Rows that best-fit decreasing needs, by looking at every open row for every item."""
+def best_fit_by_hand(lengths: list[int], capacity: int) -> list[int]:
+    """The row of each item by best-fit decreasing, by looking at every open row for every item: into the fullest with
+    room, among those into the one that was filled so far last."""
     rooms: list[int] = []
-    for length in sorted(lengths, reverse=True):
-        fitting = [i for i, room in enumerate(rooms) if room >= length]
-        if fitting:
-            rooms[min(fitting, key=lambda i: rooms[i])] -= length
-        else:
-            rooms.append(capacity - length)
-    return len(rooms)
+    filled: list[int] = []
+    found = [0] * len(lengths)
+    for turn, item in enumerate(sorted(range(len(lengths)), key=lambda i: -lengths[i])):
+        fitting = [row for row, room in enumerate(rooms) if room >= lengths[item]]
+        row = min(fitting, key=lambda row: (rooms[row], -filled[row]), default=len(rooms))
+        if row == len(rooms):
+            rooms.append(capacity)
+            filled.append(turn)
+        rooms[row] -= lengths[item]
+        filled[row], found[item] = turn, row
+    return found
 
 
-@pytest.mark.parametrize("capacity", [2, 10, 64, 257])
+@pytest.mark.parametrize("capacity", [2, 10, 64, 257, 511, 512, 513, 2048, 5000])
 def test_rows_are_those_of_best_fit_decreasing(capacity: int):
-    lengths = np.minimum(lengths_like_text(500), capacity)
+    lengths = np.minimum(lengths_like_text(500, median=capacity / 8 + 2), capacity)
     rows, n_rows = best_fit(lengths, capacity)
     assert np.bincount(rows, weights=lengths, minlength=n_rows).max() <= capacity
     assert set(rows.tolist()) == set(range(n_rows))
-    assert n_rows == best_fit_by_hand(lengths.tolist(), capacity)
+    assert rows.tolist() == best_fit_by_hand(lengths.tolist(), capacity)
 
 
 def test_a_long_document_is_cut_so_that_no_prediction_is_lost():
@@ -153,6 +159,23 @@ def test_packing_keeps_up(tmp_path: Path):
     rate = len(lengths) / (time.process_time() - started)
     assert rate > 250_000
     assert pairs.sum() / (rows * 2048) > 0.999
+
+
+def test_packing_keeps_up_with_long_rows():
+    """Time and memory hardly grow with T."""
+    lengths = lengths_like_text(65_536, median=700)
+    seconds = {}
+    for seq_len in (8192, 131_072):
+        _, pairs = pieces_of(0, lengths, seq_len)
+        started = time.process_time()
+        best_fit(pairs, seq_len)
+        seconds[seq_len] = time.process_time() - started
+    assert seconds[131_072] < 4 * seconds[8192]
+    tracemalloc.start()
+    best_fit(pieces_of(0, lengths[:2000], 131_072)[1], 131_072)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_other_processes_wait_for_the_one_that_packs(tmp_path: Path):
