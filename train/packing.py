@@ -34,6 +34,7 @@ WINDOW = 65_536
 _WORD = 512
 """bits of one long integer: shifting one costs little up to some hundred bits, more with every further one"""
 FILES = ("rows.bin", "starts.bin", "pairs.bin", "windows.bin")
+HINT = " (data.pack_folder names another place)"
 Int32Array = NDArray[np.int32]
 
 
@@ -62,11 +63,21 @@ def pack_folder(base: Path, source_digest: str, seq_len: int) -> Path:
     return base / f"{source_digest[:16]}-{seq_len}"
 
 
+def identity(folder: Path) -> tuple[int, int] | None:
+    """Of the pack that lies there now, whatever it holds: changes when it is made anew; None if there is none."""
+    try:
+        with (folder / "pack.json").open("rb") as stream:  # opening asks a network's server, where a look-up may be old
+            state = os.fstat(stream.fileno())
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns
+
+
 class Pack:
     """A finished pack. Open it with `Pack.open`."""
 
     def __init__(self, folder: Path, facts: PackFacts):
-        self.facts = facts
+        self.facts, self.identity = facts, identity(folder)
         self._rows = _mapped(folder / "rows.bin", "<i8", facts.rows + 1)
         self._starts = _mapped(folder / "starts.bin", "<i8", facts.pieces)
         self._pairs = _mapped(folder / "pairs.bin", "<i4", facts.pieces)
@@ -196,18 +207,18 @@ def pieces_of(first: int, lengths: Int32Array, seq_len: int) -> tuple[Int64Array
 def build(
     folder: Path, stream: TokenStream, source_digest: str, seq_len: int, say: Callable[[str], None] | None = None
 ) -> PackFacts:
-    """Makes the pack at `folder`, whole or not at all. Raises DataError when it cannot be written."""
+    """Makes the pack at `folder`, whole or not at all, instead of one that was there and of what killed builds left.
+    No other process may build it at the same time. Raises DataError when it cannot be written."""
     temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for old in (folder, *folder.parent.glob(f".{folder.name}.tmp*")):
+            shutil.rmtree(old, ignore_errors=True)
         temporary.mkdir(parents=True)
         facts = _write(temporary, stream, source_digest, seq_len, say or _progress)
-        shutil.rmtree(folder, ignore_errors=True)  # one that did not verify
         os.replace(temporary, folder)
         sync_folder(folder.parent)
     except OSError as error:
-        hint = " (data.pack_folder names another place)"
-        raise DataError(f"{write_error(error, folder)}{hint}") from error
+        raise DataError(f"{write_error(error, folder)}{HINT}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return facts

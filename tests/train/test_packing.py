@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import train.packing
-from data_prep.files import DataError
+from data_prep.files import DataError, exclusive
 from tests.train.sources import corpus_of
-from train.packing import Pack, best_fit, build, pieces_of
+from train.packing import Pack, best_fit, build, pack_folder, pieces_of
 from train.rows import Packs
 
 
@@ -104,7 +104,7 @@ def test_a_part_of_a_row_is_the_same_pieces_cut(tmp_path: Path):
 def test_a_damaged_pack_is_made_anew(tmp_path: Path, name: str, damage: str):
     corpus, said = corpus_of(tmp_path, "a", [[5, 6, 3, 4, 9, 2]]), []
     Packs(None, say=said.append).of(corpus, 12)
-    (folder,) = (tmp_path / "a" / "packs").iterdir()
+    (folder,) = (tmp_path / "a" / "packs").glob("[!.]*")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     content = bytearray(before[name])
     content[0] ^= 1
@@ -186,3 +186,64 @@ def test_other_processes_wait_for_the_one_that_packs(tmp_path: Path):
     made = Packs(None, say=lambda _: None).of(corpus, 12)
     thread.join(timeout=30)
     assert [pack.facts for pack in found] == [made.facts]
+
+
+def test_one_that_waits_says_for_what(tmp_path: Path):
+    corpus, said = corpus_of(tmp_path, "a", [[5, 6, 3]]), []
+    waiting = Packs(None, makes=False, say=said.append, patience=0.2)
+    thread = threading.Thread(target=lambda: waiting.of(corpus, 12))
+    thread.start()
+    while len(said) < 2:
+        time.sleep(0.01)
+    Packs(None, say=lambda _: None).of(corpus, 12)
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    assert all("waiting for the first process to make" in message for message in said)
+
+
+def test_one_that_waits_gives_up_a_pack_that_stays_damaged(tmp_path: Path):
+    corpus, said = corpus_of(tmp_path, "a", [[5, 6, 3]]), []
+    Packs(None, say=said.append).of(corpus, 12)
+    (folder,) = (tmp_path / "a" / "packs").glob("[!.]*")
+    (folder / "rows.bin").write_bytes(b"")
+    with pytest.raises(DataError, match=r"rows\.bin has 0 bytes"):
+        Packs(None, makes=False, say=said.append, patience=0.2).of(corpus, 12)
+    assert "waiting for the first process to mend" in said[2]
+
+
+def test_two_jobs_make_a_pack_once(tmp_path: Path):
+    corpus, said = corpus_of(tmp_path, "a", [[5, 6, 3]]), []
+    base = tmp_path / "packs"
+    folder = pack_folder(base, corpus.digest, 12)
+    threads = [threading.Thread(target=lambda: Packs(str(base), say=said.append).of(corpus, 12)) for _ in range(2)]
+    with exclusive(base, "", name=f".{folder.name}.lock"):
+        for thread in threads:
+            thread.start()
+        while len(said) < 2:
+            time.sleep(0.01)
+        assert not folder.exists()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert ["another job is making" in message for message in said[:2]] == [True, True]
+    assert sum(message.startswith("packed") for message in said) == 1
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path):
+    corpus = corpus_of(tmp_path, "a", [[5, 6, 3]])
+    folder = pack_folder(tmp_path / "packs", corpus.digest, 12)
+    (tmp_path / "packs" / f".{folder.name}.tmp1").mkdir(parents=True)
+    Packs(str(tmp_path / "packs"), say=lambda _: None).of(corpus, 12)
+    assert {path.name for path in (tmp_path / "packs").iterdir()} == {folder.name, f".{folder.name}.lock"}
+
+
+def test_a_pack_made_anew_by_the_first_process_is_opened_anew_by_the_others(tmp_path: Path):
+    """They look at sizes only, so they may have opened one that the first process then finds to be altered."""
+    corpus = corpus_of(tmp_path, "a", [[5, 6, 3, 4, 9, 2]])
+    whole = Packs(None, say=lambda _: None).of(corpus, 12).pieces(0, 0, 12)
+    (folder,) = (tmp_path / "a" / "packs").glob("[!.]*")
+    starts = np.fromfile(folder / "starts.bin", "<i8")
+    (starts + 1).tofile(folder / "starts.bin")
+    other = Packs(None, makes=False, verify=False)
+    assert other.of(corpus, 12).pieces(0, 0, 12) != whole
+    Packs(None, say=lambda _: None).of(corpus, 12)
+    assert other.of(corpus, 12).pieces(0, 0, 12) == whole
