@@ -5,7 +5,9 @@ nothing, and a bounded number of files is kept open, however many shards there a
 the shards' indexes, by bisection; nothing is ever found by looking for an end-of-text id.
 """
 
+import errno
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,10 +26,11 @@ _BLOCK = 512
 
 
 class OpenFiles:
-    """Descriptors of files opened for reading, the least recently used one closed beyond `limit`."""
+    """Descriptors of files opened for reading, the least recently used one closed beyond `limit` (None: half of what
+    the process may open), or when the process may open no more."""
 
-    def __init__(self, limit: int = 256):
-        self._limit, self._open = limit, OrderedDict[Path, int]()
+    def __init__(self, limit: int | None = None):
+        self._limit, self._open = limit or _allowed(), OrderedDict[Path, int]()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -48,10 +51,7 @@ class OpenFiles:
         return content
 
     def _add(self, file: Path, check: Callable[[Path, int], None]) -> int:
-        try:
-            descriptor = os.open(file, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}") from error
+        descriptor = self._opened(file)
         try:
             check(file, descriptor)
         except BaseException:
@@ -59,8 +59,25 @@ class OpenFiles:
             raise
         self._open[file] = descriptor
         if len(self._open) > self._limit:
-            os.close(self._open.popitem(last=False)[1])
+            self._close_oldest()
         return descriptor
+
+    def _opened(self, file: Path) -> int:
+        while True:
+            try:
+                return os.open(file, os.O_RDONLY)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
+                    raise DataError(f"cannot read {file}: {error.strerror}") from error
+                self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        os.close(self._open.popitem(last=False)[1])
+
+
+def _allowed() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 2))
 
 
 _FILES = OpenFiles()  # one for the process: the limit on descriptors is the process's too

@@ -1,5 +1,7 @@
 """Rows as they are read: the same for any layout of ranks, every token predicted, documents kept apart when asked."""
 
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,23 @@ def test_open_files_never_exceed_their_limit(tmp_path: Path):
     assert np.array_equal(stream.read(0, 160), tokens)
     assert len(stream.document_starts(0, 160)) == 40
     assert len(files) == 5
+
+
+def test_more_shards_than_the_process_may_open_are_read(tmp_path: Path):
+    manifest, tokens = write_shards(tmp_path, [[4]] * 60)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+    for descriptor in free:
+        os.close(descriptor)
+    files = OpenFiles(limit=1000)
+    stream = TokenStream(tmp_path, manifest, "train", files=files)  # type: ignore[arg-type]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
+    try:
+        assert np.array_equal(stream.read(0, 240), tokens)
+        assert np.array_equal(stream.read(0, 240), tokens)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert 1 <= len(files) <= 20
 
 
 @pytest.mark.parametrize("ending", [".bin", ".idx"])
