@@ -254,6 +254,15 @@ def validation(
     )
 
 
+def test_without_a_val_split_both_ways_to_one_are_named(tmp_path: Path):
+    stream, _ = stream_of(tmp_path, [[9]], "train")
+    manifest, _ = write_shards(tmp_path, [[9]])
+    empty = TokenStream(tmp_path, manifest, "val")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"val_fraction or, where they were imported, .*peer\.val=\[GLOB\]"):
+        validation([empty])
+    assert validation([empty, stream]).n_sequences == 2
+
+
 @pytest.mark.parametrize("length", [2, 7, 8, 9, 50])
 @pytest.mark.parametrize("dp_size", [1, 3])
 def test_validation_predicts_each_token_once_on_any_number_of_ranks(tmp_path: Path, length: int, dp_size: int):
