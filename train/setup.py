@@ -70,7 +70,7 @@ def check(config: TrainConfig, grid: RankGrid) -> Setup:
     folder = RunFolder(config)
     problems = _problems(config, grid, folder)
     try:
-        corpora = load_corpora(config.data)
+        corpora = load_corpora(config.data, look=grid.is_first)
     except DataError as error:
         if problems:
             raise ConfigError([*problems, str(error)]) from None

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from data_prep.files import DataError
+from tests.benchmarks.loader import large_manifest
 from tests.train.sources import corpus_of, data_of, slots_of
 from train.corpus import Corpus, load_corpora
-from train.data_config import SourceConfig, WeightChange
+from train.data_config import DataConfig, SourceConfig, WeightChange
 from train.lineage import Phase, begin, over_the_cap, phase_at, rebased, refuse_other_data
 from train.rows import PADDING, Packs, open_rows
 
@@ -228,6 +229,18 @@ def test_a_label_that_no_shard_has_is_answered_with_those_there_are(tmp_path: Pa
 def test_a_missing_dataset_is_named(tmp_path: Path):
     with pytest.raises(DataError, match="holds no finished dataset"):
         load_corpora(data_of([corpus_of(tmp_path, "a", [[5]])]))
+
+
+def test_only_a_process_that_looks_finds_a_shard_of_another_size(tmp_path: Path):
+    folder = large_manifest(tmp_path, n_shards=3, tokens=30)
+    data = DataConfig(folder=str(folder))
+    (file, *_) = folder.glob("*.bin")
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=file.name):
+        load_corpora(data)
+    (corpus,) = load_corpora(data, look=False)
+    with pytest.raises(DataError, match=rf"{file.name} has 0 bytes"):  # named all the same when it is opened
+        corpus.stream("train").read(0, 30)
 
 
 def corpora_of_size(*sizes: int) -> list[Corpus]:
