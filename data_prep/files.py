@@ -25,6 +25,10 @@ class DataError(Exception):
     exit_code = 3
 
 
+class HeldError(DataError):
+    """Another process holds the folder; it may be free later."""
+
+
 @contextlib.contextmanager
 def published(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under `path` only when the block ends well; on any error nothing is left behind.
@@ -63,7 +67,7 @@ def exclusive(folder: Path, advice: str, *, name: str = ".lock", shared: bool = 
     """Makes the folder and holds it for this process alone, until the block or the process ends; with `shared`, it may
     be held by several such, but by none alone. `name` is that of the lock file.
 
-    Raises DataError, with `advice`, when another process holds it, or when it cannot be made or written. On a file
+    Raises HeldError, with `advice`, when another process holds it; DataError when it cannot be made or written. On a file
     system without locks it says so, and nothing is held.
     """
     try:
@@ -75,7 +79,7 @@ def exclusive(folder: Path, advice: str, *, name: str = ".lock", shared: bool = 
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"another process is writing to {folder}; {advice}") from None
+            raise HeldError(f"another process is writing to {folder}; {advice}") from None
         except OSError as error:
             print(
                 f"warning: {folder} cannot be locked ({error.strerror}): start no second process on it", file=sys.stderr

@@ -34,9 +34,18 @@ class Attention(nn.Module):
         k = self.k(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         v = self.v(x).view(b, t, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        grouped = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
-        return self.o(out.transpose(1, 2).reshape(b, t, -1))
+        return self.o(_attended(q, k, v, mask).transpose(1, 2).reshape(b, t, -1))
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, H, T, D). With a mask, keys and values are repeated for their groups: the fused CUDA kernels that take a mask
+    take no groups, and what is left without them keeps all (H, T, T) scores."""
+    groups = q.shape[1] // k.shape[1]
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=groups > 1)
+    if groups > 1:
+        k, v = (part.repeat_interleave(groups, dim=1) for part in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def document_mask(segments: Tensor) -> Tensor:

@@ -68,7 +68,10 @@ class ValidationBatches:
     ):
         self._streams = [stream for stream in streams if stream.n_tokens >= 2]
         if not self._streams:
-            raise DataError("the val split holds no prediction; prepare the data with a larger val_fraction")
+            raise DataError(
+                "the val split holds no prediction: prepare the data with a larger val_fraction or, where they were "
+                "imported, import them anew with some files held out (peer.val=[GLOB])"
+            )
         self._seq_len, self._batch_size, self._dp_size, self._mask = seq_len, batch_size, dp_size, mask_documents
         self._rows = _dealt([-(-(stream.n_tokens - 1) // seq_len) for stream in self._streams], max_sequences)
 

@@ -25,6 +25,9 @@ from train.mixture import Mixture, Stage, in_proportion, integer_weights
 from train.order import Order, Stretch, changed
 from train.stream import shards_of
 
+ROUNDING = 0.05
+"""the part of a source's share by which rounding may change it"""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -255,7 +258,7 @@ def _phase(
     left_out = (0,) * (len(sources) - len(corpora))
     weights = [corpus.config.weight for corpus in corpora]
     given = [weight for weight in weights if weight is not None]
-    first = integer_weights(given) if given else in_proportion([source.tokens for source in sources[: len(corpora)]])
+    first = integer_weights(given) if given else _by_size(sources[: len(corpora)])
     schedule = [(0, first + left_out)]
     for change in data.weight_schedule:
         schedule.append(
@@ -271,3 +274,20 @@ def _phase(
         schedule=tuple(schedule),
         sources=sources,
     )
+
+
+def _by_size(sources: Sequence[Source]) -> tuple[int, ...]:
+    """Weights in proportion to tokens. Raises DataError where rounding would have a source read much more or less often
+    than the others."""
+    sizes = [source.tokens for source in sources]
+    weights = in_proportion(sizes)
+    for source, weight in zip(sources, weights, strict=True):
+        exact, rounded = source.tokens / sum(sizes), weight / sum(weights)
+        if abs(rounded - exact) > ROUNDING * exact:
+            raise DataError(
+                f"the source {source.name} holds {source.tokens:_} of {sum(sizes):_} tokens, a share of {exact:.3g}; "
+                f"shares are kept to one part in {sum(weights)}, and its would become {rounded:.3g}, so it would be "
+                f"read {rounded / exact:.3g} times as often as in proportion to its tokens. Give every source a weight "
+                f"(data.sources.{source.name}.weight=...), or leave it out."
+            )
+    return weights

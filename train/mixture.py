@@ -9,6 +9,7 @@ come before it exceeds j - 1/(2k - 2), and the earliest deadline goes first.
 The sequence repeats with the sum of the weights, so a table of one period answers for a run of any length.
 """
 
+import bisect
 import heapq
 import math
 from collections.abc import Sequence
@@ -171,6 +172,7 @@ class _Election:
         for stage, after, steps in zip(stages, stages[1:], self._steps, strict=False):
             length = after.first_sample - stage.first_sample
             self._bases.append([base + length * step for base, step in zip(self._bases[-1], steps, strict=True)])
+        self._reached_before = [list(shares) for shares in zip(*self._bases, strict=True)]
         self.move(0, [0] * k)
 
     def move(self, n: int, counts: list[int]) -> None:
@@ -203,10 +205,8 @@ class _Election:
 
     def _reached(self, source: int, share: int) -> int:
         """After how many samples the source's share is at least `share`."""
-        for i in range(len(self._stages) - 1, -1, -1):
-            if share > self._bases[i][source] or i == 0:
-                step = self._steps[i][source]
-                if step == 0:
-                    return _FOREVER
-                return self._stages[i].first_sample - (self._bases[i][source] - share) // step
-        raise AssertionError
+        i = max(0, bisect.bisect_left(self._reached_before[source], share) - 1)
+        step = self._steps[i][source]
+        if step == 0:
+            return _FOREVER
+        return self._stages[i].first_sample - (self._reached_before[source][i] - share) // step

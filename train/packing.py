@@ -31,7 +31,10 @@ from train.stream import Int64Array, TokenStream
 
 SCHEMA_VERSION = 1
 WINDOW = 65_536
+_WORD = 512
+"""bits of one long integer: shifting one costs little up to some hundred bits, more with every further one"""
 FILES = ("rows.bin", "starts.bin", "pairs.bin", "windows.bin")
+HINT = " (data.pack_folder names another place)"
 Int32Array = NDArray[np.int32]
 
 
@@ -60,11 +63,21 @@ def pack_folder(base: Path, source_digest: str, seq_len: int) -> Path:
     return base / f"{source_digest[:16]}-{seq_len}"
 
 
+def identity(folder: Path) -> tuple[int, int] | None:
+    """Of the pack that lies there now, whatever it holds: changes when it is made anew; None if there is none."""
+    try:
+        with (folder / "pack.json").open("rb") as stream:  # opening asks a network's server, where a look-up may be old
+            state = os.fstat(stream.fileno())
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns
+
+
 class Pack:
     """A finished pack. Open it with `Pack.open`."""
 
     def __init__(self, folder: Path, facts: PackFacts):
-        self.facts = facts
+        self.facts, self.identity = facts, identity(folder)
         self._rows = _mapped(folder / "rows.bin", "<i8", facts.rows + 1)
         self._starts = _mapped(folder / "starts.bin", "<i8", facts.pieces)
         self._pairs = _mapped(folder / "pairs.bin", "<i4", facts.pieces)
@@ -123,36 +136,61 @@ class Pack:
 def best_fit(pairs: Int32Array, capacity: int) -> tuple[Int64Array, int]:
     """(row of each item, number of rows) for items of 1 ... capacity, by best-fit decreasing.
 
-    Open rows are kept in stacks by the room they have left, and bit r of one long integer says that some row has room
-    r: the fullest row with room for an item is the lowest bit from the item's length on.
+    Open rows are kept in stacks by the room they have left; of equally full ones the latest is taken.
     """
     order = np.argsort(-pairs.astype(np.int64), kind="stable")
     lengths: list[int] = pairs[order].tolist()
     full = int((pairs == capacity).sum())  # each alone in its row
-    rows = list(range(full))
-    stacks: list[list[int]] = [[] for _ in range(capacity)]
-    bits = [1 << room for room in range(capacity)]
-    open_rooms, n_rows = 0, full
+    rows, n_rows = list(range(full)), full
+    stacks: dict[int, list[int]] = {}
+    rooms = _Rooms(capacity)
     for length in lengths[full:]:
-        roomy = open_rooms >> length
-        if roomy:
-            room = length + (roomy & -roomy).bit_length() - 1
-            stack = stacks[room]
-            row = stack.pop()
-            if not stack:
-                open_rooms ^= bits[room]
-            room -= length
-        else:
-            row, room = n_rows, capacity - length
+        room = rooms.at_least(length)
+        if room is None:
+            row, left = n_rows, capacity - length
             n_rows += 1
+        else:
+            stack = stacks[room]
+            row, left = stack.pop(), room - length
+            if not stack:
+                rooms.flip(room)
         rows.append(row)
-        if room:
-            if not stacks[room]:
-                open_rooms |= bits[room]
-            stacks[room].append(row)
+        if left:
+            stack = stacks.setdefault(left, [])
+            if not stack:
+                rooms.flip(left)
+            stack.append(row)
     out = np.empty(len(pairs), np.int64)
     out[order] = rows
     return out, n_rows
+
+
+class _Rooms:
+    """A set of numbers 0 ... capacity in which the least one from a number on is found in the same time, however large
+    the capacity: a bit for each number in words of _WORD bits, and a bit for each word that is not 0."""
+
+    def __init__(self, capacity: int):
+        self._words = [0] * (capacity // _WORD + 1)
+        self._filled = 0
+
+    def flip(self, number: int) -> None:
+        """Puts a number in, or takes it out."""
+        at, bit = divmod(number, _WORD)
+        before = self._words[at]
+        self._words[at] = after = before ^ (1 << bit)
+        if not before or not after:
+            self._filled ^= 1 << at
+
+    def at_least(self, number: int) -> int | None:
+        at, bit = divmod(number, _WORD)
+        if here := self._words[at] >> bit:
+            return number + (here & -here).bit_length() - 1
+        above = self._filled >> (at + 1)
+        if not above:
+            return None
+        at += (above & -above).bit_length()
+        word = self._words[at]
+        return at * _WORD + (word & -word).bit_length() - 1
 
 
 def pieces_of(first: int, lengths: Int32Array, seq_len: int) -> tuple[Int64Array, Int32Array]:
@@ -169,18 +207,18 @@ def pieces_of(first: int, lengths: Int32Array, seq_len: int) -> tuple[Int64Array
 def build(
     folder: Path, stream: TokenStream, source_digest: str, seq_len: int, say: Callable[[str], None] | None = None
 ) -> PackFacts:
-    """Makes the pack at `folder`, whole or not at all. Raises DataError when it cannot be written."""
+    """Makes the pack at `folder`, whole or not at all, instead of one that was there and of what killed builds left.
+    No other process may build it at the same time. Raises DataError when it cannot be written."""
     temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for old in (folder, *folder.parent.glob(f".{folder.name}.tmp*")):
+            shutil.rmtree(old, ignore_errors=True)
         temporary.mkdir(parents=True)
         facts = _write(temporary, stream, source_digest, seq_len, say or _progress)
-        shutil.rmtree(folder, ignore_errors=True)  # one that did not verify
         os.replace(temporary, folder)
         sync_folder(folder.parent)
     except OSError as error:
-        hint = " (data.pack_folder names another place)"
-        raise DataError(f"{write_error(error, folder)}{hint}") from error
+        raise DataError(f"{write_error(error, folder)}{HINT}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return facts

@@ -6,19 +6,20 @@ a rebase cuts rows from blocks of another length); best-fit packing gives a piec
 position is PADDING.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.files import DataError
+from data_prep.files import DataError, HeldError, exclusive
 from train.corpus import Corpus
 from train.data_config import Packing
 from train.lineage import Phase, Source
 from train.order import Int64Array, Order
-from train.packing import Pack, build, pack_folder
+from train.packing import HINT, Pack, build, identity, pack_folder
 from train.stream import TokenStream
 
 Pieces = list[tuple[int, int]]
@@ -101,37 +102,82 @@ class Packs:
     makes: bool = True
     """False: another process of this run makes them"""
     verify: bool = True
-    """every byte is read when a pack is opened"""
+    """every byte is read when a pack is opened; else only sizes are looked at"""
     say: Callable[[str], None] = print
+    patience: float = 60
+    """seconds after which a message is repeated, or a damaged pack that nobody mends is given up"""
 
     def __post_init__(self) -> None:
         self._opened: dict[Path, Pack] = {}
 
     def of(self, corpus: Corpus, seq_len: int) -> Pack:
-        """Raises DataError when it is damaged (the maker makes it anew) or cannot be written."""
+        """The pack as it lies there now: one that another process has made anew since is opened anew. Raises DataError
+        when it is damaged (the maker makes it anew) or cannot be written."""
         base = Path(self.base) if self.base else corpus.folder / "packs"
         folder = pack_folder(base, corpus.digest, seq_len)
-        if folder not in self._opened:
-            self._opened[folder] = (
-                self._made(folder, corpus, seq_len) if self.makes else self._awaited(folder, corpus, seq_len)
-            )
-        return self._opened[folder]
+        pack = self._opened.get(folder)
+        if pack is None or pack.identity != identity(folder):
+            pack = self._made(folder, corpus, seq_len) if self.makes else self._awaited(folder, corpus, seq_len)
+            self._opened[folder] = pack
+        return pack
 
     def _made(self, folder: Path, corpus: Corpus, seq_len: int) -> Pack:
-        try:
+        with contextlib.suppress(FileNotFoundError, DataError):
             return Pack.open(folder, corpus.digest, seq_len, verify=self.verify)
-        except FileNotFoundError:
-            self.say(f"packing {corpus.folder} into rows of {seq_len} (once; kept in {folder})")
-        except DataError as error:
-            self.say(f"warning: {error}")
-        facts = build(folder, corpus.stream("train"), corpus.digest, seq_len, self.say)
-        self.say(f"packed {facts.pairs:,} predictions into {facts.rows:,} rows, {facts.fill:.2%} full")
-        return Pack.open(folder, corpus.digest, seq_len, verify=False)
+        with self._alone(folder):
+            try:
+                return Pack.open(folder, corpus.digest, seq_len, verify=self.verify)  # another job may have made it
+            except FileNotFoundError:
+                self.say(f"packing {corpus.folder} into rows of {seq_len} (once; kept in {folder})")
+            except DataError as error:
+                self.say(f"warning: {error} It is made anew now.")
+            facts = build(folder, corpus.stream("train"), corpus.digest, seq_len, self.say)
+            self.say(f"packed {facts.pairs:,} predictions into {facts.rows:,} rows, {facts.fill:.2%} full")
+            return Pack.open(folder, corpus.digest, seq_len, verify=False)
+
+    @contextlib.contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Holds the right to make this pack, once whoever else has it is done."""
+        saying = _Repeated(self.say, self.patience)
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(exclusive(folder.parent, "waiting for it", name=f".{folder.name}.lock"))
+                    break
+                except HeldError:
+                    saying(f"another job is making {folder}: waiting for it")
+                    time.sleep(1)
+                except DataError as error:
+                    raise DataError(f"{error}{HINT}") from error
+            yield
 
     def _awaited(self, folder: Path, corpus: Corpus, seq_len: int) -> Pack:
-        """As long as it takes: the launcher ends this process if the maker dies."""
+        """Waits for a missing pack as long as it takes: the launcher ends this process if the maker dies. Raises
+        DataError when one that is there stays unusable."""
+        saying = _Repeated(self.say, self.patience)
+        since, seen = time.monotonic(), None
         while True:
+            found = identity(folder)
             try:
                 return Pack.open(folder, corpus.digest, seq_len, verify=self.verify)
-            except (FileNotFoundError, DataError):
-                time.sleep(1)
+            except FileNotFoundError:
+                saying(f"waiting for the first process to make {folder}")
+            except DataError as error:
+                if found != seen:
+                    since, seen = time.monotonic(), found
+                if time.monotonic() - since > self.patience:
+                    raise
+                saying(f"waiting for the first process to mend {folder}: {error}")
+            time.sleep(min(1, self.patience))
+
+
+class _Repeated:
+    """Says a message at once, and again whenever so many seconds have passed."""
+
+    def __init__(self, say: Callable[[str], None], seconds: float):
+        self._say, self._seconds, self._next = say, seconds, 0.0
+
+    def __call__(self, message: str) -> None:
+        if time.monotonic() >= self._next:
+            self._say(message)
+            self._next = time.monotonic() + self._seconds

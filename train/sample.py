@@ -5,6 +5,8 @@ python -m train.sample run=runs/hello prompt="import " n_tokens=200 temperature=
 python -m train.sample run=runs/hello prompt="for i in " table=12
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +60,7 @@ def write_sample(logits, tokenizer, command: SampleCommand, context: int) -> str
         seed=command.seed,
         stop_id=tokenizer.eos_id,
     )
-    text = tokenizer.decode(prompt + [i for i in ids if i < tokenizer.vocab_size])
+    text = _text(tokenizer, [*prompt, *ids])
     probabilities = next_token_probabilities(logits, prompt, context)
     likely = probabilities.topk(min(command.table, len(probabilities)))
     rows = [
@@ -68,20 +70,43 @@ def write_sample(logits, tokenizer, command: SampleCommand, context: int) -> str
     return f"{text}\n\nnext token after {command.prompt!r}:\n" + "\n".join(rows) + "\n"
 
 
+def _text(tokenizer, ids: Sequence[int]) -> str:
+    """Ids that only the model has (its vocabulary may be padded) stand there as `#id`."""
+    runs = itertools.groupby(ids, lambda i: i < tokenizer.vocab_size)
+    return "".join(
+        tokenizer.decode(list(run)) if known else "".join(f"#{i}" for i in run) for known, run in runs
+    )
+
+
 def _visible(tokenizer, token: int) -> str:
-    return repr(tokenizer.decode([token])) if 3 < token < tokenizer.vocab_size else tokenizer.piece(token)
+    if token >= tokenizer.vocab_size:
+        return f"#{token}"
+    return repr(tokenizer.decode([token])) if token > 3 else tokenizer.piece(token)
+
+
+def tokenizer_in(folder: Path):
+    """The tokenizer of a dataset or run. Raises DataError if it has none: its ids came from another program."""
+    from data_prep.files import DataError
+    from data_prep.manifest import TOKENIZER
+    from data_prep.tokenizer import Tokenizer
+
+    if not (folder / TOKENIZER).is_file():
+        raise DataError(
+            f"{folder} has no {TOKENIZER}: its tokens came from another program, with a tokenizer that is no "
+            "SentencePiece model, so ids cannot be shown as text here."
+        )
+    return Tokenizer.load(folder / TOKENIZER)
 
 
 def run_sample(command: SampleCommand) -> None:
     from data_prep.files import DataError
-    from data_prep.tokenizer import Tokenizer
     from train.parallel import share_cores
 
     share_cores()
     from train.trained import load_trained
 
     trained = load_trained(Path(command.run), command.step)
-    tokenizer = Tokenizer.load(Path(command.run) / "tokenizer.model")
+    tokenizer = tokenizer_in(Path(command.run))
     if tokenizer.sha256 != trained.tokenizer_sha256:
         raise DataError(f"{command.run}/tokenizer.model is not the tokenizer that this run was trained with")
     print(f"step {trained.step}, temperature {command.temperature}, seed {command.seed}\n")

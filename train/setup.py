@@ -70,7 +70,7 @@ def check(config: TrainConfig, grid: RankGrid) -> Setup:
     folder = RunFolder(config)
     problems = _problems(config, grid, folder)
     try:
-        corpora = load_corpora(config.data)
+        corpora = load_corpora(config.data, look=grid.is_first)
     except DataError as error:
         if problems:
             raise ConfigError([*problems, str(error)]) from None
@@ -83,7 +83,7 @@ def check(config: TrainConfig, grid: RankGrid) -> Setup:
         )
     if problems:
         raise ConfigError(problems)
-    packs = Packs(config.data.pack_folder, makes=grid.is_first)
+    packs = Packs(config.data.pack_folder, makes=grid.is_first, verify=grid.is_first)
     resumes = _resumes(folder)
     phases = _phases(config, corpora, packs, resumes)
     batch = _batch(config, grid, phases[-1])

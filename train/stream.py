@@ -5,7 +5,9 @@ nothing, and a bounded number of files is kept open, however many shards there a
 the shards' indexes, by bisection; nothing is ever found by looking for an end-of-text id.
 """
 
+import errno
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,10 +26,11 @@ _BLOCK = 512
 
 
 class OpenFiles:
-    """Descriptors of files opened for reading, the least recently used one closed beyond `limit`."""
+    """Descriptors of files opened for reading, the least recently used one closed beyond `limit` (None: half of what
+    the process may open), or when the process may open no more."""
 
-    def __init__(self, limit: int = 256):
-        self._limit, self._open = limit, OrderedDict[Path, int]()
+    def __init__(self, limit: int | None = None):
+        self._limit, self._open = limit or _allowed(), OrderedDict[Path, int]()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -48,10 +51,7 @@ class OpenFiles:
         return content
 
     def _add(self, file: Path, check: Callable[[Path, int], None]) -> int:
-        try:
-            descriptor = os.open(file, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}") from error
+        descriptor = self._opened(file)
         try:
             check(file, descriptor)
         except BaseException:
@@ -59,8 +59,25 @@ class OpenFiles:
             raise
         self._open[file] = descriptor
         if len(self._open) > self._limit:
-            os.close(self._open.popitem(last=False)[1])
+            self._close_oldest()
         return descriptor
+
+    def _opened(self, file: Path) -> int:
+        while True:
+            try:
+                return os.open(file, os.O_RDONLY)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
+                    raise DataError(f"cannot read {file}: {error.strerror}") from error
+                self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        os.close(self._open.popitem(last=False)[1])
+
+
+def _allowed() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 2))
 
 
 _FILES = OpenFiles()  # one for the process: the limit on descriptors is the process's too
@@ -86,8 +103,7 @@ class TokenStream:
     ):
         self.shards = shards_of(manifest, split, label)
         self._folder, self._files = Path(folder), files
-        self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
-        self._code = DTYPE_CODES[manifest.dtype]
+        self._dtypes = [_dtype_of(self._folder, shard) for shard in self.shards]
         self._bins = [file_of(self._folder / shard.name, ".bin") for shard in self.shards]
         self._ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
         self._end_list: list[int] = self._ends.tolist()
@@ -98,9 +114,9 @@ class TokenStream:
         out = np.empty(count, dtype=np.int64)
         filled = 0
         for shard, first, taken in self._parts(start, count):
-            size = self._dtype.itemsize
-            content = self._bin(shard, taken * size, first * size)
-            out[filled : filled + taken] = np.frombuffer(content, dtype=self._dtype)
+            dtype = self._dtypes[shard]
+            content = self._bin(shard, taken * dtype.itemsize, first * dtype.itemsize)
+            out[filled : filled + taken] = np.frombuffer(content, dtype=dtype)
             filled += taken
         return out
 
@@ -165,7 +181,7 @@ class TokenStream:
         while True:
             first = max(low, min(guess - _BLOCK // 2, high - _BLOCK))
             last = min(high, first + _BLOCK)
-            before = int(self._offsets(shard, first, last).searchsorted(token * self._dtype.itemsize))
+            before = int(self._offsets(shard, first, last).searchsorted(token * self._dtypes[shard].itemsize))
             if before == 0 and first > low:
                 high = first
             elif before == last - first and last < high:
@@ -176,7 +192,7 @@ class TokenStream:
 
     def _starts(self, shard: int, low: int, high: int) -> Int64Array:
         """Token at which each of documents low ... high - 1 begins, in its shard."""
-        return self._offsets(shard, low, high) // self._dtype.itemsize
+        return self._offsets(shard, low, high) // self._dtypes[shard].itemsize
 
     def _offsets(self, shard: int, low: int, high: int) -> Int64Array:
         """The same in bytes, as the index has it."""
@@ -187,7 +203,8 @@ class TokenStream:
         entry = self.shards[shard]
 
         def check(file: Path, descriptor: int) -> None:
-            expected = HEADER.pack(MAGIC, 1, self._code, entry.documents, entry.documents + 1)
+            code = DTYPE_CODES[self._dtypes[shard].name]
+            expected = HEADER.pack(MAGIC, 1, code, entry.documents, entry.documents + 1)
             if os.pread(descriptor, HEADER.size, 0) != expected:
                 raise DataError(f"{file} is not the index that the manifest tells of: altered or exchanged")
 
@@ -195,7 +212,7 @@ class TokenStream:
 
     def _bin(self, shard: int, count: int, offset: int) -> bytes:
         def check(file: Path, descriptor: int) -> None:
-            found, expected = os.fstat(descriptor).st_size, self.shards[shard].tokens * self._dtype.itemsize
+            found, expected = os.fstat(descriptor).st_size, self.shards[shard].bin_bytes
             if found != expected:
                 raise DataError(f"{file} has {found} bytes, the manifest tells of {expected}")
 
@@ -205,3 +222,15 @@ class TokenStream:
 def shards_of(manifest: Manifest, split: str, label: str | None) -> list[ShardEntry]:
     """The shards of a split that hold tokens; only those of the source called `label` where one is given."""
     return list(manifest.shards_of(split, label))
+
+
+def _dtype_of(folder: Path, shard: ShardEntry) -> np.dtype[np.integer]:
+    """Of the ids in a shard: an import may hold shards of both widths. Raises DataError where its size fits neither."""
+    for name in DTYPE_CODES:
+        dtype = np.dtype(name)
+        if shard.bin_bytes == shard.tokens * dtype.itemsize:
+            return dtype.newbyteorder("<")
+    raise DataError(
+        f"{folder / shard.name}: {shard.tokens} tokens in {shard.bin_bytes} bytes, which are neither 2 nor 4 a token; "
+        "the manifest is damaged. Make the dataset anew."
+    )

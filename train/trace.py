@@ -24,6 +24,7 @@ from train.data_config import SourceConfig
 from train.lineage import Phase, phase_at
 from train.rows import PADDING, Packs, SourceRows, open_rows
 from train.run_folder import RunFolder
+from train.sample import tokenizer_in
 from train.stream import Passage
 
 
@@ -243,9 +244,7 @@ def _run(command: TraceCommand) -> None:
 
 
 def _texts(uses: Sequence[Use], corpora: Sequence[Corpus]) -> Iterator[str]:
-    from data_prep.tokenizer import Tokenizer
-
-    tokenizer = Tokenizer.load(corpora[0].folder / "tokenizer.model")
+    tokenizer = tokenizer_in(corpora[0].folder)
     streams = {corpus.digest: corpus.stream("train") for corpus in corpora}
     for use in uses:
         stream = streams[use.digest]

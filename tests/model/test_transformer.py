@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model.attention import _attended, document_mask
 from model.config import ModelConfig
 from model.init import initial_value, initialize
 from model.loss import IGNORED_TARGET, cross_entropy
@@ -165,3 +166,14 @@ def test_documents_packed_with_segments_give_what_each_gives_alone():
 def test_one_segment_is_plain_causal_attention():
     model, tokens = made(SMALL), torch.arange(24).view(1, 24)
     torch.testing.assert_close(model(tokens, in_documents(24)), model(tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_repeated_keys_give_what_groups_give():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 24, 8, generator=generator, requires_grad=True) for heads in (6, 2, 2))
+    mask = document_mask(in_documents(7, 12, 5))
+    grouped = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    expected = torch.autograd.grad(grouped.square().sum(), (q, k, v))
+    ours = _attended(q, k, v, mask)
+    torch.testing.assert_close(ours, grouped)
+    torch.testing.assert_close(torch.autograd.grad(ours.square().sum(), (q, k, v)), expected)

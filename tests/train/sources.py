@@ -15,13 +15,22 @@ from train.rows import Packs, PhaseRows, open_rows
 EOS = 2
 
 
-def write_shards(folder: Path, documents: Sequence[Sequence[int]], split: str = "train", first_id: int = 10):
-    """(manifest, all tokens) of shards in which documents have these lengths (end-of-text included); ids count up."""
+def write_shards(
+    folder: Path,
+    documents: Sequence[Sequence[int]],
+    split: str = "train",
+    first_id: int = 10,
+    vocab_sizes: Sequence[int] = (60_000,),
+):
+    """(manifest, all tokens) of shards in which documents have these lengths (end-of-text included); ids count up.
+
+    vocab_sizes: of the shards in turn; they decide how wide a shard's ids are.
+    """
     entries, tokens = [], []
     next_id = first_id
     for i, lengths in enumerate(documents):
         name = f"{split}-{i:016x}"
-        with shard_writer(folder / name, ShardHead("t", "", "k", 60_000, EOS)) as writer:
+        with shard_writer(folder / name, ShardHead("t", "", "k", vocab_sizes[i % len(vocab_sizes)], EOS)) as writer:
             for length in lengths:
                 ids = np.arange(next_id, next_id + length - 1) % 60_000
                 writer.add(ids, np.array([length - 1]), text_bytes=length - 1)
@@ -34,6 +43,7 @@ def write_shards(folder: Path, documents: Sequence[Sequence[int]], split: str = 
                 split=split,
                 tokens=sidecar.tokens,
                 documents=sidecar.documents,
+                bin_bytes=sidecar.bin_bytes,
                 bin_sha256=sidecar.bin_sha256,
                 idx_sha256=sidecar.idx_sha256,
                 source="",

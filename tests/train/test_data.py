@@ -1,5 +1,7 @@
 """Rows as they are read: the same for any layout of ranks, every token predicted, documents kept apart when asked."""
 
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,25 @@ def test_passages_and_documents_agree(tmp_path: Path):
         assert at == start + 23
 
 
+def test_shards_of_both_widths_are_read_as_they_lie(tmp_path: Path):
+    manifest, tokens = write_shards(tmp_path, SHARDS, vocab_sizes=[60_000, 70_000])
+    assert [shard.bin_bytes // shard.tokens for shard in manifest.shards] == [2, 4, 2]
+    stream = TokenStream(tmp_path, manifest, "train")  # type: ignore[arg-type]
+    assert np.array_equal(stream.read(0, len(tokens)), tokens)
+    ends = np.cumsum([length for shard in SHARDS for length in shard]).tolist()
+    assert stream.document_starts(0, len(tokens)).tolist() == [0, *ends[:-1]]
+    assert [stream.document(p.shard, p.document)[1] for p in stream.passages(0, len(tokens))] == [
+        length for shard in SHARDS for length in shard
+    ]
+
+
+def test_a_shard_whose_size_fits_no_width_is_named(tmp_path: Path):
+    manifest, _ = write_shards(tmp_path, [[4, 5]])
+    manifest.shards[0].bin_bytes += 1
+    with pytest.raises(DataError, match=r"9 tokens in 19 bytes, which are neither 2 nor 4"):
+        TokenStream(tmp_path, manifest, "train")  # type: ignore[arg-type]
+
+
 def test_open_files_never_exceed_their_limit(tmp_path: Path):
     manifest, tokens = write_shards(tmp_path, [[4]] * 40)
     files = OpenFiles(limit=5)
@@ -72,6 +93,23 @@ def test_open_files_never_exceed_their_limit(tmp_path: Path):
     assert np.array_equal(stream.read(0, 160), tokens)
     assert len(stream.document_starts(0, 160)) == 40
     assert len(files) == 5
+
+
+def test_more_shards_than_the_process_may_open_are_read(tmp_path: Path):
+    manifest, tokens = write_shards(tmp_path, [[4]] * 60)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+    for descriptor in free:
+        os.close(descriptor)
+    files = OpenFiles(limit=1000)
+    stream = TokenStream(tmp_path, manifest, "train", files=files)  # type: ignore[arg-type]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
+    try:
+        assert np.array_equal(stream.read(0, 240), tokens)
+        assert np.array_equal(stream.read(0, 240), tokens)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert 1 <= len(files) <= 20
 
 
 @pytest.mark.parametrize("ending", [".bin", ".idx"])
@@ -214,6 +252,15 @@ def validation(
     return ValidationBatches(
         streams, seq_len=7, max_sequences=max_sequences, batch_size=batch_size, dp_size=dp_size, mask_documents=mask
     )
+
+
+def test_without_a_val_split_both_ways_to_one_are_named(tmp_path: Path):
+    stream, _ = stream_of(tmp_path, [[9]], "train")
+    manifest, _ = write_shards(tmp_path, [[9]])
+    empty = TokenStream(tmp_path, manifest, "val")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"val_fraction or, where they were imported, .*peer\.val=\[GLOB\]"):
+        validation([empty])
+    assert validation([empty, stream]).n_sequences == 2
 
 
 @pytest.mark.parametrize("length", [2, 7, 8, 9, 50])

@@ -3,14 +3,16 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from data_prep.files import DataError
+from tests.benchmarks.loader import large_manifest
 from tests.train.sources import corpus_of, data_of, slots_of
 from train.corpus import Corpus, load_corpora
-from train.data_config import SourceConfig, WeightChange
+from train.data_config import DataConfig, SourceConfig, WeightChange
 from train.lineage import Phase, begin, over_the_cap, phase_at, rebased, refuse_other_data
 from train.rows import PADDING, Packs, open_rows
 
@@ -227,3 +229,45 @@ def test_a_label_that_no_shard_has_is_answered_with_those_there_are(tmp_path: Pa
 def test_a_missing_dataset_is_named(tmp_path: Path):
     with pytest.raises(DataError, match="holds no finished dataset"):
         load_corpora(data_of([corpus_of(tmp_path, "a", [[5]])]))
+
+
+def test_only_a_process_that_looks_finds_a_shard_of_another_size(tmp_path: Path):
+    folder = large_manifest(tmp_path, n_shards=3, tokens=30)
+    data = DataConfig(folder=str(folder))
+    (file, *_) = folder.glob("*.bin")
+    file.write_bytes(b"")
+    with pytest.raises(DataError, match=file.name):
+        load_corpora(data)
+    (corpus,) = load_corpora(data, look=False)
+    with pytest.raises(DataError, match=rf"{file.name} has 0 bytes"):  # named all the same when it is opened
+        corpus.stream("train").read(0, 30)
+
+
+def corpora_of_size(*sizes: int) -> list[Corpus]:
+    """Sources that hold so many tokens by their manifests; nothing is on disk."""
+    shards = [
+        SimpleNamespace(name=f"s{i}", tokens=n, bin_sha256=f"{i}", idx_sha256="") for i, n in enumerate(sizes)
+    ]
+    return [
+        Corpus(
+            shard.name,
+            SourceConfig(f"{shard.name}/"),
+            SimpleNamespace(  # type: ignore[arg-type]
+                tokenizer_sha256="k", shards_of=lambda split, source=None, own=shard: [own] if split == "train" else []
+            ),
+        )
+        for shard in shards
+    ]
+
+
+def test_a_source_too_small_for_its_share_is_refused_with_both_shares():
+    with pytest.raises(DataError) as error:
+        start(corpora_of_size(10**12, 10**6, 150_000_000))
+    for part in ("s1 holds 1_000_000", "a share of 1e-06", "become 0.0001", "100 times", "sources.s1.weight", "leave it"):
+        assert part in str(error.value)
+    with pytest.raises(DataError, match=r"s1 .* 0\.667 times as often"):
+        start(corpora_of_size(10**12, 150_000_000))
+    for sizes in [(10**12, 1_010_000_000), (10**6,) * 3, (5 * 10**9, 7 * 10**10, 10**12)]:
+        (phase,) = start(corpora_of_size(*sizes))
+        weights = np.array(phase.schedule[0][1])
+        assert np.allclose(weights / weights.sum(), np.array(sizes) / sum(sizes), rtol=0.05)

@@ -92,3 +92,18 @@ def test_no_weights_means_in_proportion_to_size():
     assert sum(weights) == LONGEST_PERIOD
     assert weights[1] == 1
     assert weights[3] == 0
+
+
+def test_many_stages_take_time_in_proportion_to_their_number():
+    """Weights that move with every stage; CPU seconds, several times what an idle core needs."""
+    stages = [Stage(i * 100_003, (500 + i, 400 - i, 97, 1 + i % 7)) for i in range(200)]
+    started = time.process_time()
+    mixture = Mixture(stages)
+    assert time.process_time() - started < 6
+    shares = [Fraction(0)] * 4
+    for stage in stages[:-1]:
+        shares = [
+            share + Fraction(100_003 * w, stage.period) for share, w in zip(shares, stage.weights, strict=True)
+        ]
+    counts = mixture.counts(stages[-1].first_sample).tolist()
+    assert all(abs(count - share) < 1 for count, share in zip(counts, shares, strict=True))

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 import train.packing
-from data_prep.files import DataError
+from data_prep.files import DataError, exclusive
 from tests.train.sources import corpus_of
-from train.packing import Pack, best_fit, build, pieces_of
+from train.packing import Pack, best_fit, build, pack_folder, pieces_of
 from train.rows import Packs
 
 
@@ -20,25 +21,30 @@ def lengths_like_text(n: int, seed: int = 0, median: float = 30) -> np.ndarray:
     return np.clip(drawn, 1, None).astype(np.int32)
 
 
-def best_fit_by_hand(lengths: list[int], capacity: int) -> int:
-    """Rows that best-fit decreasing needs, by looking at every open row for every item."""
+def best_fit_by_hand(lengths: list[int], capacity: int) -> list[int]:
+    """The row of each item by best-fit decreasing, by looking at every open row for every item: into the fullest with
+    room, among those into the one that was filled so far last."""
     rooms: list[int] = []
-    for length in sorted(lengths, reverse=True):
-        fitting = [i for i, room in enumerate(rooms) if room >= length]
-        if fitting:
-            rooms[min(fitting, key=lambda i: rooms[i])] -= length
-        else:
-            rooms.append(capacity - length)
-    return len(rooms)
+    filled: list[int] = []
+    found = [0] * len(lengths)
+    for turn, item in enumerate(sorted(range(len(lengths)), key=lambda i: -lengths[i])):
+        fitting = [row for row, room in enumerate(rooms) if room >= lengths[item]]
+        row = min(fitting, key=lambda row: (rooms[row], -filled[row]), default=len(rooms))
+        if row == len(rooms):
+            rooms.append(capacity)
+            filled.append(turn)
+        rooms[row] -= lengths[item]
+        filled[row], found[item] = turn, row
+    return found
 
 
-@pytest.mark.parametrize("capacity", [2, 10, 64, 257])
+@pytest.mark.parametrize("capacity", [2, 10, 64, 257, 511, 512, 513, 2048, 5000])
 def test_rows_are_those_of_best_fit_decreasing(capacity: int):
-    lengths = np.minimum(lengths_like_text(500), capacity)
+    lengths = np.minimum(lengths_like_text(500, median=capacity / 8 + 2), capacity)
     rows, n_rows = best_fit(lengths, capacity)
     assert np.bincount(rows, weights=lengths, minlength=n_rows).max() <= capacity
     assert set(rows.tolist()) == set(range(n_rows))
-    assert n_rows == best_fit_by_hand(lengths.tolist(), capacity)
+    assert rows.tolist() == best_fit_by_hand(lengths.tolist(), capacity)
 
 
 def test_a_long_document_is_cut_so_that_no_prediction_is_lost():
@@ -98,7 +104,7 @@ def test_a_part_of_a_row_is_the_same_pieces_cut(tmp_path: Path):
 def test_a_damaged_pack_is_made_anew(tmp_path: Path, name: str, damage: str):
     corpus, said = corpus_of(tmp_path, "a", [[5, 6, 3, 4, 9, 2]]), []
     Packs(None, say=said.append).of(corpus, 12)
-    (folder,) = (tmp_path / "a" / "packs").iterdir()
+    (folder,) = (tmp_path / "a" / "packs").glob("[!.]*")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     content = bytearray(before[name])
     content[0] ^= 1
@@ -155,6 +161,23 @@ def test_packing_keeps_up(tmp_path: Path):
     assert pairs.sum() / (rows * 2048) > 0.999
 
 
+def test_packing_keeps_up_with_long_rows():
+    """Time and memory hardly grow with T."""
+    lengths = lengths_like_text(65_536, median=700)
+    seconds = {}
+    for seq_len in (8192, 131_072):
+        _, pairs = pieces_of(0, lengths, seq_len)
+        started = time.process_time()
+        best_fit(pairs, seq_len)
+        seconds[seq_len] = time.process_time() - started
+    assert seconds[131_072] < 4 * seconds[8192]
+    tracemalloc.start()
+    best_fit(pieces_of(0, lengths[:2000], 131_072)[1], 131_072)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
 def test_other_processes_wait_for_the_one_that_packs(tmp_path: Path):
     corpus = corpus_of(tmp_path, "a", [[5, 6, 3]])
     waiting, found = Packs(None, makes=False), []
@@ -163,3 +186,64 @@ def test_other_processes_wait_for_the_one_that_packs(tmp_path: Path):
     made = Packs(None, say=lambda _: None).of(corpus, 12)
     thread.join(timeout=30)
     assert [pack.facts for pack in found] == [made.facts]
+
+
+def test_one_that_waits_says_for_what(tmp_path: Path):
+    corpus, said = corpus_of(tmp_path, "a", [[5, 6, 3]]), []
+    waiting = Packs(None, makes=False, say=said.append, patience=0.2)
+    thread = threading.Thread(target=lambda: waiting.of(corpus, 12))
+    thread.start()
+    while len(said) < 2:
+        time.sleep(0.01)
+    Packs(None, say=lambda _: None).of(corpus, 12)
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    assert all("waiting for the first process to make" in message for message in said)
+
+
+def test_one_that_waits_gives_up_a_pack_that_stays_damaged(tmp_path: Path):
+    corpus, said = corpus_of(tmp_path, "a", [[5, 6, 3]]), []
+    Packs(None, say=said.append).of(corpus, 12)
+    (folder,) = (tmp_path / "a" / "packs").glob("[!.]*")
+    (folder / "rows.bin").write_bytes(b"")
+    with pytest.raises(DataError, match=r"rows\.bin has 0 bytes"):
+        Packs(None, makes=False, say=said.append, patience=0.2).of(corpus, 12)
+    assert "waiting for the first process to mend" in said[2]
+
+
+def test_two_jobs_make_a_pack_once(tmp_path: Path):
+    corpus, said = corpus_of(tmp_path, "a", [[5, 6, 3]]), []
+    base = tmp_path / "packs"
+    folder = pack_folder(base, corpus.digest, 12)
+    threads = [threading.Thread(target=lambda: Packs(str(base), say=said.append).of(corpus, 12)) for _ in range(2)]
+    with exclusive(base, "", name=f".{folder.name}.lock"):
+        for thread in threads:
+            thread.start()
+        while len(said) < 2:
+            time.sleep(0.01)
+        assert not folder.exists()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert ["another job is making" in message for message in said[:2]] == [True, True]
+    assert sum(message.startswith("packed") for message in said) == 1
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path):
+    corpus = corpus_of(tmp_path, "a", [[5, 6, 3]])
+    folder = pack_folder(tmp_path / "packs", corpus.digest, 12)
+    (tmp_path / "packs" / f".{folder.name}.tmp1").mkdir(parents=True)
+    Packs(str(tmp_path / "packs"), say=lambda _: None).of(corpus, 12)
+    assert {path.name for path in (tmp_path / "packs").iterdir()} == {folder.name, f".{folder.name}.lock"}
+
+
+def test_a_pack_made_anew_by_the_first_process_is_opened_anew_by_the_others(tmp_path: Path):
+    """They look at sizes only, so they may have opened one that the first process then finds to be altered."""
+    corpus = corpus_of(tmp_path, "a", [[5, 6, 3, 4, 9, 2]])
+    whole = Packs(None, say=lambda _: None).of(corpus, 12).pieces(0, 0, 12)
+    (folder,) = (tmp_path / "a" / "packs").glob("[!.]*")
+    starts = np.fromfile(folder / "starts.bin", "<i8")
+    (starts + 1).tofile(folder / "starts.bin")
+    other = Packs(None, makes=False, verify=False)
+    assert other.of(corpus, 12).pieces(0, 0, 12) != whole
+    Packs(None, say=lambda _: None).of(corpus, 12)
+    assert other.of(corpus, 12).pieces(0, 0, 12) == whole
