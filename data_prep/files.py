@@ -67,8 +67,8 @@ def exclusive(folder: Path, advice: str, *, name: str = ".lock", shared: bool = 
     """Makes the folder and holds it for this process alone, until the block or the process ends; with `shared`, it may
     be held by several such, but by none alone. `name` is that of the lock file.
 
-    Raises HeldError, with `advice`, when another process holds it; DataError when it cannot be made or written. On a file
-    system without locks it says so, and nothing is held.
+    Raises HeldError, with `advice`, when another process holds it; DataError when it cannot be made or written. On a
+    file system without locks it says so, and nothing is held.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -48,8 +48,11 @@ class Corpus:
 
 def load_corpora(data: DataConfig, *, look: bool = True) -> list[Corpus]:
     """look: every file's size is compared with the manifest's; one process of a run is enough for that, and each shard
-    is compared again when it is opened. Raises DataError where a dataset is missing or damaged, where two have different tokenizers, or where two
-    sources hold the same shard (it would be read twice)."""
+    is compared again when it is opened.
+
+    Raises DataError where a dataset is missing or damaged, where two have different tokenizers, or where two sources
+    hold the same shard (it would be read twice).
+    """
     manifests: dict[str, Manifest] = {}
     for source in data.mixture.values():
         if source.folder not in manifests:

@@ -73,9 +73,7 @@ def write_sample(logits, tokenizer, command: SampleCommand, context: int) -> str
 def _text(tokenizer, ids: Sequence[int]) -> str:
     """Ids that only the model has (its vocabulary may be padded) stand there as `#id`."""
     runs = itertools.groupby(ids, lambda i: i < tokenizer.vocab_size)
-    return "".join(
-        tokenizer.decode(list(run)) if known else "".join(f"#{i}" for i in run) for known, run in runs
-    )
+    return "".join(tokenizer.decode(list(run)) if known else "".join(f"#{i}" for i in run) for known, run in runs)
 
 
 def _visible(tokenizer, token: int) -> str:

@@ -245,9 +245,7 @@ def test_only_a_process_that_looks_finds_a_shard_of_another_size(tmp_path: Path)
 
 def corpora_of_size(*sizes: int) -> list[Corpus]:
     """Sources that hold so many tokens by their manifests; nothing is on disk."""
-    shards = [
-        SimpleNamespace(name=f"s{i}", tokens=n, bin_sha256=f"{i}", idx_sha256="") for i, n in enumerate(sizes)
-    ]
+    shards = [SimpleNamespace(name=f"s{i}", tokens=n, bin_sha256=f"{i}", idx_sha256="") for i, n in enumerate(sizes)]
     return [
         Corpus(
             shard.name,
@@ -263,7 +261,14 @@ def corpora_of_size(*sizes: int) -> list[Corpus]:
 def test_a_source_too_small_for_its_share_is_refused_with_both_shares():
     with pytest.raises(DataError) as error:
         start(corpora_of_size(10**12, 10**6, 150_000_000))
-    for part in ("s1 holds 1_000_000", "a share of 1e-06", "become 0.0001", "100 times", "sources.s1.weight", "leave it"):
+    for part in (
+        "s1 holds 1_000_000",
+        "a share of 1e-06",
+        "become 0.0001",
+        "100 times",
+        "sources.s1.weight",
+        "leave it",
+    ):
         assert part in str(error.value)
     with pytest.raises(DataError, match=r"s1 .* 0\.667 times as often"):
         start(corpora_of_size(10**12, 150_000_000))

@@ -102,8 +102,6 @@ def test_many_stages_take_time_in_proportion_to_their_number():
     assert time.process_time() - started < 6
     shares = [Fraction(0)] * 4
     for stage in stages[:-1]:
-        shares = [
-            share + Fraction(100_003 * w, stage.period) for share, w in zip(shares, stage.weights, strict=True)
-        ]
+        shares = [share + Fraction(100_003 * w, stage.period) for share, w in zip(shares, stage.weights, strict=True)]
     counts = mixture.counts(stages[-1].first_sample).tolist()
     assert all(abs(count - share) < 1 for count, share in zip(counts, shares, strict=True))

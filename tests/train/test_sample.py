@@ -37,7 +37,7 @@ def test_ids_beyond_the_tokenizer_are_shown_by_number(tokenizer: Tokenizer):
 
 
 def test_without_a_tokenizer_it_is_said_that_there_is_no_text(tmp_path: Path):
-    with pytest.raises(DataError, match="has no tokenizer.model: its tokens came from another program"):
+    with pytest.raises(DataError, match=r"has no tokenizer\.model: its tokens came from another program"):
         tokenizer_in(tmp_path)
     corpus = corpus_of(tmp_path, "a", [[20, 31]])
     uses = list(Trace(start([corpus], seq_len=8), [corpus], 7, QUIET, 3).step(1))
