@@ -22,7 +22,7 @@ def shard(folder: Path, split: str = "train", i: int = 0) -> Path:
     return folder / Manifest.load(folder).shards_of(split)[i].name
 
 
-def alter(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def alter(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     file = folder / "manifest.json"
     tree = json.loads(file.read_text())
     change(tree)

@@ -37,7 +37,7 @@ def config(**options: object) -> LaunchDataConfig:
 
 def plan_of(*n_bytes: int, suffix: str = ".txt") -> Plan:
     spans = [Span(Input(f"/d/{i}{suffix}", f"d/{i}{suffix}", "d", size, ""), 0, size) for i, size in enumerate(n_bytes)]
-    return Plan({}, tuple(Task(f"{i:016x}", "d", (span,)) for i, span in enumerate(spans)))
+    return Plan({}, [], tuple(Task(f"{i:016x}", "d", (span,)) for i, span in enumerate(spans)))
 
 
 # --- how wide, how long ----------------------------------------------------------------------------------------------
