@@ -87,6 +87,11 @@ class Curation:
         if self._decontamination is not None:
             yield "decontaminate.json", self._decontamination.report.read_bytes()
 
+    def discard(self) -> None:
+        """Gives back the disk that only finding duplicates needed."""
+        if self._dedup is not None:
+            dedup.discard_between(self._dedup)
+
     @cached_property
     def _dedup(self) -> DedupPlan | None:
         config, gone = self._config.dedup, self._decontamination

@@ -151,7 +151,7 @@ def _default_label(where: str) -> str:
     if glob.has_magic(where) and not os.path.lexists(where):
         return Path(_root_of_glob(where)).absolute().name or "files"
     path = Path(os.path.abspath(where))  # noqa: PTH100 folds `..`, and leaves links as they are named
-    return (path.name if path.is_dir() else _stem(path.name)) or "files"
+    return (path.name if _is_folder(path) else _stem(path.name)) or "files"
 
 
 def _stem(name: str) -> str:
@@ -180,7 +180,7 @@ def _refuse_same_label(entries: list[_Entry]) -> None:
 
 def _local(entry: _Entry, endings: tuple[str, ...]) -> Iterator[Input]:
     path = Path(entry.where)
-    if path.is_dir():
+    if _is_folder(path):
         yield from _below(path, entry.label, endings)
     elif os.path.lexists(path):
         yield _input(entry, path.name, entry.where)
@@ -191,6 +191,13 @@ def _local(entry: _Entry, endings: tuple[str, ...]) -> Iterator[Input]:
         raise DataError(
             f"source.paths: {entry.where} does not exist (looked from {Path.cwd()}){hint if entry.is_given else ''}"
         )
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, say; it does not exist then
+        return False
 
 
 def _input(entry: _Entry, below: str, url: str) -> Input:

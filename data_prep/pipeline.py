@@ -298,7 +298,7 @@ class Stages:
 
     def _publish_stage(self) -> Manifest:
         self._require(Stage.encode)
-        return publish(
+        manifest = publish(
             self._folder,
             self._plan,
             self._encode_jobs,
@@ -306,6 +306,8 @@ class Stages:
             self._config.val_fraction,
             self._curation.reports(),
         )
+        self._curation.discard()
+        return manifest
 
     # --- looking -----------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from data_prep.files import publish_json
 
 VERSION = 1  # raised when the same text and settings would give other files
 ID_DIGITS = 16
+SIGNATURES = "signatures"
 SIGNING = ("kind", "ngram", "bands", "rows", "seed")  # the settings that a signature depends on
 COMPARING = ("min_jaccard", "max_bucket")  # and what the pairs and removals depend on besides
 
@@ -74,7 +75,7 @@ class Plan:
         return _digest([self._settings(SIGNING + COMPARING), self.ids, self.sources, gone])
 
     def signature(self, position: int) -> Path:
-        return self.folder / "signatures" / _digest([self._settings(SIGNING), self.ids[position]])
+        return self.folder / SIGNATURES / _digest([self._settings(SIGNING), self.ids[position]])
 
     def path(self, *names: str) -> Path:
         return self.folder.joinpath(self.id, *names)

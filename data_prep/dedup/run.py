@@ -27,7 +27,7 @@ from data_prep.dedup.columns import writing
 from data_prep.dedup.compare import compare, shingle
 from data_prep.dedup.config import MinHashDedup
 from data_prep.dedup.match import ROW_BYTES, match_band, match_copies
-from data_prep.dedup.plan import Plan, Slice
+from data_prep.dedup.plan import SIGNATURES, Plan, Slice
 from data_prep.dedup.resolve import Removals, decide, write_removals
 from data_prep.dedup.sign import Signatures, sign
 from data_prep.files import DataError, publish_bytes, publish_json
@@ -146,10 +146,14 @@ def removals(plan: Plan, slice_id: str) -> Removals:
 
 
 def discard_between(plan: Plan) -> None:
-    """Removes the pairs and sets of a finished deduplication, which are larger than all the rest."""
+    """Removes the pairs and sets of a finished deduplication, which are larger than all the rest, and what earlier
+    plans left; signatures stay, for the next crawl."""
     if plan.report.exists():
         for stage in BETWEEN:
             shutil.rmtree(plan.path(stage), ignore_errors=True)
+        for folder in plan.folder.iterdir():
+            if folder.name not in (plan.id, SIGNATURES):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def report_of(plan: Plan) -> str:

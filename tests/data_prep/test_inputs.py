@@ -265,3 +265,8 @@ def test_a_protocol_whose_package_is_missing_is_refused_with_its_name():
         pass
     with pytest.raises(DataError, match=r"s3://bucket/x: Install s3fs"):
         find(Jsonl(["s3://bucket/x"]))
+
+
+def test_a_path_that_no_file_system_takes_is_answered():
+    with pytest.raises(DataError, match=r"source\.paths: a+ does not exist"):
+        find(TextFiles(["a" * 300]))
