@@ -272,7 +272,10 @@ class Stages:
     def _tokenizer(self) -> Tokenizer:
         tokenizer = self._existing_tokenizer()
         if tokenizer is None:
-            raise DataError(f"{self._folder} holds no tokenizer of these settings; run stage=tokenizer first")
+            raise DataError(
+                f"{self._folder} holds no tokenizer for this corpus and these settings{self._drift()}; "
+                "run stage=tokenizer first"
+            )
         return tokenizer
 
     # --- shards ------------------------------------------------------------------------------------------------------
