@@ -91,6 +91,12 @@ def finish(process: "subprocess.Popen[str]", timeout_seconds: float = 120) -> tu
     return process.returncode, printed
 
 
+def cpu_seconds_of_commands() -> float:
+    """CPU seconds that ended child processes have used: what a command costs, whatever else the machine does."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 

@@ -51,9 +51,9 @@ def test_every_source_has_its_share_of_every_prefix_to_less_than_one_sample(seed
 
 def test_a_sample_far_out_is_found_without_those_before_it():
     stages = [Stage(0, (3333, 3334, 3333)), Stage(10**9 + 7, (1, 2, 9997)), Stage(10**11 + 1, (0, 1, 1))]
-    started = time.perf_counter()
+    started = time.process_time()
     mixture = Mixture(stages)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 2
     samples = np.arange(10**12, 10**12 + 1000, dtype=np.int64)
     sources, indices = mixture.locate(samples)
     exact = [

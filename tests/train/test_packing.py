@@ -162,15 +162,17 @@ def test_packing_keeps_up(tmp_path: Path):
 
 
 def test_packing_keeps_up_with_long_rows():
-    """Time and memory hardly grow with T."""
+    """Time and memory hardly grow with T: rows 16 times as long, the same documents. A search of every open row for
+    each document, which this guards against, would take hundreds of times longer; shared cores make 10 necessary."""
     lengths = lengths_like_text(65_536, median=700)
-    seconds = {}
-    for seq_len in (8192, 131_072):
+
+    def seconds(seq_len: int) -> float:
         _, pairs = pieces_of(0, lengths, seq_len)
         started = time.process_time()
         best_fit(pairs, seq_len)
-        seconds[seq_len] = time.process_time() - started
-    assert seconds[131_072] < 4 * seconds[8192]
+        return time.process_time() - started
+
+    assert min(seconds(131_072) for _ in range(3)) < 10 * min(seconds(8192) for _ in range(3))
     tracemalloc.start()
     best_fit(pieces_of(0, lengths[:2000], 131_072)[1], 131_072)
     peak = tracemalloc.get_traced_memory()[1]

@@ -77,9 +77,9 @@ def test_what_the_run_does_not_have_is_said(corpora: list[Corpus]):
 def test_a_document_of_a_long_run_is_found_at_once(tmp_path: Path):
     corpus = corpus_of(tmp_path, "a", [[500] * 2000])
     trace = Trace(start([corpus], 256, seq_len=64), [corpus], SEED, QUIET, 1000)  # 16 million tokens, 16 epochs
-    started = time.perf_counter()
+    started = time.process_time()
     uses = trace.document(corpus.manifest.shards[0].name, 1234)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 1  # a hundredth of it on an idle core
     assert sum(use.passage.tokens for use in uses) == pytest.approx(500 * 16.4, rel=0.05)
 
 
