@@ -1,12 +1,17 @@
-"""Initial weights: one function, the same numbers whatever the device, the order or the layout.
+"""Initial weights: the same numbers whatever the device, the order or the layout. Three recipes, `ModelConfig.init`:
 
-| parameter                         | value                                      |
-|-----------------------------------|--------------------------------------------|
-| norm weights                      | 1                                          |
-| attention.o, mlp.down             | normal, std = init_std / sqrt(2 n_layers)  |
-| every other matrix                | normal, std = init_std                     |
+| parameter              | gpt2                | scaled                     | mup (m = d_model / mup_base_width) |
+|------------------------|---------------------|----------------------------|------------------------------------|
+| norm weights           | 1                   | 1                          | 1                                  |
+| biases                 | 0                   | 0                          | 0                                  |
+| embedding, positions   | std                 | 1 / sqrt(d_model)          | std                                |
+| attention.o, mlp.down  | std / sqrt(2 L)     | 1 / sqrt(fan_in) / sqrt(2 L) | std / sqrt(m) / sqrt(2 L)        |
+| other hidden matrices  | std                 | 1 / sqrt(fan_in)           | std / sqrt(m)                      |
+| untied head            | std                 | 1 / sqrt(fan_in)           | std (its output is divided by m)   |
 
-The depth scaling keeps the residual stream from growing with depth (GPT-2 report, section 2.3).
+Normal distributions; std = init_std, L = n_layers. The factor 1 / sqrt(2 L) keeps the residual stream from growing with
+depth (GPT-2 report, section 2.3). muP: Yang et al., arXiv 2203.03466, table 8; the learning rates that belong to it are
+in train/optim.py.
 """
 
 import hashlib
@@ -15,7 +20,7 @@ import math
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
+from model.config import Init, ModelConfig
 from model.transformer import Transformer
 
 
@@ -33,9 +38,27 @@ def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) 
     """
     if name.endswith("norm.weight"):
         return torch.ones(shape)
+    if name.endswith("bias"):
+        return torch.zeros(shape)
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-    std = config.init_std
-    if name.endswith(("attention.o.weight", "mlp.down.weight")):
-        std /= math.sqrt(2 * config.n_layers)
-    return torch.randn(shape, generator=generator) * std
+    return torch.randn(shape, generator=generator) * initial_std(name, config)
+
+
+def initial_std(name: str, config: ModelConfig) -> float:
+    """Standard deviation of the matrix called `name`: a row of the table above."""
+    depth = math.sqrt(2 * config.n_layers) if name.endswith(("attention.o.weight", "mlp.down.weight")) else 1.0
+    is_hidden = name.startswith("blocks.")
+    match config.init:
+        case Init.gpt2:
+            return config.init_std / depth
+        case Init.scaled:
+            return 1 / math.sqrt(_fan_in(name, config)) / depth
+        case Init.mup:
+            return config.init_std / depth / (math.sqrt(config.width_ratio) if is_hidden else 1.0)
+
+
+def _fan_in(name: str, config: ModelConfig) -> int:
+    if name.endswith("attention.o.weight"):
+        return config.q_width
+    return config.d_ff if name.endswith("mlp.down.weight") else config.d_model

@@ -1,10 +1,10 @@
-"""RMSNorm and the gated MLP. Shapes: B batch, T positions, C d_model, F d_ff."""
+"""Norms and MLPs. Shapes: B batch, T positions, C d_model, F d_ff."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ModelConfig
+from model.config import Bias, Mlp, ModelConfig, Norm
 
 
 class RMSNorm(nn.Module):
@@ -21,14 +21,42 @@ class RMSNorm(nn.Module):
         return self.weight * h.to(x.dtype)
 
 
+def residual_norm(config: ModelConfig) -> nn.Module:
+    """The norm of the residual stream."""
+    match config.norm:
+        case Norm.rmsnorm:
+            return RMSNorm(config.d_model, config.norm_eps)
+        case Norm.layernorm:
+            return nn.LayerNorm(config.d_model, config.norm_eps, bias=config.bias == Bias.all)
+
+
 class GatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x)), called SwiGLU (Shazeer, arXiv 2002.05202). (B, T, C) to (B, T, C)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+        bias = config.bias == Bias.all
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=bias)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class PlainMLP(nn.Module):
+    """down(gelu(up(x))) (Hendrycks and Gimpel, arXiv 1606.08415). (B, T, C) to (B, T, C)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        bias = config.bias == Bias.all
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=bias)
+        self.approximate = "tanh" if config.mlp == Mlp.gelu_tanh else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate=self.approximate))
+
+
+def mlp(config: ModelConfig) -> nn.Module:
+    return GatedMLP(config) if config.mlp == Mlp.swiglu else PlainMLP(config)

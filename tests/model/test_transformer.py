@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.attention import _attended, document_mask
+from model.attention import _attended, attention_mask
 from model.config import ModelConfig
 from model.init import initial_value, initialize
 from model.loss import IGNORED_TARGET, cross_entropy
@@ -90,7 +90,7 @@ def test_no_position_sees_a_later_token():
 
 
 def test_rotation_keeps_length_and_depends_on_distance_only():
-    cos, sin = rotary_tables(50, 16, 10_000.0, torch.device("cpu"))
+    cos, sin = rotary_tables(50, ModelConfig(d_model=64, n_heads=4), torch.device("cpu"))
     q, k = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(3)).unbind(0)
     q, k = rotate(q.expand(1, 1, 50, 16), cos, sin), rotate(k.expand(1, 1, 50, 16), cos, sin)
     torch.testing.assert_close(q.norm(dim=-1), q[..., :1, :].norm(dim=-1).expand(1, 1, 50))
@@ -171,9 +171,9 @@ def test_one_segment_is_plain_causal_attention():
 def test_repeated_keys_give_what_groups_give():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 24, 8, generator=generator, requires_grad=True) for heads in (6, 2, 2))
-    mask = document_mask(in_documents(7, 12, 5))
+    mask = attention_mask(24, in_documents(7, 12, 5), None, torch.device("cpu"))
     grouped = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     expected = torch.autograd.grad(grouped.square().sum(), (q, k, v))
-    ours = _attended(q, k, v, mask)
+    ours = _attended(q, k, v, mask, 8**-0.5)
     torch.testing.assert_close(ours, grouped)
     torch.testing.assert_close(torch.autograd.grad(ours.square().sum(), (q, k, v)), expected)
