@@ -95,7 +95,7 @@ class RopeScaling:
 
 @dataclass
 class ModelConfig:
-    """A decoder-only transformer. The defaults, a small Llama, learn something on a laptop; `conf/model/` has others."""
+    """A decoder-only transformer. The defaults, a small Llama, learn something on a laptop; see also `conf/model/`."""
 
     vocab_size: int = 4096
     """rows of the embedding; at least the tokenizer's vocabulary (more is padding, which is trained but never used)"""
