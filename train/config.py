@@ -15,6 +15,33 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class Recompute(StrEnum):
+    none = "none"
+    """everything that backward needs is kept"""
+    full = "full"
+    """only the input of each block is kept; its forward runs again in backward"""
+    selective = "selective"
+    """results of matrix products and attention are kept; norms, rotations and activations run again"""
+
+
+class Compile(StrEnum):
+    off = "off"
+    inductor = "inductor"
+    aot_eager = "aot_eager"
+    """traced and differentiated ahead of time, but run by torch's own kernels: shows what breaks a graph, needs no
+    compiler"""
+
+
+class AttentionKernel(StrEnum):
+    auto = "auto"
+    """torch chooses; the start of the run says which"""
+    flash = "flash"
+    efficient = "efficient"
+    cudnn = "cudnn"
+    math = "math"
+    """all scores are kept: for comparison"""
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
@@ -165,6 +192,11 @@ class ParallelConfig:
     """fp32 throughout, or bf16 weights with fp32 masters and fp32 gradient sums"""
     bucket_elements: int = 50_000_000
     """gradients are reduced in buckets of this many numbers"""
+    activation_checkpointing: Recompute = Recompute.none
+    compile: Compile = Compile.off
+    """torch.compile of each block"""
+    attention_kernel: AttentionKernel = AttentionKernel.auto
+    """any other than auto is used or the run stops"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
@@ -177,6 +209,23 @@ class ParallelConfig:
             found.append(f"parallel.zero_stage={self.zero_stage} must be 1, 2 or 3")
         if self.bucket_elements < 1:
             found.append(f"parallel.bucket_elements={self.bucket_elements} must be at least 1")
+        return found
+
+
+@dataclass
+class LossConfig:
+    z_loss: float = 0.0
+    """weight of log(z)² in what is minimised, z being the sum that softmax divides by (PaLM uses 1e-4)"""
+    chunk_tokens: int | None = None
+    """positions whose logits exist at a time; null means all of a micro-batch. Saves their memory, costs the head's
+    forward once more"""
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if self.z_loss < 0:
+            found.append(f"loss.z_loss={self.z_loss} must be 0 or more")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            found.append(f"loss.chunk_tokens={self.chunk_tokens} must be at least 1, or null")
         return found
 
 
@@ -288,6 +337,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
