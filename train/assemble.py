@@ -67,7 +67,8 @@ def _model(module: nn.Module) -> Transformer:
 
 
 def effective_run(config: TrainConfig, engine: Engine, grid: RankGrid) -> str:
-    """What is in force after the first step, as a table. A collective. Raises EngineError if it is not what was asked."""
+    """What is in force after the first step, as a table. A collective. Raises EngineError if it is not what was
+    asked."""
     rows = [*engine.effective_run(), *_execution_rows(config, engine, grid)]
     refuse_differences(rows)
     return render(rows)
