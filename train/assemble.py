@@ -109,7 +109,7 @@ def _slices(parameter: Any) -> int:
 
 
 def _sequence_parallel_ranks(model: Transformer) -> set[int]:
-    cores = [block.attention.core for block in model.blocks]
+    cores = [block.attention.core for block in model.layers]
     return {core.mesh.sp_size if isinstance(core, sequence_parallel.UlyssesCore) else 1 for core in cores}
 
 
