@@ -34,7 +34,7 @@ def fresh_state(optimizer: torch.optim.Optimizer, group: dict[str, Any], flat: T
 
     Made beforehand, it can be filled from a checkpoint, and is known in full before the first step.
     """
-    if not isinstance(optimizer, torch.optim.AdamW):
+    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one of them
         raise TypeError(f"the state of {type(optimizer).__name__} is not known here")
     on_device = group["fused"] or group["capturable"]
     return {

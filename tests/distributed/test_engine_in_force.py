@@ -1,7 +1,5 @@
 """What is asked and what is in force: each row of the table refuses when its feature is switched off behind its back."""
 
-import math
-
 import pytest
 
 from tests.distributed.engines import changed_settings, micro_batches, plan_of_step, start_engine
@@ -9,28 +7,30 @@ from tests.distributed.ranks import run_ranks
 
 
 def dictionary(**changes):
-    """Sabotage: keys of DeepSpeed's dictionary are changed, dotted by `__`; None removes one."""
+    """Sabotage: keys of DeepSpeed's dictionary are changed (section__key); None removes one."""
 
     def change(settings):
         for path, value in changes.items():
             *sections, key = path.split("__")
-            for section in sections:
-                settings = settings[section]
+            place = settings[sections[0]] if sections else settings
             if value is None:
-                del settings[key]
+                del place[key]
             else:
-                settings[key] = value
+                place[key] = value
 
     return lambda: changed_settings(change)
 
 
-def other_optimizer():
+def plain_adam():
+    """Whose decay goes through the moments."""
     import torch
 
     from train.engine import core
     from train.optim import parameter_groups
 
-    core.adamw = lambda module, config, fused: torch.optim.SGD(parameter_groups(module.named_parameters(), 0.1))
+    core.adamw = lambda module, config, fused: torch.optim.Adam(
+        parameter_groups(module.named_parameters(), config.weight_decay), betas=(config.beta1, config.beta2)
+    )
 
 
 def another_adamw(**changes):
@@ -102,6 +102,7 @@ SABOTAGE = {
     "dtype of exp_avg": (bf16_moments, {}),
     "dtype of exp_avg_sq": (bf16_moments, BF16),
     "dtype of gradient sums": (dictionary(data_types__grad_accum_dtype="bf16"), {**BF16, "zero_stage": 3}),
+    "optimizer": (plain_adam, {}),
     "betas, eps": (another_adamw(eps=1e-6), {}),
     "weight decay": (one_group_for_all, {"zero_stage": 3}),
     "numbers with a master": (a_fragment_is_lost, {}),
@@ -126,3 +127,34 @@ def refused(what: str) -> str:
 def test_a_feature_switched_off_behind_our_back_is_refused(what: str):
     for message in run_ranks(refused, 2 if what.endswith("(hpZ)") or what.startswith("hpZ") else 1, what):
         assert f"{what}: asked" in message
+
+
+def changed_before_the_first_step() -> str:
+    from train.engine.errors import EngineError
+
+    grid, plan = plan_of_step()
+    engine = start_engine(plan, grid)
+    engine._deepspeed.optimizer.clip_grad = 0.0
+    try:
+        engine.train_step(micro_batches(plan, grid, 0), 1e-3)
+    except EngineError as error:
+        return str(error)
+    return "stepped"
+
+
+def test_the_first_step_ends_with_another_look():
+    assert "clipping inside the optimizer: asked 1.0, in force 0.0" in run_ranks(changed_before_the_first_step, 1)[0]
+
+
+def table() -> str:
+    from train.engine.in_force import Row, render
+
+    grid, plan = plan_of_step()
+    rows = start_engine(plan, grid, precision="bf16").effective_run()
+    return render([*rows, Row("attention kernel", "flash", "math")])
+
+
+def test_the_table_shows_what_is_in_force_and_marks_what_differs():
+    lines = run_ranks(table, 1)[0].splitlines()
+    assert "  dtype of exp_avg_sq " in "\n".join(lines)
+    assert [line.split() for line in lines if "BUT" in line] == ["attention kernel flash BUT IN FORCE: math".split()]
