@@ -1,5 +1,7 @@
 """The model's first weights on the device: what a rank holds meanwhile, and that nothing of the module is lost."""
 
+from typing import Any
+
 import pytest
 
 from tests.distributed.engines import assembled, kept, plan_of_step, reader, sent
@@ -27,7 +29,7 @@ def numbered(name: str, shape):
 N_LAYERS, LAYER_BYTES = 12, 4 * 64**2
 
 
-class Built(Exception):
+class BuiltError(Exception):
     """The moment at which the first weights are complete."""
 
 
@@ -40,16 +42,17 @@ def most_bytes_while_built(stage: int, whole_first: bool = False) -> int:
     from train.engine import core
 
     def stop(*arguments, **options):
-        raise Built
+        raise BuiltError
 
     core.adamw = stop
     if whole_first:
         core.zero_3 = lambda *arguments: None
     torch.zeros(1)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded, pytest.raises(Built):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded, pytest.raises(BuiltError):
         started(lambda: nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(N_LAYERS))), zero_stage=stage)
     alive = peak = 0
-    for event in recorded.profiler.kineto_results.events():
+    profiler: Any = recorded.profiler
+    for event in profiler.kineto_results.events():
         if event.name() == "[memory]":
             alive += event.nbytes()
             peak = max(peak, alive)
@@ -67,19 +70,17 @@ def test_no_rank_ever_holds_more_than_its_share_and_the_weight_that_is_being_mad
         assert min(run_ranks(most_bytes_while_built, n_ranks, stage, True)) > bound  # the measure would see it
 
 
-class Cut:
+def cut(whole: tuple[int, ...], dim: int, rank: int) -> Any:
     """A parameter that carries what tensor parallelism notes on it, by a mesh of two ranks."""
+    import torch
 
-    def __new__(cls, whole: tuple[int, ...], dim: int, rank: int):
-        import torch
-
-        half = whole[dim] // 2
-        shape = [half if number == dim else length for number, length in enumerate(whole)]
-        parameter = torch.nn.Parameter(torch.empty(shape))
-        parameter.tp_dim, parameter.tp_whole_shape = dim, whole
-        parameter.tp_start, parameter.tp_stop = rank * half, rank * half + half
-        parameter.tensor_model_parallel = True
-        return parameter
+    half = whole[dim] // 2
+    shape = [half if number == dim else length for number, length in enumerate(whole)]
+    parameter: Any = torch.nn.Parameter(torch.empty(shape))
+    parameter.tp_dim, parameter.tp_whole_shape = dim, whole
+    parameter.tp_start, parameter.tp_stop = rank * half, rank * half + half
+    parameter.tensor_model_parallel = True
+    return parameter
 
 
 class TwoTensorRanks:
@@ -128,8 +129,8 @@ def cut_in_two(stage: int):
     mesh = TwoTensorRanks()
 
     def build():
-        module = nn.Module()
-        module.rows, module.columns = Cut((6, 5), 0, mesh.tp_rank), Cut((5, 6), 1, mesh.tp_rank)
+        module: Any = nn.Module()
+        module.rows, module.columns = cut((6, 5), 0, mesh.tp_rank), cut((5, 6), 1, mesh.tp_rank)
         module.whole = nn.Parameter(torch.empty(7))
         return module
 
@@ -181,7 +182,7 @@ def tied_and_hooked(stage: int):
     calls = []
 
     def build():
-        module = nn.ModuleDict({"first": nn.Linear(4, 4, bias=False), "second": nn.Linear(4, 4, bias=False)})
+        module: Any = nn.ModuleDict({"first": nn.Linear(4, 4, bias=False), "second": nn.Linear(4, 4, bias=False)})
         module["second"].weight = module["first"].weight
         module["first"].weight.note = "kept"
         module["first"].weight.register_hook(lambda gradient: calls.append(1))
@@ -215,8 +216,8 @@ def refusals() -> list[str]:
         return nn.Linear(4, 4, device="cpu")
 
     def uneven():
-        module = nn.Module()
-        module.rows = Cut((6, 5), 0, 0)
+        module: Any = nn.Module()
+        module.rows = cut((6, 5), 0, 0)
         module.rows.tp_stop = 4
         return module
 

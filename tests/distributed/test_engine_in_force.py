@@ -1,4 +1,4 @@
-"""What is asked and what is in force: each row of the table refuses when its feature is switched off behind its back."""
+"""What is asked and what is in force: each row refuses when its feature is switched off behind its back."""
 
 import pytest
 
@@ -157,4 +157,4 @@ def table() -> str:
 def test_the_table_shows_what_is_in_force_and_marks_what_differs():
     lines = run_ranks(table, 1)[0].splitlines()
     assert "  dtype of exp_avg_sq " in "\n".join(lines)
-    assert [line.split() for line in lines if "BUT" in line] == ["attention kernel flash BUT IN FORCE: math".split()]
+    assert [" ".join(line.split()) for line in lines if "BUT" in line] == ["attention kernel flash BUT IN FORCE: math"]

@@ -52,10 +52,11 @@ def _import_deepspeed(device: str) -> Any:
             f"deepspeed {deepspeed.__version__} is installed; this project is made for {DEEPSPEED_VERSION}"
         )
     if device == "cpu":
-        # Asked which compiled ops could work here, DeepSpeed runs compilers, and then builds one for inference that nobody
-        # calls: minutes, and a killed build leaves a lock on which every later start hangs. With a table in place it
-        # asks no more, with an empty one it builds nothing and falls back to gloo.
-        if not hasattr(deepspeed.ops, "_probe_compatible_ops"):
+        # Asked which compiled ops could work here, DeepSpeed runs compilers, and then builds one for inference that
+        # nobody calls: minutes, and a killed build leaves a lock on which every later start hangs. With a table in
+        # place it looks no further; with an empty one it builds nothing and falls back to gloo.
+        ops: Any = deepspeed.ops
+        if not hasattr(ops, "_probe_compatible_ops"):
             raise EngineError("deepspeed no longer looks for its compiled ops where this version did")
-        deepspeed.ops.__compatible_ops__ = {}
+        ops.__compatible_ops__ = {}
     return deepspeed
