@@ -68,7 +68,7 @@ def _zero_rows(engine: Any, parallel: ParallelConfig) -> list[Row]:
     from deepspeed.utils import groups
 
     optimizer = engine.optimizer
-    hpz_group = groups._get_zero_param_intra_parallel_group()
+    hpz_group: Any = groups._get_zero_param_intra_parallel_group()
     hpz = 1 if hpz_group is None else torch.distributed.get_world_size(hpz_group)
     return [
         Row("ZeRO stage", parallel.zero_stage, _stage(optimizer)),

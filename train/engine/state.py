@@ -102,7 +102,7 @@ def flats_by_group(optimizer: Any) -> list[tuple[dict[str, Any], Tensor]]:
             raise EngineError(f"DeepSpeed chose {other}, whose state this project cannot read")
 
 
-def parameters_by_flat(optimizer: Any) -> list[list[nn.Parameter]]:
+def parameters_by_flat(optimizer: Any) -> list[list[Any]]:
     """The parameters of which each flat tensor holds a part, in the order of `flats_by_group`."""
     match type(optimizer).__name__:
         case "DeepSpeedZeroOptimizer":
@@ -135,7 +135,7 @@ def _pieces(optimizer: Any, parameters: dict[str, nn.Parameter], tp_rank: int) -
         yield Piece(fragment, flats[index], offset, owned=fragment.tp_dim is not None or tp_rank == 0)
 
 
-def _places(optimizer: Any) -> Iterator[tuple[nn.Parameter, int, int, int, int]]:
+def _places(optimizer: Any) -> Iterator[tuple[Any, int, int, int, int]]:
     """(parameter, number of its flat tensor, offset there, start and stop in the parameter) at ZeRO 1 and 2.
 
     DeepSpeed notes it on each parameter of which this rank has a part.
@@ -147,7 +147,7 @@ def _places(optimizer: Any) -> Iterator[tuple[nn.Parameter, int, int, int, int]]
                 yield parameter, index, kept.start, held.start, held.start + held.numel
 
 
-def _stage_3_places(optimizer: Any) -> Iterator[tuple[nn.Parameter, int, int, int, int]]:
+def _stage_3_places(optimizer: Any) -> Iterator[tuple[Any, int, int, int, int]]:
     """The same at ZeRO 3, where every parameter is cut evenly: rank r holds its r-th part, the last ones padded."""
     for index, group in enumerate(parameters_by_flat(optimizer)):
         offset = 0
@@ -160,7 +160,7 @@ def _stage_3_places(optimizer: Any) -> Iterator[tuple[nn.Parameter, int, int, in
             offset += size
 
 
-def _fragment(name: str, parameter: nn.Parameter, start: int, stop: int) -> Fragment:
+def _fragment(name: str, parameter: Any, start: int, stop: int) -> Fragment:
     dim = getattr(parameter, "tp_dim", None)
     if dim is None:
         return Fragment(name, tuple(true_shape(parameter)), None, 0, 0, start, stop)

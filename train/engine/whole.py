@@ -1,6 +1,6 @@
 """The training state as whole tensors by parameter name, assembled on every rank: for models that are small enough.
 
-What a checkpoint is still written from; fragments (`train/engine/state.py`) are what it will be.
+Without tensor parallelism. Checkpoints are still written from it; fragments (`train/engine/state.py`) will replace it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,8 +21,10 @@ STATE_KINDS = ("master", "exp_avg", "exp_avg_sq")
 
 def read_state(engine: "Engine") -> Iterator[tuple[str, str, Tensor]]:
     """(kind, name, whole fp32 tensor on the CPU) for each state kind and parameter. A collective: all ranks iterate."""
-    mine = {kind: {} for kind in STATE_KINDS}
+    mine: dict[str, dict[str, list[tuple[Fragment, Tensor]]]] = {kind: {} for kind in STATE_KINDS}
     for kind, fragment, view in engine.fragments():
+        if fragment.tp_dim is not None:
+            raise StateError(f"{fragment.name} is cut by tensor parallelism: whole tensors are not put together here")
         mine[kind].setdefault(fragment.name, []).append((fragment, view))
     for kind in STATE_KINDS:
         for name, shape in engine.shapes.items():
