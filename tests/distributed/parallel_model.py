@@ -34,7 +34,15 @@ def make_mesh(tp_size: int, sp_size: int, sequence_parallel_norms: bool = True) 
 def make_config(**settings: Any) -> Any:
     from model.config import ModelConfig
 
-    shape: dict[str, Any] = {"vocab_size": 64, "n_layers": 2, "d_model": 24, "n_heads": 8, "n_kv_heads": 4, "head_dim": 4, "d_ff": 40}
+    shape: dict[str, Any] = {
+        "vocab_size": 64,
+        "n_layers": 2,
+        "d_model": 24,
+        "n_heads": 8,
+        "n_kv_heads": 4,
+        "head_dim": 4,
+        "d_ff": 40,
+    }
     config = ModelConfig(**(shape | settings))
     assert not config.problems()
     return config

@@ -32,8 +32,6 @@ FAMILY: dict[str, dict[str, Any]] = {
     "muP": {"init": "mup", "mup_base_width": 12},
 }
 
-QK = {"qk_norm": True}
-
 LAYOUTS = [  # world size, tp, sp, sequence-parallel norms
     (2, 2, 1, True),
     (2, 2, 1, False),
@@ -54,7 +52,7 @@ def test_layout_gives_the_numbers_of_the_whole_model(world_size: int, tp_size: i
     check(run_ranks(parallel_errors, world_size, FAMILY, tp_size, sp_size, norms))
 
 
-LOADED = {"biases, learned positions, query-key norm": {"bias": "all", "positions": "learned", "max_positions": 16} | QK}
+LOADED = {"biases, query-key norm": {"n_layers": 1, "bias": "all", "qk_norm": True}}
 
 
 @pytest.mark.parametrize(
