@@ -2,8 +2,8 @@
 
 `apply` takes a whole model (on the meta device, or with values) and leaves this rank's: `table` says for each parameter
 name how it is cut, the layers below say what a cut layer computes. Then the engine gives every parameter its values,
-and `check` sees that what DeepSpeed goes by is still there. `token_losses` is the loss of logits that are cut along the
-vocabulary.
+and `seal` sees that they are still marked, and lets partial gradients be summed. `token_losses` is the loss of logits
+that are cut along the vocabulary.
 
 | cut        | weight (out, in)    | bias                       | output                                              |
 |------------|---------------------|----------------------------|-----------------------------------------------------|
@@ -11,9 +11,9 @@ vocabulary.
 | row        | columns             | replicated, added once     | summed over ranks                                   |
 | vocabulary | rows                |                            | embedding: summed; head: this rank's logits         |
 
-Two collectives a block and direction (Shoeybi et al., Megatron-LM, arXiv 1909.08053). With sequence-parallel norms
-(Korthikanti et al., arXiv 2205.05198) the residual stream is cut along the sequence between them, sums become
-reduce-scatters, and regions begin with an all-gather.
+Attention and MLP are a region each: one sum forward at its end, one backward at its beginning (Shoeybi et al.,
+Megatron-LM, arXiv 1909.08053). With sequence-parallel norms (Korthikanti et al., arXiv 2205.05198) the residual stream
+is cut along the sequence between regions: sums become reduce-scatters, and regions begin with an all-gather.
 
 Shapes: B batch, T positions of this rank (T / sp_size of a row), C d_model, V vocab; t = T / tp_size with
 sequence-parallel norms, else T.
@@ -111,8 +111,7 @@ def apply(model: Transformer, mesh: Mesh) -> None:
     """Leaves this rank's share of the model, in place. Raises LayoutError.
 
     Every cut parameter, bias or matrix, carries `tensor_model_parallel` = True (DeepSpeed's gradient norm and clipping
-    go by it), `tp_dim`, `tp_start`, `tp_stop` (its slice of the whole) and `tp_whole_shape`. Parameters whose gradient
-    is partial carry a hook that sums it over the tensor-parallel ranks.
+    go by it), `tp_dim`, `tp_start`, `tp_stop` (its slice of the whole) and `tp_whole_shape`.
     """
     if mesh.tp_size == 1:
         return
@@ -126,24 +125,27 @@ def apply(model: Transformer, mesh: Mesh) -> None:
     for block in model.blocks:
         assert isinstance(block, Block)
         for region in (block.attention, block.mlp):
-            region.register_forward_pre_hook(lambda _, inputs: (_whole(inputs[0], mesh), *inputs[1:]))
-    model.norm.register_forward_hook(lambda _, __, output: _whole(output, mesh))
-    for name, parameter in model.named_parameters():
-        if _is_partial(cuts[name], mesh):
-            parameter.register_hook(lambda gradient: sum_of(gradient, mesh.tp_group))
+            region.register_forward_pre_hook(_enter_region(mesh))
+    model.norm.register_forward_hook(lambda _, __, output: _whole(output, mesh))  # pyright: ignore[reportArgumentType]
 
 
-def check(model: Transformer, mesh: Mesh) -> None:
-    """Raises LayoutError that names every parameter which is cut and does not say so, or says so and is not, or whose
-    partial gradient nothing sums. For the model as it is handed to DeepSpeed: its parameters are new ones since
-    `apply`, and DeepSpeed takes an unmarked slice for a replica, in silence."""
+def seal(model: Transformer, mesh: Mesh) -> None:
+    """To be called once, on the model as it is handed to DeepSpeed, whose parameters are new ones since `apply`.
+
+    Raises LayoutError that names every parameter which is cut and does not say so, or says so and is not: DeepSpeed
+    takes an unmarked slice for a replica, in silence. Then lets the gradients that are partial be summed over the
+    tensor-parallel ranks.
+    """
     if mesh.tp_size == 1:
         return
     cuts = _cuts(model)
     named = list(model.named_parameters())
-    problems = [problem for name, parameter in named for problem in _problems(name, parameter, cuts[name], mesh)]
+    problems = [problem for name, parameter in named for problem in _problems(name, parameter, cuts[name])]
     if problems:
-        raise LayoutError("gradients, their norm and clipping would be silently wrong:\n  " + "\n  ".join(problems))
+        raise LayoutError("gradient norm and clipping would be silently wrong:\n  " + "\n  ".join(problems))
+    for name, parameter in named:
+        if cuts[name] == Cut.per_head or (cuts[name] == Cut.replicated and mesh.cuts_norms):
+            parameter.register_hook(lambda gradient: sum_of(gradient, mesh.tp_group))
 
 
 def own_slice(whole: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -207,26 +209,19 @@ def _replace_layers(model: nn.Module, cuts: dict[str, Cut], mesh: Mesh) -> None:
                 layer.out_features = layer.weight.shape[0]
 
 
-def _is_partial(cut: Cut, mesh: Mesh) -> bool:
-    """True if each rank computes a part of the gradient of a replicated parameter: that of its heads or positions."""
-    return cut == Cut.per_head or (cut == Cut.replicated and mesh.cuts_norms)
-
-
-def _problems(name: str, parameter: Any, cut: Cut, mesh: Mesh) -> Iterator[str]:
+def _problems(name: str, parameter: Any, cut: Cut) -> Iterator[str]:
     marked = getattr(parameter, "tensor_model_parallel", False)
-    if cut not in _DIM and marked:
-        yield f"{name} is marked tensor_model_parallel, but every rank holds all of it"
-    if _is_partial(cut, mesh) and not parameter._backward_hooks:
-        yield f"the gradient of {name} is a part on each rank, and no hook sums it"
-    if cut not in _DIM:
-        return
-    if not marked:
-        yield f"{name} is cut ({cut}) but not marked tensor_model_parallel"
-        return
-    expected = list(parameter.tp_whole_shape)
-    expected[parameter.tp_dim] = parameter.tp_stop - parameter.tp_start
-    if (shape := list(getattr(parameter, "ds_shape", parameter.shape))) != expected:  # ZeRO 3 leaves shape empty
-        yield f"{name} has shape {shape}, its marks say {expected}"
+    if marked != (cut in _DIM):
+        yield (
+            f"{name} is marked tensor_model_parallel, but every rank holds all of it"
+            if marked
+            else f"{name} is cut ({cut}) but not marked tensor_model_parallel"
+        )
+    elif marked:
+        expected = list(parameter.tp_whole_shape)
+        expected[parameter.tp_dim] = parameter.tp_stop - parameter.tp_start
+        if (shape := list(getattr(parameter, "ds_shape", parameter.shape))) != expected:  # ZeRO 3 leaves shape empty
+            yield f"{name} has shape {shape}, its marks say {expected}"
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -240,6 +235,11 @@ def _whole(x: Tensor, mesh: Mesh) -> Tensor:
 def _total(x: Tensor, mesh: Mesh) -> Tensor:
     """(B, T, C), the part of a sum that this rank computed, to (B, t, C), the sum."""
     return scattered_sum(x, 1, mesh.tp_group) if mesh.cuts_norms else summed(x, mesh.tp_group)
+
+
+def _enter_region(mesh: Mesh) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A forward_pre_hook on attention or MLP: the residual stream is its first argument."""
+    return lambda _, inputs: (_whole(inputs[0], mesh), *inputs[1:])
 
 
 def _cut_last(mesh: Mesh) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:

@@ -79,13 +79,11 @@ def parallel_model(config: Any, mesh: Any, values: dict[str, Any]) -> Any:
         new = torch.nn.Parameter(tensor_parallel.own_slice(values[name], old).clone())
         assert new.shape == old.shape
         vars(new).update(vars(old))
-        for hook in (old._backward_hooks or {}).values():
-            new.register_hook(hook)
         filled[id(old)] = new
     for module in model.modules():
         for key, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, key, filled[id(parameter)])
-    tensor_parallel.check(model, mesh)
+    tensor_parallel.seal(model, mesh)
     return model
 
 

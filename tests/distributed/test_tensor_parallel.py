@@ -22,7 +22,7 @@ STEPS = 4
 
 
 def tampered() -> dict[str, str]:
-    """What `check`, or `apply`, says about models with something wrong."""
+    """What `seal`, or `apply`, says about models with something wrong."""
     return {how: _said(how) for how in REFUSED}
 
 
@@ -46,9 +46,8 @@ def _said(how: str) -> str:
                 tensor_parallel.apply(model, mesh)
             case _:
                 tensor_parallel.apply(model, mesh)
-                tensor_parallel.check(model, mesh)
                 _tamper(model, how)
-                tensor_parallel.check(model, mesh)
+                tensor_parallel.seal(model, mesh)
     except tensor_parallel.LayoutError as error:
         return str(error)
     return "nothing"
@@ -67,10 +66,8 @@ def _tamper(model: Any, how: str) -> None:
             block.mlp.down.bias.tensor_model_parallel = True
         case "other slice":
             block.mlp.up.weight.tp_stop += 1
-        case "lost hook":
-            marks = vars(block.mlp_norm.weight)
-            block.mlp_norm.weight = torch.nn.Parameter(block.mlp_norm.weight.detach())
-            vars(block.mlp_norm.weight).update(marks)
+        case "lost marks":
+            block.mlp.up.weight = torch.nn.Parameter(block.mlp.up.weight.detach())
 
 
 REFUSED = {
@@ -78,7 +75,7 @@ REFUSED = {
     "unmarked bias": "blocks.1.attention.q.bias is cut (column) but not marked",
     "marked replica": "blocks.1.mlp.down.bias is marked tensor_model_parallel, but",
     "other slice": "blocks.1.mlp.up.weight has shape [20, 24], its marks say [21, 24]",
-    "lost hook": "the gradient of blocks.1.mlp_norm.weight is a part on each rank, and no hook sums it",
+    "lost marks": "blocks.1.mlp.up.weight is cut (column) but not marked",
     "vocabulary": "embedding.weight (63, 24): 63 does not divide by tp_size=2",
     "order": "tensor parallelism comes before sequence parallelism",
 }
@@ -258,7 +255,7 @@ def test_training_is_that_of_one_process(world_size: int, tp_size: int, sp_size:
 
 
 def test_a_mark_that_is_missing_changes_the_norm():
-    """Why `check` insists on marks: DeepSpeed counts an unmarked slice on the first tensor-parallel rank only."""
+    """Why `seal` insists on marks: DeepSpeed counts an unmarked slice on the first tensor-parallel rank only."""
     right = run_ranks(trained, 2, "ours", 2, 1, 1, PLAIN)[0]
     wrong = run_ranks(trained, 2, "ours", 2, 1, 1, PLAIN, "mlp")[0]
     assert wrong[0][0] == right[0][0]
