@@ -226,6 +226,12 @@ class ParallelConfig:
                 found.append(f"parallel.{name}={getattr(self, name)} must be at least 1")
         if self.bucket_elements < 1:
             found.append(f"parallel.bucket_elements={self.bucket_elements} must be at least 1")
+        if self.compile != Compile.off and self.zero_stage == 3:
+            found.append(
+                f"parallel.compile={self.compile} does not go with parallel.zero_stage=3: DeepSpeed gathers weights in "
+                "hooks that break every block's graph some twenty times, so hardly anything would be compiled; use "
+                "zero_stage=2 (with tp_size, where weights do not fit), or compile=off"
+            )
         if self.hpz_size is not None and self.hpz_size < 2:
             found.append(f"parallel.hpz_size={self.hpz_size} must be at least 2 (the ranks of a node), or null")
         if self.hpz_size is not None and self.zero_stage != 3:
