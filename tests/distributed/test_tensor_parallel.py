@@ -229,10 +229,15 @@ PLAIN: dict[str, Any] = {"tie_embeddings": False}
 RICH: dict[str, Any] = {"qk_norm": True, "bias": "all"}
 
 
+@functools.cache
+def two_ranks() -> list[list[tuple[float, float]]]:
+    return run_ranks(trained, 2, "ours", 2, 1, 1, PLAIN)
+
+
 def test_training_is_that_of_deepspeeds_own_tensor_parallelism():
     """An implementation that shares nothing with ours. fp32, other orders of sums; Adam enlarges rounding where a
     gradient is small, hence 1e-5 after some steps, and the norm is of gradients that already differ by that."""
-    ours = run_ranks(trained, 2, "ours", 2, 1, 1, PLAIN)
+    ours = two_ranks()
     autotp = run_ranks(trained, 2, "autotp", 2, 1, 1, PLAIN)
     assert ours[0] == ours[1]
     for step, (own, other) in enumerate(zip(ours[0], autotp[0], strict=True)):
@@ -256,7 +261,7 @@ def test_training_is_that_of_one_process(world_size: int, tp_size: int, sp_size:
 
 def test_a_mark_that_is_missing_changes_the_norm():
     """Why `seal` insists on marks: DeepSpeed counts an unmarked slice on the first tensor-parallel rank only."""
-    right = run_ranks(trained, 2, "ours", 2, 1, 1, PLAIN)[0]
+    right = two_ranks()[0]
     wrong = run_ranks(trained, 2, "ours", 2, 1, 1, PLAIN, "mlp")[0]
     assert wrong[0][0] == right[0][0]
     assert wrong[0][1] < 0.99 * right[0][1]
