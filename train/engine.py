@@ -23,6 +23,7 @@ from model.loss import IGNORED_TARGET, cross_entropy
 from model.transformer import Transformer
 from train.batch import BatchPlan
 from train.config import OptimizerConfig, ParallelConfig, Precision
+from train.errors import NumericsError, StateError
 from train.fingerprint import fingerprint, from_pieces, pieces_of
 from train.optim import adamw
 from train.parallel import RankGrid
@@ -36,18 +37,6 @@ class EngineError(RuntimeError):
     """What was asked for and what DeepSpeed does are not the same thing."""
 
     exit_code = 2
-
-
-class NumericsError(Exception):
-    """Loss, gradients or weights are no longer numbers. Nothing after the last checkpoint was kept."""
-
-    exit_code = 5
-
-
-class StateError(Exception):
-    """A checkpoint's tensors are not those of this model."""
-
-    exit_code = 4
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ the learning rate is a function of it, and nothing in a step is random; so a run
 import math
 import time
 
-from train.engine import NumericsError, StepResult
+from train.engine import StepResult
+from train.errors import NumericsError
 from train.parallel import choose_device, prepare_environment
 from train.session import Session
 from train.setup import Setup
@@ -36,6 +37,7 @@ def train(setup: Setup) -> int:
 def _refuse_nonfinite(session: Session, result: StepResult) -> None:
     if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
         return
+    session.finish_save()
     raise NumericsError(
         f"step {session.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}. Nothing of it was saved; the "
         f"last checkpoint is of step {session.saved_step}. A lower optimizer.peak_lr or a longer warm-up is the usual "

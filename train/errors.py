@@ -1,0 +1,19 @@
+"""What can end a run, by exit code. No torch."""
+
+
+class CheckpointError(Exception):
+    """No usable checkpoint, or none could be written."""
+
+    exit_code = 4
+
+
+class StateError(Exception):
+    """A checkpoint's tensors are not those of this model."""
+
+    exit_code = 4
+
+
+class NumericsError(Exception):
+    """Loss, gradients or weights are no longer numbers. Nothing after the last checkpoint was kept."""
+
+    exit_code = 5
