@@ -338,8 +338,9 @@ class TrainConfig:
         ):
             return []
         return [
-            f"checkpoint.keep_best chooses among checkpoints with a validation loss, but checkpoint.every_steps={saved} "
-            f"and evaluation.every_steps={measured} seldom meet: let one be a multiple of the other"
+            "checkpoint.keep_best chooses among checkpoints with a validation loss, but "
+            f"checkpoint.every_steps={saved} and evaluation.every_steps={measured} seldom meet: let one be a multiple "
+            "of the other"
         ]
 
 

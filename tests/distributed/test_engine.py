@@ -244,14 +244,24 @@ def test_a_step_that_is_not_finite_is_reported_and_not_applied():
 def nonfinite_save(folder: str) -> str:
     from pathlib import Path
 
-    from train import checkpoint
-    from train.engine import NumericsError
+    from train.checkpoint.cuts import whole
+    from train.checkpoint.peers import ALONE
+    from train.checkpoint.saver import Saver
+    from train.config import CheckpointConfig
+    from train.errors import NumericsError
+
+    def fragments():
+        return [(kind, whole(name, tuple(t.shape)), t.reshape(-1)) for kind, name, t in engine.read_state()]
 
     engine, _ = one_step_engine()
-    assert checkpoint.save(Path(folder), 1, engine, {}, is_first=True) is None
+    saver = Saver(Path(folder), CheckpointConfig(), ALONE)
+    saver.save(1, fragments(), {})
+    outcome = saver.wait()
+    assert outcome is not None
+    assert outcome.problem is None
     engine.write_state(spoilt(engine.read_state(), math.inf), 1)
     try:
-        checkpoint.save(Path(folder), 2, engine, {}, is_first=True)
+        saver.save(2, fragments(), {})
     except NumericsError as error:
         return str(error)
     return "saved"
@@ -265,7 +275,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
 
 
 def foreign_states() -> list[str]:
-    from train.engine import StateError
+    from train.errors import StateError
 
     engine, _ = one_step_engine()
     state = list(engine.read_state())

@@ -1,9 +1,9 @@
 """Where a fragment's numbers lie in the whole tensor, and which numbers two fragments of any two cuts have in common.
 
-A tensor is seen as rows of one length, the *period*: a slice along dimension 1 takes the same columns of every row, and
-everything else (a whole tensor, a slice along dimension 0) is one run of numbers, for which every period will do. A flat
-range inside such columns begins and ends in mid-row, so it is at most three rectangles: the rest of a row, whole rows,
-the beginning of a row. Two fragments overlap where their rectangles do.
+A tensor is seen as rows of one length, the *period*: a slice along dimension 1 takes the same columns of every row,
+and everything else (a whole tensor, a slice along dimension 0) is one run of numbers, for which every period will do.
+A flat range inside such columns begins and ends in mid-row, so it is at most three rectangles: the rest of a row, whole
+rows, the beginning of a row. Two fragments overlap where their rectangles do.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The folders of a run's checkpoints: what they are called, which ones are kept, and what is cleared away.
 
-`step-00000500/` is a checkpoint; a name with a dot before it is one in the making or one that is being removed. There is
-no pointer file to lose: the newest checkpoint is the one with the largest step that verifies.
+`step-00000500/` is a checkpoint; a name with a dot before it is one in the making or one that is being removed. There
+is no pointer file to lose: the newest checkpoint is the one with the largest step that verifies.
 """
 
 import json

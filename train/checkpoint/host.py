@@ -1,7 +1,7 @@
 """A copy of a rank's fragments in host memory, so that training may go on while it is written.
 
-Memory is taken in chunks of one size, page-locked where the tensors are on a GPU, and used again by the next save: after
-the first one a copy allocates nothing. A fragment may be spread over several chunks, hence *pieces*.
+Memory is taken in chunks of one size, page-locked where the tensors are on a GPU, and used again by the next save:
+after the first one a copy allocates nothing. A fragment may be spread over several chunks, hence *pieces*.
 """
 
 from dataclasses import dataclass, replace

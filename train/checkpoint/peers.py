@@ -1,7 +1,7 @@
 """How the ranks of a run agree: one small sum of integers over all ranks, which the caller brings.
 
-Whatever is a collective in `train/checkpoint/` goes through `Peers.agree`, on the thread that called; a process alone is
-`ALONE`. A message travels as a sum too: the lowest rank that has one adds its bytes, all others add zeros.
+Whatever is a collective in `train/checkpoint/` goes through `Peers.agree`, on the thread that called; a process alone
+is `ALONE`. A message travels as a sum too: the lowest rank that has one adds its bytes, all others add zeros.
 """
 
 from collections.abc import Callable

@@ -2,12 +2,11 @@
 
 Files are mapped into memory and only the numbers that are asked for are copied, so a rank that holds a shard reads a
 shard, however the tensor was cut when it was saved; no whole tensor is put together unless a whole one is asked for.
-Nothing is ever unpickled. Open one with `train/checkpoint/verify.py`: nothing is checked here but that every number asked
-for is there exactly once.
+Nothing is ever unpickled. Open one with `train/checkpoint/verify.py`: nothing is checked here but that every number
+asked for is there, and the same wherever it is there twice.
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,8 +68,9 @@ class Checkpoint:
                 seen.fill_(True)
         if not bool(filled.all()):
             raise CheckpointError(
-                f"{self.path}: {int((~filled).sum())} of {cuts.size(fragment)} numbers of {kind} of {fragment.name} are "
-                f"in none of its files ({', '.join(stored.file for stored in entry.stored[:8])})"
+                f"{self.path}: {int((~filled).sum())} of {cuts.size(fragment)} numbers of "
+                f"{_title(kind, fragment.name)} are in none of its files"
+                f" ({', '.join(stored.file for stored in entry.stored[:8])})"
             )
         return numbers
 

@@ -1,8 +1,8 @@
-"""One rank's share of a checkpoint: a safetensors file per state kind, and a report from which rank 0 makes the manifest.
+"""One rank's share of a checkpoint: a safetensors file per state kind, and a report for rank 0's manifest.
 
 Runs in a background thread and touches nothing but the copies it is given. Tensors in the files are flat; a key names
-the parameter and the range, `NAME|SLICE_START:SLICE_STOP|START:STOP`, and what it means (shape, cut dimension) is in the
-checkpoint's index. Checksums and hashes are made of what is in memory, while it is written.
+the parameter and the range, `NAME|SLICE_START:SLICE_STOP|START:STOP`, and what it means (shape, cut dimension) is in
+the checkpoint's index. Checksums and hashes are made of what is in memory, while it is written.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Which checkpoint a run may trust: every byte of it against its manifest, each rank looking at its share of the files."""
+"""Which checkpoint a run may trust: every byte against its manifest, each rank looking at its share of the files."""
 
 import json
 from pathlib import Path
