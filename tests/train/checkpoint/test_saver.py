@@ -132,6 +132,7 @@ def save_on_two(folder: str) -> Any:
         polls.append(begun.poll())
         time.sleep(0.002)
     found, _ = newest_valid(Path(folder), together)
+    assert found is not None
     other = LAYOUTS["tp 2"][together.rank]
     read = all(same_bits(found.read(kind, part), numbers) for kind, part, numbers in fragments_of(other, tensors()))
     return len(polls), polls[-1], found.step, found.state, read
