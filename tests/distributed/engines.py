@@ -33,18 +33,29 @@ def start_engine(plan, grid, optimizer=None, **parallel):
     """The model of `config()` with the first values of seed 0, in an engine."""
     from model.init import initial_value
     from model.transformer import Transformer
-    from train.config import OptimizerConfig, ParallelConfig
+    from train.config import LossConfig, OptimizerConfig, ParallelConfig
     from train.engine.core import start
+    from train.objective import Objective
 
     return start(
-        lambda: Transformer(config()),
+        lambda: Objective(Transformer(config())),
         functools.partial(initial_value, config=config(), seed=0),
         plan=plan,
         optimizer=optimizer or OptimizerConfig(),
         parallel=ParallelConfig(**parallel),
+        loss=LossConfig(),
         grid=grid,
         device="cpu",
+        mesh=mesh_of(grid),
     )
+
+
+def mesh_of(grid):
+    from train.engine.library import join_ranks
+    from train.mesh import Mesh
+
+    join_ranks("cpu")
+    return Mesh(grid)
 
 
 def rows(step: int):
@@ -76,7 +87,7 @@ def same(a, b) -> bool:
 
 
 def assembled(ranks) -> dict:
-    """{(kind, name): whole array} from what each rank `kept` and `sent`. Fails if a number is missing or there twice."""
+    """{(kind, name): whole array} from what each rank `kept` and `sent`. Fails if a number is missing or twice."""
     import numpy as np
 
     wholes, times = {}, {}

@@ -4,18 +4,23 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.engines import assembled, kept, plan_of_step, reader, sent
+from tests.distributed.engines import assembled, kept, mesh_of, plan_of_step, reader, sent
 from tests.distributed.ranks import run_ranks
 
 
 def started(build, **parallel):
     """An engine around any module, with first values that tell where they belong."""
-    from train.config import OptimizerConfig, ParallelConfig
+    from train.config import LossConfig, OptimizerConfig, ParallelConfig
     from train.engine.core import start
 
-    mesh = parallel.pop("mesh", None)
     grid, plan = plan_of_step()
-    options = {"optimizer": OptimizerConfig(), "parallel": ParallelConfig(**parallel), "mesh": mesh}
+    mesh = parallel.pop("mesh", None) or mesh_of(grid)
+    options = {
+        "optimizer": OptimizerConfig(),
+        "parallel": ParallelConfig(**parallel),
+        "loss": LossConfig(),
+        "mesh": mesh,
+    }
     return start(build, numbered, plan=plan, grid=grid, device="cpu", **options)
 
 
@@ -148,12 +153,14 @@ def cut_in_two(stage: int):
 
 def one_row_engine(build, mesh, stage: int):
     from train.batch import solve_batch
-    from train.config import OptimizerConfig, ParallelConfig
+    from train.config import LossConfig, OptimizerConfig, ParallelConfig
     from train.engine.core import start
     from train.parallel import rank_grid
 
+    mesh = mesh or mesh_of(rank_grid())
     plan = solve_batch(global_batch_size=1, micro_batch_size=1, dp_size=1, seq_len=1, total_tokens=1)
-    options = {"optimizer": OptimizerConfig(), "parallel": ParallelConfig(zero_stage=stage), "mesh": mesh}
+    parallel = ParallelConfig(zero_stage=stage)
+    options = {"optimizer": OptimizerConfig(), "parallel": parallel, "loss": LossConfig(), "mesh": mesh}
     return start(build, numbered, plan=plan, grid=rank_grid(), device="cpu", **options)
 
 
@@ -205,7 +212,7 @@ def refusals() -> list[str]:
     import torch
     from torch import nn
 
-    from train.engine.errors import EngineError
+    from train.errors import EngineError
 
     def with_buffer():
         module = nn.Linear(4, 4)

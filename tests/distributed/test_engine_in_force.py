@@ -111,7 +111,7 @@ SABOTAGE = {
 
 
 def refused(what: str) -> str:
-    from train.engine.errors import EngineError
+    from train.errors import EngineError
 
     switch, asked = SABOTAGE[what]
     grid, plan = plan_of_step()
@@ -130,7 +130,7 @@ def test_a_feature_switched_off_behind_our_back_is_refused(what: str):
 
 
 def changed_before_the_first_step() -> str:
-    from train.engine.errors import EngineError
+    from train.errors import EngineError
 
     grid, plan = plan_of_step()
     engine = start_engine(plan, grid)

@@ -128,7 +128,7 @@ def test_before_the_first_step_masters_are_the_initial_values_and_moments_are_ze
 
 
 def short_read() -> str:
-    from train.engine.errors import StateError
+    from train.errors import StateError
 
     grid, plan = plan_of_step()
     engine = start_engine(plan, grid)

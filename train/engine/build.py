@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.engine.errors import EngineError
+from train.errors import EngineError
 
 Initial = Callable[[str, torch.Size], Tensor]
 """(logical name, whole shape) to the whole first value of a parameter, fp32 on the CPU, the same on every rank"""

@@ -13,8 +13,8 @@ from torch import nn
 
 from train.batch import BatchPlan
 from train.config import OptimizerConfig, ParallelConfig, Precision
-from train.engine.errors import EngineError
 from train.engine.state import TrainingState, flats_by_group, parameters_by_flat, true_shape
+from train.errors import EngineError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from train.engine.errors import EngineError
+from train.errors import EngineError
 
 DEEPSPEED_VERSION = "0.19.8"
 
@@ -25,6 +25,15 @@ def join_ranks(device: str) -> Any:
     with quiet():
         deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
     return deepspeed
+
+
+def sum_over_ranks(numbers: list[int], device: str) -> list[int]:
+    """Element by element, over all ranks. A collective, valid after `join_ranks`."""
+    import torch
+
+    sums = torch.tensor(numbers, device=device)
+    torch.distributed.all_reduce(sums)
+    return sums.tolist()
 
 
 @contextlib.contextmanager

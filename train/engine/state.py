@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.engine.errors import EngineError, StateError
+from train.errors import EngineError, StateError
 from train.fragment import Fragment
 from train.optim import fresh_state
 
@@ -41,7 +41,8 @@ class TrainingState:
         self._optimizer = optimizer
         self._inner = optimizer.optimizer
         self.flats = [flat for _, flat in flats_by_group(optimizer)]
-        self.pieces = list(_pieces(optimizer, dict(named_parameters), tp_rank))
+        self._names = {parameter: name for name, parameter in named_parameters}
+        self.pieces = list(_pieces(optimizer, self._names, tp_rank))
         for group, flat in flats_by_group(optimizer):
             self._inner.state[flat] = fresh_state(self._inner, group, flat)
 
@@ -72,6 +73,14 @@ class TrainingState:
         for flat in self.flats:
             self._inner.state[flat]["step"].fill_(step)
         refresh_forward_weights(self._optimizer)
+
+    def expected(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """(kind, name, whole shape) of all numbers that the ranks together hold."""
+        for flat, parameters in zip(self.flats, parameters_by_flat(self._optimizer), strict=True):
+            for parameter in parameters:
+                shape = tuple(getattr(parameter, "tp_whole_shape", true_shape(parameter)))
+                for kind in self.kinds(flat):
+                    yield kind, self._names[parameter], shape
 
     def kinds(self, flat: Tensor) -> tuple[str, ...]:
         """The kinds of numbers that are kept for a flat tensor."""
@@ -126,8 +135,7 @@ def refresh_forward_weights(optimizer: Any) -> None:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-def _pieces(optimizer: Any, parameters: dict[str, nn.Parameter], tp_rank: int) -> Iterator[Piece]:
-    names = {parameter: name for name, parameter in parameters.items()}
+def _pieces(optimizer: Any, names: dict[nn.Parameter, str], tp_rank: int) -> Iterator[Piece]:
     places = _stage_3_places if type(optimizer).__name__ == "DeepSpeedZeroOptimizer_Stage3" else _places
     flats = [flat for _, flat in flats_by_group(optimizer)]
     for parameter, index, offset, start, stop in places(optimizer):
