@@ -58,7 +58,7 @@ def stepped(stage: int, precision: str, wholes=None, change=None, **parallel):
             engine.train_step(micro_batches(plan, grid, step), 1e-2)
     else:
         engine.load(reader(wholes), 2)
-    named = dict(engine._deepspeed.module.named_parameters())
+    named = {name.removeprefix("model."): p for name, p in engine._deepspeed.module.named_parameters()}
     with deepspeed.zero.GatheredParameters(list(named.values()), enabled=stage == 3):
         weights = {name: parameter.detach().clone() for name, parameter in named.items()}
     dtypes = {str(parameter.dtype) for parameter in named.values()}
