@@ -134,15 +134,16 @@ def make_plan(config: TrainConfig, batch: BatchPlan, machine: Machine, train_tok
 def _memory(config: TrainConfig, batch: BatchPlan) -> MemoryPlan:
     element = 4 if config.parallel.precision == Precision.fp32 else 2
     n_params = count_parameters(config.model).n_params
-    state = state_bytes(n_params, element, config.parallel.zero_stage, batch.dp_size)
-    shape = (config.model, batch.micro_batch_size, batch.seq_len, element)
+    state = state_bytes(n_params, config.parallel.precision, config.parallel.zero_stage, batch.dp_size)
+    n_positions = batch.micro_batch_size * batch.seq_len
+    masked = config.data.mask_documents
     buckets = 0 if batch.dp_size == 1 else 2 * 4 * min(config.parallel.bucket_elements, n_params)
     return MemoryPlan(
         weights=state.weights,
         gradients=state.gradients,
         optimizer=state.optimizer,
-        activations=activation_bytes(*shape),
-        logits=logit_bytes(*shape),
+        activations=activation_bytes(config.model, batch.micro_batch_size, batch.seq_len, element, masked=masked),
+        logits=logit_bytes(config.model, n_positions, element),
         buckets=buckets,
     )
 
