@@ -11,15 +11,39 @@ VOCAB, SEQ_LEN, GLOBAL, STEPS = 131, 32, 8, 6
 PEAK_LR, CLIP, DECAY = 1e-2, 0.5, 0.1
 
 
-def build():
+def config():
     from model.config import ModelConfig
+
+    # sizes that do not divide by the number of ranks, so that padding and uneven shards are met
+    return ModelConfig(vocab_size=VOCAB, n_layers=2, d_model=36, n_heads=6, n_kv_heads=2, d_ff=50)
+
+
+def build():
+    """The model of the reference: plain torch."""
     from model.init import initialize
     from model.transformer import Transformer
 
-    # sizes that do not divide by the number of ranks, so that padding and uneven shards are met
-    model = Transformer(ModelConfig(vocab_size=VOCAB, n_layers=2, d_model=36, n_heads=6, n_kv_heads=2, d_ff=50))
+    model = Transformer(config())
     initialize(model, 0)
     return model
+
+
+def start_engine(plan, grid, optimizer=None, **parallel):
+    """The same model in an engine."""
+    from model.init import initial_value
+    from model.transformer import Transformer
+    from train.config import OptimizerConfig, ParallelConfig
+    from train.engine.core import start
+
+    return start(
+        lambda: Transformer(config()),
+        functools.partial(initial_value, config=config(), seed=0),
+        plan=plan,
+        optimizer=optimizer or OptimizerConfig(),
+        parallel=ParallelConfig(**parallel),
+        grid=grid,
+        device="cpu",
+    )
 
 
 def rows(step: int):
@@ -64,8 +88,7 @@ def engine_run(stage: int, precision: str, accumulation: int, interrupted_after:
     over.
     """
     from train.batch import solve_batch
-    from train.config import OptimizerConfig, ParallelConfig, Precision
-    from train.engine import start
+    from train.config import OptimizerConfig, Precision
     from train.parallel import prepare_environment, rank_grid
 
     grid = rank_grid()
@@ -80,8 +103,7 @@ def engine_run(stage: int, precision: str, accumulation: int, interrupted_after:
 
     def make():
         optimizer = OptimizerConfig(peak_lr=PEAK_LR, weight_decay=DECAY, max_grad_norm=CLIP)
-        parallel = ParallelConfig(zero_stage=stage, precision=Precision(precision))
-        return start(build(), plan=plan, optimizer=optimizer, parallel=parallel, grid=grid, device="cpu")
+        return start_engine(plan, grid, optimizer, zero_stage=stage, precision=Precision(precision))
 
     engine, curve = make(), []
     for step in range(STEPS):
@@ -160,8 +182,6 @@ def uneven_rows(step: int):
 def uneven_run():
     """((loss, norm), targets, hash) of one step with padded rows and document masks."""
     from train.batch import solve_batch
-    from train.config import OptimizerConfig, ParallelConfig
-    from train.engine import start
     from train.parallel import prepare_environment, rank_grid
 
     grid = rank_grid()
@@ -169,7 +189,7 @@ def uneven_run():
     plan = solve_batch(
         global_batch_size=GLOBAL, micro_batch_size=2, dp_size=grid.dp_size, seq_len=SEQ_LEN, total_tokens=1
     )
-    engine = start(build(), plan=plan, optimizer=OptimizerConfig(), parallel=ParallelConfig(), grid=grid, device="cpu")
+    engine = start_engine(plan, grid)
     first = grid.dp_rank * plan.sequences_per_rank
     parts = [part[first : first + plan.sequences_per_rank] for part in uneven_rows(0)]
     result = engine.train_step(zip(*(part.split(2) for part in parts), strict=True), 1e-3)
@@ -203,14 +223,12 @@ def test_padded_and_masked_rows_are_averaged_over_all_targets_of_the_step():
 def one_step_engine():
     """An engine on one process that has made its first step, and that step's micro-batches."""
     from train.batch import solve_batch
-    from train.config import OptimizerConfig, ParallelConfig
-    from train.engine import start
     from train.parallel import prepare_environment, rank_grid
 
     grid = rank_grid()
     prepare_environment("cpu", grid)
     plan = solve_batch(global_batch_size=8, micro_batch_size=8, dp_size=1, seq_len=SEQ_LEN, total_tokens=1)
-    engine = start(build(), plan=plan, optimizer=OptimizerConfig(), parallel=ParallelConfig(), grid=grid, device="cpu")
+    engine = start_engine(plan, grid)
     ids = rows(0)
     micro_batches = [(ids[:, :-1], ids[:, 1:])]
     engine.train_step(micro_batches, 1e-3)
@@ -245,7 +263,7 @@ def nonfinite_save(folder: str) -> str:
     from pathlib import Path
 
     from train import checkpoint
-    from train.engine import NumericsError
+    from train.engine.errors import NumericsError
 
     engine, _ = one_step_engine()
     assert checkpoint.save(Path(folder), 1, engine, {}, is_first=True) is None
@@ -265,7 +283,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
 
 
 def foreign_states() -> list[str]:
-    from train.engine import StateError
+    from train.engine.errors import StateError
 
     engine, _ = one_step_engine()
     state = list(engine.read_state())
