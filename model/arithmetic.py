@@ -117,7 +117,7 @@ def activation_bytes(
     `logit_bytes`).
 
     masked: True if rows hold several documents with masks between them. What each module keeps is written at its
-    function below. Rotary tables and token ids, a few bytes a position once for all layers, are not counted.
+    function below.
     """
     element, c = element_bytes, config.d_model
     norm = _norm_bytes(config, element)
@@ -125,10 +125,11 @@ def activation_bytes(
     block = 2 * norm - shares_input * element * c + _mlp_bytes(config, element)
     block += _attention_bytes(config, seq_len, element, masked)
     outside = element * c if config.residual == Residual.post_norm else norm  # the embedding's output, or the last norm
-    window_masks = 0
-    if not masked and _is_windowed(config, seq_len):
-        window_masks = config.n_layers * seq_len**2 * (element if config.attention_softcap is None else 1)
-    return micro_batch_size * seq_len * (config.n_layers * block + outside) + window_masks
+    shared_mask = 0  # one for all rows of the micro-batch
+    if not masked and _has_mask(config, seq_len, masked):
+        shared_mask = config.n_layers * seq_len**2 * (element if config.attention_softcap is None else 1)
+    rotary_tables = 2 * 4 * seq_len * config.rotary_width * (config.positions == Positions.rotary)
+    return micro_batch_size * seq_len * (config.n_layers * block + outside) + shared_mask + rotary_tables
 
 
 def _norm_bytes(config: ModelConfig, element: int) -> int:
@@ -149,8 +150,7 @@ def _attention_bytes(config: ModelConfig, seq_len: int, element: int, masked: bo
     keeps. A fused kernel keeps one fp32 number for each head, and its mask as numbers; capped scores are kept whole,
     as tanh, as probabilities in fp32 and in the dtype of the values."""
     q, kv, heads = config.q_width, config.kv_width, config.n_heads
-    has_mask = masked or _is_windowed(config, seq_len) or config.attention_softcap is not None
-    kept = element * (2 * q + 2 * (q if has_mask else kv))  # with a mask, keys and values are repeated for their groups
+    kept = element * (2 * q + 2 * (q if _has_mask(config, seq_len, masked) else kv))  # with a mask, keys and values are repeated for their groups
     if config.qk_norm:
         kept += (4 + element) * (q + kv) + 4 * (heads + config.n_kv_heads)
     if config.attention_softcap is None:
@@ -159,13 +159,15 @@ def _attention_bytes(config: ModelConfig, seq_len: int, element: int, masked: bo
     return kept + heads * seq_len * (4 + probabilities) + masked * seq_len
 
 
-def _is_windowed(config: ModelConfig, seq_len: int) -> bool:
-    return config.sliding_window is not None and config.sliding_window < seq_len
+def _has_mask(config: ModelConfig, seq_len: int, masked: bool) -> bool:
+    """True unless attention is plainly causal and a kernel's own mask will do."""
+    windowed = config.sliding_window is not None and config.sliding_window < seq_len
+    return masked or windowed or config.attention_softcap is not None
 
 
 def logit_bytes(config: ModelConfig, n_positions: int, element_bytes: int) -> int:
     """The most that head and loss hold at once for `n_positions` of them (of a chunk, if the loss goes by chunks): the
-    logits, with a softcap its tanh, and in backward their gradient in fp32 and, rounded, in the dtype of the logits."""
+    logits, with a softcap its tanh too, their exponentials or gradient in fp32, and with bf16 logits a second copy in
+    fp32 (see model/loss.py; a GPU converts as it computes, and holds half of that copy)."""
     kept = element_bytes * (1 if config.logit_softcap is None else 2)
-    gradient = 4 if element_bytes == 4 else 4 + element_bytes
-    return n_positions * config.vocab_size * (kept + gradient)
+    return n_positions * config.vocab_size * (kept + (4 if element_bytes == 4 else 8))
