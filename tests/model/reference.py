@@ -14,7 +14,8 @@ from model.config import Bias, Mlp, ModelConfig, Norm, Positions, Residual, Rope
 
 
 def hugging_face(family: str, config: ModelConfig, context: int) -> torch.nn.Module:
-    """A model of `family` with the shape of `config`, fp32, for rows of up to `context` tokens. Random weights."""
+    """A model of `family` with the shape of `config`, fp32, for rows of `context` tokens, half of which are the context
+    before stretching, if rotary positions are stretched. Random weights."""
     shape = {
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_embeddings,
@@ -65,13 +66,13 @@ def hugging_face(family: str, config: ModelConfig, context: int) -> torch.nn.Mod
                 num_key_value_heads=config.n_kv_heads,
                 head_dim=config.head_width,
                 rms_norm_eps=config.norm_eps,
-                max_position_embeddings=config.rope_scaling.original_context,
-                rope_parameters=rope_parameters(config.rope_theta, config.rope_scaling, context),
+                max_position_embeddings=context // 2,
+                rope_parameters=_rope_parameters(config.rope_theta, config.rope_scaling),
             )
     return transformers.AutoModelForCausalLM.from_config(theirs).eval()
 
 
-def rope_parameters(theta: float, scaling: RopeScaling, context: int) -> dict[str, float | str]:
+def _rope_parameters(theta: float, scaling: RopeScaling) -> dict[str, float | str]:
     base = {"rope_theta": theta}
     match scaling.kind:
         case Scaling.none:
@@ -79,9 +80,8 @@ def rope_parameters(theta: float, scaling: RopeScaling, context: int) -> dict[st
         case Scaling.linear:
             return {"rope_type": "linear", "factor": scaling.factor, **base}
         case Scaling.ntk:
-            # "dynamic" stretches by s = factor·context / original_context - (factor - 1): solved for the factor
-            factor = (scaling.factor - 1) / (context / scaling.original_context - 1)
-            return {"rope_type": "dynamic", "factor": factor, **base}
+            # "dynamic" stretches by factor · context / max_position_embeddings - (factor - 1) = factor + 1
+            return {"rope_type": "dynamic", "factor": scaling.factor - 1, **base}
         case Scaling.yarn:
             return {
                 "rope_type": "yarn",

@@ -39,8 +39,7 @@ PYTHIA: dict[str, Any] = GPT | {
 
 
 def stretched(kind: Scaling, **settings: Any) -> dict[str, Any]:
-    # 16 tokens of original context: then some dimensions turn often over it and some do not, as at full size
-    return LLAMA | {"rope_theta": 500.0, "rope_scaling": RopeScaling(kind, 4.0, 16, **settings)}
+    return LLAMA | {"rope_theta": 500.0, "rope_scaling": RopeScaling(kind, 4.0, **settings)}
 
 
 HUGGING_FACE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,8 +52,12 @@ HUGGING_FACE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama: multi-query, own head_dim": ("llama", LLAMA | {"n_kv_heads": 1, "head_dim": 20}),
     "llama: linear": ("llama", stretched(Scaling.linear)),
     "llama: ntk": ("llama", stretched(Scaling.ntk)),
-    "llama: yarn": ("llama", stretched(Scaling.yarn, beta_fast=4.0, beta_slow=0.5)),
-    "llama: llama3": ("llama", stretched(Scaling.llama3, low_freq_factor=0.5, high_freq_factor=2.0)),
+    # over 16 tokens some dimensions turn often and some do not, as over 8192 at full size
+    "llama: yarn": ("llama", stretched(Scaling.yarn, original_context=16, beta_fast=2.0, beta_slow=0.1)),
+    "llama: llama3": (
+        "llama",
+        stretched(Scaling.llama3, original_context=16, low_freq_factor=0.1, high_freq_factor=2.0),
+    ),
     "mistral: sliding window": ("mistral", LLAMA | {"sliding_window": 5}),
     "qwen2: biases on q, k, v": ("qwen2", LLAMA | {"bias": Bias.qkv}),
     "qwen3: QK-norm": ("qwen3", LLAMA | {"qk_norm": True, "head_dim": 16, "norm_eps": 1e-6}),
@@ -217,7 +220,7 @@ def test_logits_without_a_target_may_be_anything():
     logits.requires_grad_()
     nats, log_z = token_losses(logits, torch.tensor([[2, IGNORED_TARGET]]))
     (nats.sum() + log_z.sum()).backward()
-    assert logits.grad is not None and bool(logits.grad.isfinite().all()) and float(nats[0, 1]) == 0
+    assert logits.grad is not None and bool(logits.grad.isfinite().all()) and not bool(nats[0, 1])
 
 
 @pytest.mark.parametrize("case", ["pythia: parallel residual, quarter rotated", "qwen3: QK-norm"])
@@ -233,12 +236,16 @@ def test_norms_rotations_and_losses_are_computed_in_fp32_under_bf16(case: str):
     assert float((a - b).square().mean() / a.square().mean()) < 0.02**2
 
 
-@pytest.mark.parametrize("case", ["gpt1", "pythia", "qwen3", "softcaps", "mistral"])
-def test_the_network_is_one_graph_for_torch_compile(case: str):
+@pytest.mark.parametrize(
+    "options",
+    [
+        GPT | {"residual": Residual.post_norm},
+        PYTHIA | {"qk_norm": True, "attention_softcap": 2.0, "logit_softcap": 3.0, "sliding_window": 5},
+    ],
+    ids=["gpt1", "pythia, QK-norm, softcaps, window"],
+)
+def test_the_network_is_one_graph_for_torch_compile(options: dict[str, Any]):
     """fullgraph: a break raises. The same operations in the same order: equal to a rounding."""
-    options = next(options for name, (_, options) in HUGGING_FACE.items() if name.startswith(case)) if (
-        case != "softcaps"
-    ) else FLOAT64[case]
     config = ModelConfig(**options | {"n_layers": 1})
     model, tokens = made(config), rows(config)[:, :-1]
     segments = torch.repeat_interleave(torch.arange(4), 8).expand(2, 32)
