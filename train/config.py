@@ -199,6 +199,13 @@ class ParallelConfig:
     the first gathering of a step goes over the network; null means none (hpZ of ZeRO++, arXiv 2306.10209)"""
     offload_optimizer: bool = False
     """masters and moments live in the memory of the CPU, which also does the update"""
+    tp_size: int = 1
+    """tensor parallelism: so many neighbouring ranks share out every matrix"""
+    sequence_parallel_norms: bool = True
+    """with tp_size above 1: each of those ranks runs the norms, and keeps the residual stream, for its own part of the
+    sequence (arXiv 2205.05198)"""
+    sp_size: int = 1
+    """sequence parallelism (Ulysses, arXiv 2309.14509): so many ranks share out every row, for long contexts"""
     activation_checkpointing: Recompute = Recompute.none
     compile: Compile = Compile.off
     """torch.compile of each block"""
@@ -214,6 +221,9 @@ class ParallelConfig:
             )
         elif self.zero_stage not in (1, 2, 3):
             found.append(f"parallel.zero_stage={self.zero_stage} must be 1, 2 or 3")
+        for name in ("tp_size", "sp_size"):
+            if getattr(self, name) < 1:
+                found.append(f"parallel.{name}={getattr(self, name)} must be at least 1")
         if self.bucket_elements < 1:
             found.append(f"parallel.bucket_elements={self.bucket_elements} must be at least 1")
         if self.hpz_size is not None and self.hpz_size < 2:
@@ -401,11 +411,18 @@ FREE_TO_CHANGE = (
     "data.sources.*.folder",
     "data.pack_folder",
     "data.rebase",
-    "batch.micro_batch_size",  # this one and the next two change the order of sums, nothing else
+    "batch.micro_batch_size",  # this one and the parallel ones change the order of sums, nothing else
     "parallel.zero_stage",
     "parallel.bucket_elements",
     "parallel.hpz_size",
     "parallel.offload_optimizer",
+    "parallel.tp_size",
+    "parallel.sp_size",
+    "parallel.sequence_parallel_norms",
+    "parallel.activation_checkpointing",
+    "parallel.compile",
+    "parallel.attention_kernel",
+    "loss.chunk_tokens",
     "checkpoint.",
     "log.",
     "sample.",

@@ -28,6 +28,15 @@ _BACKENDS = {
 }
 
 
+KERNEL_NAMES = {
+    AttentionKernel.flash: "flash",
+    AttentionKernel.efficient: "efficient",
+    AttentionKernel.cudnn: "cudnn",
+    AttentionKernel.math: "by hand",
+}
+"""what is in the name of each kernel's operation"""
+
+
 def apply(model: Transformer, parallel: ParallelConfig) -> None:
     for block in model.blocks:
         if parallel.attention_kernel != AttentionKernel.auto:
@@ -62,6 +71,7 @@ def _recompute(block: nn.Module, policy: Recompute) -> None:
     def forward(*arguments: Any) -> Tensor:  # a function of ours: torch.compile passes torch's own checkpoint by
         return checkpoint(plain, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
 
+    forward.policy = policy
     block.forward = forward
 
 
@@ -115,8 +125,19 @@ def _operations() -> Iterator[list[str]]:
         yield seen
 
 
-def compiled_blocks() -> tuple[int, dict[str, int]]:
-    """(graphs that torch.compile has made so far in this process, reasons for breaks in them with their number)."""
+def policies_in_force(model: Transformer) -> set[str]:
+    """What the blocks do with their activations."""
+    return {getattr(block.forward, "policy", Recompute.none) for block in model.blocks}
+
+
+def compilation_in_force(model: Transformer) -> str:
+    """How many blocks torch.compile has taken up, and at how many places it had to give up. Valid after a step."""
     from torch._dynamo.utils import counters
 
-    return counters["stats"]["unique_graphs"], dict(counters["graph_break"])
+    n_blocks = sum(block._compiled_call_impl is not None for block in model.blocks)
+    n_graphs, breaks = counters["stats"]["unique_graphs"], counters["graph_break"]
+    if n_blocks == 0:
+        return "none"
+    if n_graphs and not breaks:
+        return f"{n_blocks}, without a break"
+    return f"{n_blocks} marked, {n_graphs} graphs made, {sum(breaks.values())} breaks: {'; '.join(breaks)}"
