@@ -111,25 +111,40 @@ def state_bytes(n_params: int, precision: str, zero_stage: int, n_shards: int) -
 
 
 def activation_bytes(
-    config: ModelConfig, micro_batch_size: int, seq_len: int, element_bytes: int, *, masked: bool = False
+    config: ModelConfig,
+    micro_batch_size: int,
+    seq_len: int,
+    element_bytes: int,
+    *,
+    masked: bool = False,
+    recompute: str = "none",
 ) -> int:
-    """Bytes that autograd keeps from forward to backward, run eagerly and without recomputation, the loss left out (see
-    `logit_bytes`).
+    """Bytes that autograd keeps from forward to backward, run eagerly, the loss left out (see `logit_bytes`).
 
-    masked: True if rows hold several documents with masks between them. What each module keeps is written at its
-    function below.
+    masked: True if rows hold several documents with masks between them. recompute: none; full, where of a block only
+    its input is kept; selective, where the results of matrix products and of attention are kept too. With either, the
+    block that is run again at the time is counted in full. What each module keeps is written at its function below.
     """
-    element, c = element_bytes, config.d_model
+    n_positions, element = micro_batch_size * seq_len, element_bytes
     norm = _norm_bytes(config, element)
     shares_input = config.residual == Residual.parallel and (config.norm == Norm.layernorm or element == 4)
-    block = 2 * norm - shares_input * element * c + _mlp_bytes(config, element)
-    block += _attention_bytes(config, seq_len, element, masked)
-    outside = element * c if config.residual == Residual.post_norm else norm  # the embedding's output, or the last norm
-    shared_mask = 0  # one for all rows of the micro-batch
-    if not masked and _has_mask(config, seq_len, masked):
-        shared_mask = config.n_layers * seq_len**2 * (element if config.attention_softcap is None else 1)
-    rotary_tables = 2 * 4 * seq_len * config.rotary_width * (config.positions == Positions.rotary)
-    return micro_batch_size * seq_len * (config.n_layers * block + outside) + shared_mask + rotary_tables
+    inside = 2 * norm - shares_input * element * config.d_model + _mlp_bytes(config, element)
+    block = n_positions * (inside + _attention_bytes(config, seq_len, element, masked))
+    if not masked and _has_mask(config, seq_len, masked):  # one mask for all rows of the micro-batch
+        block += seq_len**2 * (element if config.attention_softcap is None else 1)
+    outside = n_positions * (element * config.d_model if config.residual == Residual.post_norm else norm)
+    outside += 2 * 4 * seq_len * config.rotary_width * (config.positions == Positions.rotary)  # cos and sin
+    if recompute == "none":
+        return config.n_layers * block + outside
+    kept = element * config.d_model + (recompute == "selective") * _product_bytes(config, seq_len, element)
+    return config.n_layers * n_positions * kept + outside + block
+
+
+def _product_bytes(config: ModelConfig, seq_len: int, element: int) -> int:
+    """Per position: what q, k, v, o and the MLP's matrices give, and attention (its scores, where it is by hand)."""
+    into_mlp = 2 if config.mlp == Mlp.swiglu else 1
+    widths = 2 * config.q_width + 2 * config.kv_width + 2 * config.d_model + into_mlp * config.d_ff
+    return element * widths + config.n_heads * (4 if config.attention_softcap is None else element * seq_len)
 
 
 def _norm_bytes(config: ModelConfig, element: int) -> int:
@@ -150,7 +165,9 @@ def _attention_bytes(config: ModelConfig, seq_len: int, element: int, masked: bo
     keeps. A fused kernel keeps one fp32 number for each head, and its mask as numbers; capped scores are kept whole,
     as tanh, as probabilities in fp32 and in the dtype of the values."""
     q, kv, heads = config.q_width, config.kv_width, config.n_heads
-    kept = element * (2 * q + 2 * (q if _has_mask(config, seq_len, masked) else kv))  # with a mask, keys and values are repeated for their groups
+    kept = element * (
+        2 * q + 2 * (q if _has_mask(config, seq_len, masked) else kv)
+    )  # with a mask, keys and values are repeated for their groups
     if config.qk_norm:
         kept += (4 + element) * (q + kv) + 4 * (heads + config.n_kv_heads)
     if config.attention_softcap is None:

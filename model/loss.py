@@ -33,8 +33,9 @@ class _TokenLosses(torch.autograd.Function):
         return (log_z - logits.gather(-1, index).squeeze(-1)).where(real, 0), log_z.where(real, 0)
 
     @staticmethod
-    def backward(ctx: Any, d_nats: Tensor, d_log_z: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         """d nats / d logits = softmax - one-hot of the target; d log_z / d logits = softmax."""
+        d_nats, d_log_z = gradients
         logits, real, index, log_z = ctx.saved_tensors
         d = (logits - log_z.unsqueeze(-1)).exp_().mul_((d_nats + d_log_z).where(real, 0).unsqueeze(-1))
         d.scatter_add_(-1, index, -d_nats.where(real, 0).unsqueeze(-1))

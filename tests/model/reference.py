@@ -23,6 +23,7 @@ def hugging_face(family: str, config: ModelConfig, context: int) -> torch.nn.Mod
     }
     match family:
         case "gpt1" | "gpt2":
+            assert config.max_positions is not None
             kind = transformers.OpenAIGPTConfig if family == "gpt1" else transformers.GPT2Config
             theirs = kind(
                 **shape,

@@ -22,6 +22,8 @@ from model.attention import attention_mask
 from model.config import Bias, Mlp, ModelConfig, Norm, Positions, Residual
 from model.loss import token_losses
 from model.transformer import Transformer
+from train.config import ParallelConfig, Recompute
+from train.execution import apply
 
 LLAMA = ModelConfig(vocab_size=97, n_layers=3, d_model=40, n_heads=5, n_kv_heads=1, d_ff=77, tie_embeddings=False)
 GPT2 = ModelConfig(
@@ -148,17 +150,29 @@ def test_state_bytes_table(stage: int, shards: int, precision: str, expected: tu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @every_shape
 def test_activation_bytes_are_those_alive_after_forward(config: ModelConfig, dtype: torch.dtype, masked: bool):
-    """All that torch's allocator still holds when forward is done. A thousandth is left for causal masks and position
-    numbers, made once for all layers."""
+    """All that torch's allocator still holds when forward is done, to the byte but for the mask that the layers are
+    given and position numbers, made once for all of them."""
     batch, seq_len = 2, 64
     model = Transformer(config).to(dtype)
     tokens = torch.zeros(batch, seq_len, dtype=torch.int64)
     segments = torch.zeros(batch, seq_len, dtype=torch.int64) if masked else None
     held, _ = _memory(lambda: model.hidden(tokens, segments))
     element = torch.finfo(dtype).bits // 8
-    shared = seq_len * (seq_len + 8) * batch  # the mask that the layers are given, and positions
     expected = activation_bytes(config, batch, seq_len, element, masked=masked)
-    assert expected <= held <= expected + shared
+    assert expected <= held <= expected + batch * seq_len * (seq_len + 8)
+
+
+@pytest.mark.parametrize("recompute", [Recompute.full, Recompute.selective])
+@pytest.mark.parametrize("shape", ["llama", "gpt1", "gpt2", "pythia", "qwen3", "softcaps"])
+def test_activation_bytes_with_recomputation(shape: str, recompute: Recompute):
+    """As above; the block that backward runs again is not alive yet."""
+    config, batch, seq_len = SHAPES[shape], 2, 64
+    model = Transformer(config)
+    apply(model, ParallelConfig(activation_checkpointing=recompute))
+    held, _ = _memory(lambda: model.hidden(torch.zeros(batch, seq_len, dtype=torch.int64)))
+    one, two = (activation_bytes(dataclasses.replace(config, n_layers=n), batch, seq_len, 4) for n in (1, 2))
+    expected = activation_bytes(config, batch, seq_len, 4, recompute=recompute) - (two - one)
+    assert expected <= held <= expected + batch * seq_len * (seq_len + 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -183,8 +197,9 @@ def _memory(function: Callable[[], Any]) -> tuple[int, int]:
     function()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         result = function()
-    assert record.profiler is not None and record.profiler.kineto_results is not None
-    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert record.profiler is not None
+    assert record.profiler.kineto_results is not None
+    events: list[Any] = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     alive = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         alive += event.nbytes()

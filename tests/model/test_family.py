@@ -14,7 +14,7 @@ from model.loss import IGNORED_TARGET, token_losses
 from model.transformer import Transformer
 
 pytest.importorskip("transformers", reason="the reference models come with the test extra")
-from tests.model.reference import float64_logits, hugging_face, in_their_layout  # noqa: E402
+from tests.model.reference import float64_logits, hugging_face, in_their_layout
 
 CONTEXT = 32
 LLAMA: dict[str, Any] = {"vocab_size": 101, "n_layers": 2, "d_model": 48, "n_heads": 6, "n_kv_heads": 2, "d_ff": 80}
@@ -208,7 +208,8 @@ def test_token_losses_are_cross_entropy_and_log_z_with_their_gradients(dtype: to
     torch.testing.assert_close(nats.double(), nll, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(log_z.double(), z, rtol=1e-6, atol=1e-6)
     (nats.sum() + 0.1 * log_z.square().sum()).backward()
-    assert logits.grad is not None and exact.grad is not None
+    assert logits.grad is not None
+    assert exact.grad is not None
     rtol = 2e-6 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=rtol, atol=1e-7)
     assert not logits.grad[0, 3:5].any()
@@ -220,7 +221,9 @@ def test_logits_without_a_target_may_be_anything():
     logits.requires_grad_()
     nats, log_z = token_losses(logits, torch.tensor([[2, IGNORED_TARGET]]))
     (nats.sum() + log_z.sum()).backward()
-    assert logits.grad is not None and bool(logits.grad.isfinite().all()) and not bool(nats[0, 1])
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+    assert not bool(nats[0, 1])
 
 
 @pytest.mark.parametrize("case", ["pythia: parallel residual, quarter rotated", "qwen3: QK-norm"])
@@ -246,7 +249,7 @@ def test_norms_rotations_and_losses_are_computed_in_fp32_under_bf16(case: str):
 )
 def test_the_network_is_one_graph_for_torch_compile(options: dict[str, Any]):
     """fullgraph: a break raises. The same operations in the same order: equal to a rounding."""
-    config = ModelConfig(**options | {"n_layers": 1})
+    config = dataclasses.replace(ModelConfig(**options), n_layers=1)
     model, tokens = made(config), rows(config)[:, :-1]
     segments = torch.repeat_interleave(torch.arange(4), 8).expand(2, 32)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -270,7 +273,8 @@ def test_a_context_longer_than_the_table_of_positions_is_refused_with_the_key():
     config = ModelConfig(**GPT)
     assert context_problems(config, 40) == []
     (problem,) = context_problems(config, 41)
-    assert "data.seq_len=41" in problem and "model.max_positions=40" in problem
+    assert "data.seq_len=41" in problem
+    assert "model.max_positions=40" in problem
     assert context_problems(ModelConfig(), 1_000_000) == []
 
 
