@@ -4,13 +4,29 @@ Tensor parallelism (tp) gives each rank whole heads, columns of the MLP and rows
 the heads of a tensor-parallel rank once more, and the positions of a row.
 """
 
-from model.config import ModelConfig
+from model.config import ModelConfig, context_problems
+from train.config import TrainConfig
 
 
-def layout_problems(
+def layout_problems(config: TrainConfig) -> list[str]:
+    """All of a configuration's, none if its layout works. Its model has no problems of its own."""
+    parallel = config.parallel
+    return [
+        *context_problems(config.model, config.data.seq_len),
+        *cutting_problems(
+            config.model,
+            config.data.seq_len,
+            tp_size=parallel.tp_size,
+            sp_size=parallel.sp_size,
+            sequence_parallel_norms=parallel.sequence_parallel_norms,
+        ),
+    ]
+
+
+def cutting_problems(
     model: ModelConfig, seq_len: int, *, tp_size: int, sp_size: int, sequence_parallel_norms: bool
 ) -> list[str]:
-    """All of them, none if the layout works. `model` has no problems of its own."""
+    """What cannot be cut: all of it, with the nearest sizes that can."""
     found = [
         f"parallel.{key}={size} must be at least 1"
         for key, size in (("tp_size", tp_size), ("sp_size", sp_size))

@@ -3,12 +3,12 @@
 import pytest
 
 from model.config import ModelConfig
-from train.layout_problems import layout_problems
+from train.layout_problems import cutting_problems
 
 
 def problems(seq_len: int = 64, tp: int = 1, sp: int = 1, norms: bool = True, **settings: int) -> list[str]:
     model = ModelConfig(**({"n_heads": 8, "n_kv_heads": 4, "d_ff": 64, "vocab_size": 128} | settings))  # pyright: ignore[reportArgumentType]
-    return layout_problems(model, seq_len, tp_size=tp, sp_size=sp, sequence_parallel_norms=norms)
+    return cutting_problems(model, seq_len, tp_size=tp, sp_size=sp, sequence_parallel_norms=norms)
 
 
 @pytest.mark.parametrize(("tp", "sp"), [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)])
