@@ -87,7 +87,7 @@ def same(a, b) -> bool:
 
 
 def assembled(ranks) -> dict:
-    """{(kind, name): whole array} from what each rank `kept` and `sent`. Fails if a number is missing or twice."""
+    """{(kind, name): whole array} from what each rank `kept` and `sent`. Fails if a number is missing or double."""
     import numpy as np
 
     wholes, times = {}, {}

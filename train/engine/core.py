@@ -125,8 +125,7 @@ class Engine:
 
         A micro-batch is (tokens, targets), or (tokens, targets, segments) where attention stays inside documents. The
         gradient is that of the mean over *all* targets of the step: each micro-batch contributes its sum of nats
-        divided by the global count. DeepSpeed averages over its data-parallel ranks, which is
-        undone here.
+        divided by the global count. DeepSpeed averages over its data-parallel ranks, which is undone here.
         """
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
