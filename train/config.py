@@ -15,6 +15,11 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class OptimizerKind(StrEnum):
+    adamw = "adamw"
+    muon = "muon"
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
@@ -64,6 +69,9 @@ class BatchConfig:
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101). Matrices decay, norms do not."""
 
+    kind: OptimizerKind = OptimizerKind.adamw
+    """adamw for all parameters, or muon for the matrices inside blocks and adamw for the rest; peak_lr and weight_decay
+    serve both (Liu et al., arXiv 2502.16982)"""
     peak_lr: float = 3e-3
     beta1: float = 0.9
     beta2: float = 0.95
@@ -71,12 +79,16 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     """gradients are scaled down to this global norm; 0 means no clipping"""
+    muon_momentum: float = 0.95
+    """share of the last step's momentum that is kept, for matrices of kind=muon"""
+    ns_steps: int = 5
+    """Newton-Schulz steps that make an update of kind=muon nearly orthogonal"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
         if self.peak_lr <= 0:
             found.append(f"optimizer.peak_lr={self.peak_lr} must be above 0")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1)")
         if self.eps <= 0:
@@ -84,6 +96,13 @@ class OptimizerConfig:
         for name in ("weight_decay", "max_grad_norm"):
             if getattr(self, name) < 0:
                 found.append(f"optimizer.{name}={getattr(self, name)} must be 0 or more")
+        if self.ns_steps < 1:
+            found.append(f"optimizer.ns_steps={self.ns_steps} must be at least 1")
+        if self.kind != OptimizerKind.muon and (self.muon_momentum, self.ns_steps) != (0.95, 5):
+            found.append(
+                f"optimizer.muon_momentum={self.muon_momentum} and optimizer.ns_steps={self.ns_steps} do nothing with "
+                f"optimizer.kind={self.kind}: leave them at 0.95 and 5, or set optimizer.kind=muon"
+            )
         return found
 
 
