@@ -10,6 +10,7 @@ the other ranks' matrices of the round.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -57,7 +58,7 @@ def plan(held: Sequence[Sequence[Fragment]], rank: int) -> list[Round]:
         names = [queue[turn] if turn < len(queue) else None for queue in queues]
         own = [[f for f in held[rank] if f.name == name] for name in names]
         matrix = [[f for f in fragments if f.name == names[rank]] for fragments in held]
-        rounds.append(Round(sum(own, []), _counts(own), sum(matrix, []), _counts(matrix)))
+        rounds.append(Round([*chain(*own)], _counts(own), [*chain(*matrix)], _counts(matrix)))
     return rounds
 
 

@@ -32,6 +32,12 @@ def lr_of(step: int) -> float:
     return PEAK_LR * (step + 1) / STEPS
 
 
+def weight_of(step: int) -> float:
+    """The loss is multiplied by it: gradient norms from 0.2 to 3, so that clipping changes the mixture in the momentum
+    and not only a factor that orthogonalisation takes out again."""
+    return (1.0, 4.0, 0.3, 2.0, 0.5)[step]
+
+
 # --- the reference ----------------------------------------------------------------------------------------------------
 
 
@@ -71,7 +77,8 @@ def plain_torch() -> tuple[list[Step], dict]:
         ids = rows(step)
         nats, count = cross_entropy(model(ids[:, :-1]), ids[:, 1:])
         model.zero_grad()
-        (nats / count).backward()
+        loss = nats / count * weight_of(step)
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         for group in adamw.param_groups:
             group["lr"] = lr_of(step)
@@ -82,24 +89,29 @@ def plain_torch() -> tuple[list[Step], dict]:
                 momentum[name] = MOMENTUM * momentum[name] + p.grad
                 direction = polar(p.grad + MOMENTUM * momentum[name])
                 p -= lr_of(step) * (0.2 * max(p.shape) ** 0.5 * direction + DECAY * p)
-        curve.append((float((nats / count).detach()), float(norm)))
+        curve.append((float(loss.detach()), float(norm)))
     return curve, {name: p.detach().numpy() for name, p in model.named_parameters()}
 
 
-# --- the same through DeepSpeed -----------------------------------------------------------------------------------------
+# --- the same through DeepSpeed ---------------------------------------------------------------------------------------
 
 
 def deepspeed_run(
-    stage: int, precision: str, accumulation: int, tp_size: int = 1, interrupted_after: int | None = None
+    stage: int,
+    precision: str = "fp32",
+    accumulation: int = 1,
+    tp_size: int = 1,
+    offload: bool = False,
+    interrupted_after: int | None = None,
 ) -> tuple[list[Step], dict, dict]:
     """(curve, whole weights, whole momentum) of the same steps; after `interrupted_after` of them a new engine takes
     over the state of the first."""
-    run = Run(stage, precision, accumulation, tp_size)
+    run = Run(stage, precision, accumulation, tp_size, offload)
     curve = []
     for step in range(STEPS):
         if step == interrupted_after:
             state = run.state()
-            run = Run(stage, precision, accumulation, tp_size)
+            run = Run(stage, precision, accumulation, tp_size, offload)
             run.load(state, step)
         curve.append(run.step(step))
     state = run.state()
@@ -107,7 +119,7 @@ def deepspeed_run(
 
 
 class Run:
-    def __init__(self, stage: int, precision: str, accumulation: int, tp_size: int):
+    def __init__(self, stage: int, precision: str, accumulation: int, tp_size: int, offload: bool):
         import deepspeed
         import torch.distributed as dist
 
@@ -123,13 +135,14 @@ class Run:
         if tp_size > 1:
             cut(self.model, self.mesh)
         config = OptimizerConfig(**{**SETTINGS, "kind": OptimizerKind.muon})
-        optimizer = muon(
-            self.model.named_parameters(), config, precision=Precision.fp32, device="cpu", fused=False
-        )
+        optimizer = muon(self.model.named_parameters(), config, precision=Precision.fp32, device="cpu", fused=False)
         self.names = {p: name for name, p in self.model.named_parameters()}
         micro = GLOBAL // self.mesh.get_data_parallel_world_size() // accumulation
         self.engine, self.zero, *_ = deepspeed.initialize(
-            model=self.model, optimizer=optimizer, config=settings(stage, precision, micro, accumulation), mpu=self.mesh
+            model=self.model,
+            optimizer=optimizer,
+            config=settings(stage, precision, micro, accumulation, offload),
+            mpu=self.mesh,
         )
         self.inner = optimizer
         self.flats, self.pieces = layout(self.zero, self.names)
@@ -148,8 +161,9 @@ class Run:
         total = torch.zeros(())
         for ids in mine.chunk(self.accumulation):
             nats, _ = cross_entropy(self.engine(ids[:, :-1]), ids[:, 1:])
-            self.engine.backward(nats * data_ranks / (GLOBAL * SEQ_LEN), scale_wrt_gas=False)
-            total += nats.detach() / (GLOBAL * SEQ_LEN)
+            loss = nats / (GLOBAL * SEQ_LEN) * weight_of(step)
+            self.engine.backward(loss * data_ranks, scale_wrt_gas=False)
+            total += loss.detach()
             self.engine.step()
         torch.distributed.all_reduce(total, group=self.mesh.data_group)
         return float(total), float(self.engine.get_global_grad_norm())
@@ -211,7 +225,7 @@ def slice_of(whole: Any, fragment: Any):
     return whole[(slice(None),) * fragment.tp_dim + (slice(fragment.tp_start, fragment.tp_stop),)]
 
 
-def settings(stage: int, precision: str, micro: int, accumulation: int) -> dict:
+def settings(stage: int, precision: str, micro: int, accumulation: int, offload: bool) -> dict:
     chosen: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
@@ -221,6 +235,9 @@ def settings(stage: int, precision: str, micro: int, accumulation: int) -> dict:
         "zero_optimization": {"stage": stage},
         "bf16": {"enabled": precision != "fp32"},
     }
+    if offload:
+        chosen |= {"zero_force_ds_cpu_optimizer": False}
+        chosen["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
     if precision == "bf16":
         chosen["data_types"] = {"grad_accum_dtype": "fp32"}
     if precision == "bf16_states":
@@ -264,7 +281,7 @@ def fragment_of(name: str, p: Any, start: int, stop: int):
     return Fragment(name, p.tp_whole_shape, p.tp_dim, p.tp_start, p.tp_stop, start, stop)
 
 
-# --- tensor parallelism by hand -----------------------------------------------------------------------------------------
+# --- tensor parallelism by hand ---------------------------------------------------------------------------------------
 
 
 class Mesh:
