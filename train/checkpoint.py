@@ -19,7 +19,9 @@ from typing import Any
 from torch import Tensor
 
 from data_prep.files import DataError, publish_json, sha256_file, sync_folder, write_error
-from train.engine import STATE_KINDS, Engine, NumericsError
+from train.engine.core import Engine
+from train.engine.errors import NumericsError
+from train.engine.whole import STATE_KINDS
 
 SCHEMA_VERSION = 1
 PART_BYTES = 256 * 2**20

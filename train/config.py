@@ -13,6 +13,7 @@ from train.data_config import DataConfig
 class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
+    bf16_states = "bf16_states"
 
 
 class OptimizerKind(StrEnum):
@@ -181,9 +182,15 @@ class ParallelConfig:
     zero_stage: int = 1
     """what the data-parallel ranks share out: 1 optimizer states, 2 and gradients, 3 and weights"""
     precision: Precision = Precision.fp32
-    """fp32 throughout, or bf16 weights with fp32 masters and fp32 gradient sums"""
+    """fp32 throughout; bf16 weights with fp32 masters, fp32 moments and fp32 gradient sums; or bf16_states: weights,
+    masters, moments and gradient sums all bf16, which is smaller and loses updates below 1/256 of a weight"""
     bucket_elements: int = 50_000_000
     """gradients are reduced in buckets of this many numbers"""
+    hpz_size: int | None = None
+    """ZeRO 3: so many neighbouring ranks (those of a node) keep a second copy of the weights among them, so that only
+    the first gathering of a step goes over the network; null means none (hpZ of ZeRO++, arXiv 2306.10209)"""
+    offload_optimizer: bool = False
+    """masters and moments live in the memory of the CPU, which also does the update"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
@@ -196,7 +203,29 @@ class ParallelConfig:
             found.append(f"parallel.zero_stage={self.zero_stage} must be 1, 2 or 3")
         if self.bucket_elements < 1:
             found.append(f"parallel.bucket_elements={self.bucket_elements} must be at least 1")
+        if self.hpz_size is not None and self.hpz_size < 2:
+            found.append(f"parallel.hpz_size={self.hpz_size} must be at least 2 (the ranks of a node), or null")
+        if self.hpz_size is not None and self.zero_stage != 3:
+            found.append(
+                f"parallel.hpz_size={self.hpz_size} needs parallel.zero_stage=3: at stage {self.zero_stage} every rank "
+                "holds all weights anyway"
+            )
+        if self.offload_optimizer and self.precision == Precision.bf16_states:
+            found.append(
+                "parallel.offload_optimizer=true does not go with parallel.precision=bf16_states: DeepSpeed then wants "
+                "its own CPU optimizer, which has to be compiled; use precision=bf16, or no offload"
+            )
         return found
+
+    def problems_on(self, data_ranks: int) -> list[str]:
+        """What is wrong with this many data-parallel ranks (with sequence parallelism, of all its ranks too)."""
+        if self.hpz_size is None or data_ranks % self.hpz_size == 0:
+            return []
+        sizes = [size for size in range(2, data_ranks + 1) if data_ranks % size == 0]
+        return [
+            f"parallel.hpz_size={self.hpz_size} does not divide {data_ranks} data-parallel ranks; "
+            + (f"it can be one of {sizes}, or null" if sizes else "a single rank has nobody to share with: set null")
+        ]
 
 
 @dataclass
@@ -344,6 +373,8 @@ FREE_TO_CHANGE = (
     "batch.micro_batch_size",  # this one and the next two change the order of sums, nothing else
     "parallel.zero_stage",
     "parallel.bucket_elements",
+    "parallel.hpz_size",
+    "parallel.offload_optimizer",
     "checkpoint.",
     "log.",
     "sample.",

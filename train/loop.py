@@ -7,7 +7,8 @@ the learning rate is a function of it, and nothing in a step is random; so a run
 import math
 import time
 
-from train.engine import NumericsError, StepResult
+from train.engine.core import StepResult
+from train.engine.errors import NumericsError
 from train.parallel import choose_device, prepare_environment
 from train.session import Session
 from train.setup import Setup

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from data_prep.files import DataError, publish_bytes
 from train.batch import BatchPlan
-from train.engine import StepResult
+from train.engine.core import StepResult
 from train.evaluate import Evaluation
 from train.plan import Plan
 

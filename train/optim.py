@@ -1,10 +1,10 @@
-"""Which parameters decay, and the optimizer that updates them."""
+"""Which parameters decay, the optimizer that updates them, and what it remembers of each."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from train.config import OptimizerConfig, OptimizerKind, Precision
 from train.muon import MuonAdamW, is_hidden_matrix
@@ -65,3 +65,18 @@ def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.op
     return torch.optim.AdamW(
         groups, lr=config.peak_lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused or None
     )
+
+
+def fresh_state(optimizer: torch.optim.Optimizer, group: dict[str, Any], flat: Tensor) -> dict[str, Tensor]:
+    """What `optimizer` remembers of a tensor of `group` that it has never updated: as it would make it at its first step.
+
+    Made beforehand, it can be filled from a checkpoint, and is known in full before the first step.
+    """
+    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one of them
+        raise TypeError(f"the state of {type(optimizer).__name__} is not known here")
+    on_device = group["fused"] or group["capturable"]
+    return {
+        "step": torch.zeros((), device=flat.device if on_device else "cpu"),
+        "exp_avg": torch.zeros_like(flat, requires_grad=False),
+        "exp_avg_sq": torch.zeros_like(flat, requires_grad=False),
+    }

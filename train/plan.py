@@ -25,7 +25,7 @@ def published_peak(device_name: str, precision: Precision) -> tuple[float, str] 
     """(dense FLOP/s in this precision, where the figure comes from) for a GPU whose name is known; else None."""
     for key, (bf16, fp32) in PEAK_FLOPS_PER_SECOND.items():
         if key in device_name:
-            return (bf16 if precision == Precision.bf16 else fp32), f"data sheet of {key}, dense {precision}"
+            return (fp32 if precision == Precision.fp32 else bf16), f"data sheet of {key}, dense {precision}"
     return None
 
 

@@ -8,6 +8,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -16,13 +17,14 @@ import torch
 
 from data_prep.files import publish_bytes, publish_json
 from data_prep.tokenizer import Tokenizer
-from model.init import initialize
+from model.init import initial_value
 from model.transformer import Transformer
-from train import checkpoint, engine
+from train import checkpoint
 from train.checkpoint import Checkpoint, CheckpointError
 from train.curve import write_curve
 from train.data import TrainBatches, ValidationBatches
-from train.engine import NumericsError, StepResult
+from train.engine.core import StepResult, start
+from train.engine.errors import NumericsError
 from train.evaluate import evaluate
 from train.machine import find_machine
 from train.metrics import DeviceSeconds, Metrics, MetricsFile, Stopwatch
@@ -56,10 +58,9 @@ class Session:
         self._open_data()
         found = self._claim() if self._is_first else None
         self._provenance = provenance()
-        model = Transformer(self._config.model)
-        initialize(model, self._config.run.seed)
-        self.engine = engine.start(
-            model,
+        self.engine = start(
+            lambda: Transformer(self._config.model),
+            partial(initial_value, config=self._config.model, seed=self._config.run.seed),
             plan=setup.batch,
             optimizer=self._config.optimizer,
             parallel=self._config.parallel,

@@ -20,6 +20,8 @@ _PRELOAD = [
     "deepspeed",
     "deepspeed.runtime.engine",
     "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.module_inject.auto_ep_layer",
     "torch._dynamo",
     "torch._inductor.compile_fx",
     "torch.utils.tensorboard",

@@ -1,0 +1,254 @@
+"""The only door to DeepSpeed: a model and our settings become an engine of three verbs.
+
+`start` joins the ranks, builds the model and initialises; `train_step` runs one optimizer step; `logits` runs the model
+without gradients; `fragments` and `load` move the training state out and in, each rank its own part of it. Beside this
+file: settings.py (our settings → DeepSpeed's dictionary), build.py (the model's first weights), state.py (fragments),
+in_force.py (asked and in force).
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.loss import IGNORED_TARGET, cross_entropy
+from train.batch import BatchPlan
+from train.config import OptimizerConfig, ParallelConfig, Precision
+from train.engine import whole
+from train.engine.build import Initial, logical_name, materialise, on_meta, zero_3
+from train.engine.errors import EngineError, NumericsError
+from train.engine.in_force import Row, effective_rows, refuse_differences
+from train.engine.library import join_ranks, quiet
+from train.engine.settings import deepspeed_settings
+from train.engine.state import TrainingState, true_shape
+from train.fingerprint import fingerprint, from_pieces, pieces_of
+from train.fragment import Fragment
+from train.optim import adamw
+from train.parallel import RankGrid
+
+
+class Mesh(Protocol):
+    """Where this rank stands among tensor-, sequence- and data-parallel ranks, and their process groups.
+
+    DeepSpeed's "data-parallel" ranks are those of both data and sequence: they hold the same slices of the weights.
+    """
+
+    tp_rank: int
+    sp_rank: int
+    dp_rank: int
+
+    def get_data_parallel_rank(self) -> int: ...
+    def get_data_parallel_world_size(self) -> int: ...
+    def get_data_parallel_group(self) -> Any: ...
+    def get_tensor_model_parallel_rank(self) -> int: ...
+    def get_tensor_model_parallel_world_size(self) -> int: ...
+    def get_tensor_model_parallel_group(self) -> Any: ...
+    def get_model_parallel_rank(self) -> int: ...
+    def get_model_parallel_world_size(self) -> int: ...
+    def get_model_parallel_group(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: float
+    """nats per target, over all ranks and micro-batches of the step"""
+    grad_norm: float
+    """global norm before clipping; infinite or NaN if the step was not applied"""
+    n_targets: int
+    """predictions in the step, over all ranks: less than its tokens where rows are padded or documents masked"""
+    batch_hash: str
+    """of all ids and targets of the step: see `train/fingerprint.py`"""
+
+
+def start(
+    build: Callable[[], nn.Module],
+    initial: Initial,
+    *,
+    plan: BatchPlan,
+    optimizer: OptimizerConfig,
+    parallel: ParallelConfig,
+    grid: RankGrid,
+    device: str,
+    mesh: Mesh | None = None,
+) -> "Engine":
+    """Joins the ranks, builds the model, and hands it to DeepSpeed. Raises EngineError if what is in force is not what
+    was asked.
+
+    build: makes the module that DeepSpeed runs. It is called with the meta device as default, and is the place where
+    parallel layers are put into the model (`tensor_parallel.apply`, `sequence_parallel.apply`): a parameter that they
+    cut carries tp_dim, tp_start, tp_stop and tp_whole_shape.
+    initial: gives the whole first value of each parameter.
+    mesh: needs process groups, so `join_ranks` comes first; None: every rank is a data-parallel rank.
+    """
+    data_ranks = grid.world_size if mesh is None else mesh.get_data_parallel_world_size()
+    _refuse(parallel, data_ranks, mesh)
+    deepspeed = join_ranks(device)
+    settings = deepspeed_settings(plan, optimizer, parallel)
+    module = on_meta(build)
+    with quiet():
+        materialise(
+            module,
+            initial,
+            device=device,
+            dtype=torch.float32 if parallel.precision == Precision.fp32 else torch.bfloat16,
+            share_out=zero_3(deepspeed, settings, mesh) if parallel.zero_stage == 3 else None,
+        )
+        inner = adamw(module, optimizer, fused=device != "cpu")
+        initialised, *_ = deepspeed.initialize(model=module, optimizer=inner, config=settings, mpu=mesh)
+    engine = Engine(initialised, plan, optimizer, parallel, grid, mesh, device)
+    refuse_differences(engine.effective_run())
+    return engine
+
+
+def _refuse(parallel: ParallelConfig, data_ranks: int, mesh: Mesh | None) -> None:
+    """What depends on the number of ranks. DeepSpeed takes a smaller hpZ for one that does not fit, and counts its
+    groups from rank 0 of the world on, across tensor-parallel ranks."""
+    problems = parallel.problems_on(data_ranks)
+    if parallel.hpz_size is not None and mesh is not None and mesh.get_tensor_model_parallel_world_size() > 1:
+        problems.append("parallel.hpz_size does not go with tensor parallelism: DeepSpeed would mix slices; set null")
+    if problems:
+        raise EngineError("\n".join(problems))
+
+
+class Engine:
+    """One rank's share of the training state. Build it with `start`."""
+
+    def __init__(
+        self,
+        deepspeed_engine: Any,
+        plan: BatchPlan,
+        optimizer: OptimizerConfig,
+        parallel: ParallelConfig,
+        grid: RankGrid,
+        mesh: Mesh | None,
+        device: str,
+    ):
+        self._deepspeed = deepspeed_engine
+        self._plan, self._optimizer, self._parallel = plan, optimizer, parallel
+        self._grid, self._mesh = grid, mesh
+        self.device = device
+        self._data_ranks = grid.world_size if mesh is None else mesh.get_data_parallel_world_size()
+        self._dp_rank = grid.dp_rank if mesh is None else mesh.dp_rank
+        named = [(logical_name(name), parameter) for name, parameter in deepspeed_engine.module.named_parameters()]
+        self._state = TrainingState(deepspeed_engine.optimizer, named, tp_rank=0 if mesh is None else mesh.tp_rank)
+        self._is_checked = False
+
+    def train_step(self, micro_batches: Iterable[tuple[Tensor, ...]], lr: float) -> StepResult:
+        """Forward and backward over this rank's micro-batches, then one update with learning rate `lr`.
+
+        A micro-batch is (tokens, targets), or (tokens, targets, segments) where attention stays inside documents. The
+        gradient is that of the mean over *all* targets of the step: each micro-batch contributes its sum of nats
+        divided by the global count. DeepSpeed averages over its data-parallel ranks, which is
+        undone here.
+        """
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        batches = list(micro_batches)
+        n_targets, batch_hash = self._count(batches)
+        scale = self._data_ranks / n_targets
+        nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in batches:
+            tokens, targets, *segments = (part.to(self.device, non_blocking=True) for part in batch)
+            loss, _ = cross_entropy(self._deepspeed(tokens, *segments), targets)
+            self._deepspeed.backward(loss * scale, scale_wrt_gas=False)
+            nats += loss.detach()
+            self._deepspeed.step()  # updates on the last micro-batch only
+        norm = self._deepspeed.get_global_grad_norm()
+        total = float(self.sum_over_ranks(nats if self._counts_loss else torch.zeros_like(nats)))
+        if not self._is_checked:
+            refuse_differences(self.effective_run())  # what the first step has made of it
+            self._is_checked = True
+        return StepResult(total / n_targets, math.nan if norm is None else float(norm), n_targets, batch_hash)
+
+    def _count(self, batches: list[tuple[Tensor, ...]]) -> tuple[int, str]:
+        """(targets, hash) of the whole step. A collective, in integers, so it is exact."""
+        targets = sum(int((batch[1] != IGNORED_TARGET).sum()) for batch in batches)
+        mine = fingerprint(batches, self._dp_rank * self._plan.sequences_per_rank)
+        counts = torch.tensor([targets, *pieces_of(mine)], device=self.device)
+        sums = self.sum_over_ranks(counts if self._counts_rows else torch.zeros_like(counts)).tolist()
+        if sums[0] == 0:
+            raise NumericsError("a step holds no prediction at all: every document in it is a single token")
+        return sums[0], from_pieces(sums[1:])
+
+    @property
+    def _counts_rows(self) -> bool:
+        """One rank of those that are given the same rows."""
+        return self._mesh is None or self._mesh.tp_rank == self._mesh.sp_rank == 0
+
+    @property
+    def _counts_loss(self) -> bool:
+        """One rank of those that compute the same losses: sequence-parallel ranks have different positions."""
+        return self._mesh is None or self._mesh.tp_rank == 0
+
+    def logits(self, tokens: Tensor, *segments: Tensor) -> Tensor:
+        """(B, T) int64, and segments if there are any, to (B, T, V), without gradients.
+
+        Every rank must call it equally often (ZeRO-3 gathers weights).
+        """
+        self._deepspeed.eval()
+        try:
+            with torch.no_grad():
+                return self._deepspeed(*(part.to(self.device) for part in (tokens, *segments)))
+        finally:
+            self._deepspeed.train()
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        if self._grid.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self._grid.world_size > 1:
+            torch.distributed.barrier()
+
+    def any_rank(self, condition: bool) -> bool:
+        """True on every rank if it is true on one."""
+        flag = torch.tensor(float(condition), device=self.device)
+        return bool(self.sum_over_ranks(flag) > 0)
+
+    def effective_run(self) -> list[Row]:
+        """What was asked and what is in force, row by row. A collective."""
+        return effective_rows(
+            self._deepspeed,
+            self._state,
+            self._plan,
+            self._optimizer,
+            self._parallel,
+            data_ranks=self._data_ranks,
+            device=self.device,
+        )
+
+    # --- the training state ------------------------------------------------------------------------------------------
+
+    def fragments(self) -> Iterator[tuple[str, Fragment, Tensor]]:
+        """(kind, where, flat view on the device) of what this rank answers for. Over all ranks each number comes once.
+
+        Views: copy them before the next step. Moments are zeros before the first.
+        """
+        return self._state.fragments()
+
+    def load(self, read: Callable[[str, Fragment], Tensor], step: int) -> None:
+        """Asks `read` for everything that this rank holds, and sets the weights of forward. A collective.
+
+        read: the numbers of a fragment, flat, of any float type and device. step: optimizer updates done so far.
+        """
+        self._state.load(read, step)
+
+    # --- whole tensors (small models): until checkpoints are written from fragments -----------------------------------
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Whole shape of each parameter."""
+        return {
+            logical_name(name): torch.Size(getattr(parameter, "tp_whole_shape", true_shape(parameter)))
+            for name, parameter in self._deepspeed.module.named_parameters()
+        }
+
+    def read_state(self) -> Iterator[tuple[str, str, Tensor]]:
+        return whole.read_state(self)
+
+    def write_state(self, states: Iterable[tuple[str, str, Tensor]], step: int) -> None:
+        whole.write_state(self, states, step)

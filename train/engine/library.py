@@ -1,0 +1,61 @@
+"""DeepSpeed itself: the version that was measured, imported quietly, with its processes joined.
+
+Everything private of DeepSpeed that the project touches is in this folder, which therefore insists on one version.
+"""
+
+import contextlib
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from train.engine.errors import EngineError
+
+DEEPSPEED_VERSION = "0.19.8"
+
+
+def join_ranks(device: str) -> Any:
+    """The process group of all ranks, and the deepspeed module. Whoever needs a mesh calls it first; a second call does
+    nothing."""
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"torch\.distributed"
+    )  # DeepSpeed's calls, not ours
+    deepspeed = _import_deepspeed(device)
+    with quiet():
+        deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """DeepSpeed prints memory figures and warns about torch names it uses; neither tells our users anything.
+
+    What it printed is shown after all if it fails.
+    """
+    printed = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    except BaseException:
+        sys.stderr.write(printed.getvalue())
+        raise
+
+
+def _import_deepspeed(device: str) -> Any:
+    with quiet():
+        import deepspeed
+        import deepspeed.ops
+    if deepspeed.__version__ != DEEPSPEED_VERSION:
+        raise EngineError(
+            f"deepspeed {deepspeed.__version__} is installed; this project is made for {DEEPSPEED_VERSION}"
+        )
+    if device == "cpu":
+        # Asked which compiled ops could work here, DeepSpeed runs compilers, and then builds one for inference that nobody
+        # calls: minutes, and a killed build leaves a lock on which every later start hangs. With a table in place it
+        # asks no more, with an empty one it builds nothing and falls back to gloo.
+        if not hasattr(deepspeed.ops, "_probe_compatible_ops"):
+            raise EngineError("deepspeed no longer looks for its compiled ops where this version did")
+        deepspeed.ops.__compatible_ops__ = {}
+    return deepspeed
