@@ -21,6 +21,33 @@ class OptimizerKind(StrEnum):
     muon = "muon"
 
 
+class Recompute(StrEnum):
+    none = "none"
+    """everything that backward needs is kept"""
+    full = "full"
+    """only the input of each block is kept; its forward runs again in backward"""
+    selective = "selective"
+    """results of matrix products and attention are kept; norms, rotations and activations run again"""
+
+
+class Compile(StrEnum):
+    off = "off"
+    inductor = "inductor"
+    aot_eager = "aot_eager"
+    """traced and differentiated ahead of time, but run by torch's own kernels: shows what breaks a graph, needs no
+    compiler"""
+
+
+class AttentionKernel(StrEnum):
+    auto = "auto"
+    """torch chooses; the start of the run says which"""
+    flash = "flash"
+    efficient = "efficient"
+    cudnn = "cudnn"
+    math = "math"
+    """all scores are kept: for comparison"""
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
@@ -191,6 +218,18 @@ class ParallelConfig:
     the first gathering of a step goes over the network; null means none (hpZ of ZeRO++, arXiv 2306.10209)"""
     offload_optimizer: bool = False
     """masters and moments live in the memory of the CPU, which also does the update"""
+    tp_size: int = 1
+    """tensor parallelism: so many neighbouring ranks share out every matrix"""
+    sequence_parallel_norms: bool = True
+    """with tp_size above 1: each of those ranks runs the norms, and keeps the residual stream, for its own part of the
+    sequence (arXiv 2205.05198)"""
+    sp_size: int = 1
+    """sequence parallelism (Ulysses, arXiv 2309.14509): so many ranks share out every row, for long contexts"""
+    activation_checkpointing: Recompute = Recompute.none
+    compile: Compile = Compile.off
+    """torch.compile of each block"""
+    attention_kernel: AttentionKernel = AttentionKernel.auto
+    """any other than auto is used or the run stops"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
@@ -201,6 +240,9 @@ class ParallelConfig:
             )
         elif self.zero_stage not in (1, 2, 3):
             found.append(f"parallel.zero_stage={self.zero_stage} must be 1, 2 or 3")
+        for name in ("tp_size", "sp_size"):
+            if getattr(self, name) < 1:
+                found.append(f"parallel.{name}={getattr(self, name)} must be at least 1")
         if self.bucket_elements < 1:
             found.append(f"parallel.bucket_elements={self.bucket_elements} must be at least 1")
         if self.hpz_size is not None and self.hpz_size < 2:
@@ -226,6 +268,23 @@ class ParallelConfig:
             f"parallel.hpz_size={self.hpz_size} does not divide {data_ranks} data-parallel ranks; "
             + (f"it can be one of {sizes}, or null" if sizes else "a single rank has nobody to share with: set null")
         ]
+
+
+@dataclass
+class LossConfig:
+    z_loss: float = 0.0
+    """weight of log(z)² in what is minimised, z being the sum that softmax divides by (PaLM uses 1e-4)"""
+    chunk_tokens: int | None = None
+    """positions whose logits exist at a time; null means all of a micro-batch. Saves their memory, costs the head's
+    forward once more"""
+
+    def problems(self) -> list[str]:
+        found: list[str] = []
+        if self.z_loss < 0:
+            found.append(f"loss.z_loss={self.z_loss} must be 0 or more")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            found.append(f"loss.chunk_tokens={self.chunk_tokens} must be at least 1, or null")
+        return found
 
 
 @dataclass
@@ -336,6 +395,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -370,11 +430,18 @@ FREE_TO_CHANGE = (
     "data.sources.*.folder",
     "data.pack_folder",
     "data.rebase",
-    "batch.micro_batch_size",  # this one and the next two change the order of sums, nothing else
+    "batch.micro_batch_size",  # this one and the parallel ones change the order of sums, nothing else
     "parallel.zero_stage",
     "parallel.bucket_elements",
     "parallel.hpz_size",
     "parallel.offload_optimizer",
+    "parallel.tp_size",
+    "parallel.sp_size",
+    "parallel.sequence_parallel_norms",
+    "parallel.activation_checkpointing",
+    "parallel.compile",
+    "parallel.attention_kernel",
+    "loss.chunk_tokens",
     "checkpoint.",
     "log.",
     "sample.",

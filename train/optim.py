@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from train.config import OptimizerConfig, OptimizerKind, Precision
-from train.muon import MuonAdamW, is_hidden_matrix
+from train.muon import MuonAdamW, fresh_momentum, is_hidden_matrix
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
@@ -39,12 +39,7 @@ def muon_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConf
 
 
 def muon(
-    named: Iterable[tuple[str, nn.Parameter]],
-    config: OptimizerConfig,
-    *,
-    precision: Precision,
-    device: str,
-    fused: bool,
+    named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, *, precision: Precision, device: str
 ) -> MuonAdamW:
     """named: parameters under their logical names. Matrices are orthogonalised in bf16 on a GPU, as in the source,
     unless all else is fp32; on the CPU, where bf16 is no faster, in fp32."""
@@ -56,7 +51,7 @@ def muon(
         lr=config.peak_lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        fused=fused or None,
+        fused=device != "cpu" or None,
     )
 
 
@@ -72,6 +67,8 @@ def fresh_state(optimizer: torch.optim.Optimizer, group: dict[str, Any], flat: T
 
     Made beforehand, it can be filled from a checkpoint, and is known in full before the first step.
     """
+    if group.get("kind") == OptimizerKind.muon:
+        return {"momentum": fresh_momentum(flat)}
     if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one of them
         raise TypeError(f"the state of {type(optimizer).__name__} is not known here")
     on_device = group["fused"] or group["capturable"]

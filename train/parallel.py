@@ -7,7 +7,7 @@ process that needs no launcher, and the same variables are filled in for it.
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from train.config import Device
 
@@ -20,32 +20,78 @@ class LaunchError(Exception):
 
 @dataclass(frozen=True)
 class RankGrid:
-    """Where this process stands. Today every rank is a data-parallel rank."""
+    """Where this process stands: rank = (dp_rank * sp_size + sp_rank) * tp_size + tp_rank.
+
+    The ranks of a tensor-parallel group (tp) follow each other, so they share a node; those of a sequence-parallel
+    group (sp) are next; data-parallel replicas (dp) are furthest apart.
+    """
 
     rank: int
     world_size: int
     local_rank: int
     local_world_size: int
+    """ranks on this machine; 1 where the launcher does not say"""
+    tp_size: int = 1
+    sp_size: int = 1
+
+    @property
+    def tp_rank(self) -> int:
+        return self.rank % self.tp_size
+
+    @property
+    def sp_rank(self) -> int:
+        return self.rank // self.tp_size % self.sp_size
 
     @property
     def dp_rank(self) -> int:
-        return self.rank
+        return self.rank // (self.tp_size * self.sp_size)
 
     @property
     def dp_size(self) -> int:
-        return self.world_size
+        return self.world_size // (self.tp_size * self.sp_size)
 
     @property
     def is_first(self) -> bool:
         """True on the one rank that writes files and speaks to the console."""
         return self.rank == 0
 
+    def describe(self) -> str:
+        """All ranks as a table of at most seven lines: ranks, their node, and their place in each dimension."""
+        n_rows = self.world_size // self._ranks_a_row
+        shown = range(n_rows) if n_rows <= 5 else [0, 1, 2, None, n_rows - 1]
+        rows = [("ranks", "node", "dp", "sp", "tp"), *(self._row(number) for number in shown)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+        return "\n".join(
+            [f"{self.world_size} ranks = dp {self.dp_size} x sp {self.sp_size} x tp {self.tp_size}", *lines]
+        )
+
+    @property
+    def _ranks_a_row(self) -> int:
+        """A row is one group of the innermost dimension in use; with data parallelism alone, one node."""
+        if self.tp_size > 1:
+            return self.tp_size
+        if self.sp_size > 1:
+            return self.sp_size
+        return self.local_world_size if self.world_size % self.local_world_size == 0 else self.world_size
+
+    def _row(self, number: int | None) -> tuple[str, ...]:
+        if number is None:
+            return ("...",) * 5
+        first = number * self._ranks_a_row
+        ends = [replace(self, rank=rank) for rank in (first, first + self._ranks_a_row - 1)]
+        places = [(g.rank, g.rank // g.local_world_size, g.dp_rank, g.sp_rank, g.tp_rank) for g in ends]
+        return tuple(str(a) if a == b else f"{a}-{b}" for a, b in zip(*places, strict=True))
+
 
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def rank_grid() -> RankGrid:
-    """Reads the grid from the environment; touches no process group and imports no torch. Raises LaunchError."""
+def rank_grid(tp_size: int = 1, sp_size: int = 1) -> RankGrid:
+    """Reads the grid from the environment; touches no process group and imports no torch.
+
+    Raises LaunchError if the launcher's variables are incomplete, or its ranks cannot form the groups asked for.
+    """
     present = [name for name in _NEEDED if name in os.environ]
     if not present:
         n_tasks = int(os.environ.get("SLURM_NTASKS", "1"))
@@ -54,16 +100,43 @@ def rank_grid() -> RankGrid:
                 f"srun started {n_tasks} tasks without a rendezvous: each would train alone on the same run folder. "
                 "Start one torchrun per node instead: srun --ntasks-per-node=1 torchrun ... -m train ..."
             )
-        return RankGrid(rank=0, world_size=1, local_rank=0, local_world_size=1)
+        _check_groups(1, 1, tp_size, sp_size)
+        return RankGrid(0, 1, 0, 1, tp_size, sp_size)
     if missing := [name for name in _NEEDED if name not in os.environ]:
         raise LaunchError(f"the launcher set {', '.join(present)} but not {', '.join(missing)}; start with torchrun")
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"]) if "LOCAL_WORLD_SIZE" in os.environ else None
+    world_size = int(os.environ["WORLD_SIZE"])
+    _check_groups(world_size, local_world_size, tp_size, sp_size)
     return RankGrid(
         rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
+        world_size=world_size,
         local_rank=int(os.environ["LOCAL_RANK"]),
-        local_world_size=local_world_size,
+        local_world_size=local_world_size or 1,
+        tp_size=tp_size,
+        sp_size=sp_size,
     )
+
+
+def _check_groups(world_size: int, local_world_size: int | None, tp_size: int, sp_size: int) -> None:
+    found: list[str] = []
+    together = tp_size * sp_size
+    if world_size % together:
+        below, above = world_size // together * together, -(-world_size // together) * together
+        sizes = " or ".join(str(size) for size in (below, above) if size)
+        fitting = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        found.append(
+            f"parallel.tp_size={tp_size} x parallel.sp_size={sp_size} = {together} does not divide the {world_size} "
+            f"ranks that were started; start {sizes} ranks, or let tp_size x sp_size be one of {fitting}"
+        )
+    if local_world_size is not None and local_world_size % tp_size and world_size > 1:
+        fitting = ", ".join(str(n) for n in range(1, local_world_size + 1) if local_world_size % n == 0)
+        found.append(
+            f"parallel.tp_size={tp_size} does not divide the {local_world_size} ranks of a node: a tensor-parallel "
+            f"group would cross nodes, which is far too slow for two reductions a layer; tp_size can be one of "
+            f"{fitting}; for more ranks on one sequence use parallel.sp_size"
+        )
+    if found:
+        raise LaunchError("\n".join(found))
 
 
 def share_cores() -> None:

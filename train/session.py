@@ -8,7 +8,6 @@ import math
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -17,13 +16,12 @@ import torch
 
 from data_prep.files import publish_bytes, publish_json
 from data_prep.tokenizer import Tokenizer
-from model.init import initial_value
-from model.transformer import Transformer
 from train import checkpoint
+from train.assemble import assemble, effective_run
 from train.checkpoint import Checkpoint, CheckpointError
 from train.curve import write_curve
 from train.data import TrainBatches, ValidationBatches
-from train.engine.core import StepResult, start
+from train.engine.core import StepResult
 from train.engine.errors import NumericsError
 from train.evaluate import evaluate
 from train.machine import find_machine
@@ -58,15 +56,8 @@ class Session:
         self._open_data()
         found = self._claim() if self._is_first else None
         self._provenance = provenance()
-        self.engine = start(
-            lambda: Transformer(self._config.model),
-            partial(initial_value, config=self._config.model, seed=self._config.run.seed),
-            plan=setup.batch,
-            optimizer=self._config.optimizer,
-            parallel=self._config.parallel,
-            grid=setup.grid,
-            device=device,
-        )
+        self.engine = assemble(self._config, setup.batch, setup.grid, device)
+        self._is_checked = False
         self._take_up(found, started)
 
     # --- the verbs of the loop ---------------------------------------------------------------------------------------
@@ -91,15 +82,18 @@ class Session:
     def finish_step(self, result: StepResult, lr: float) -> None:
         self.step += 1
         seconds = self._watch.charge("train")
+        if not self._is_checked:
+            self._say("in force:\n" + effective_run(self._config, self.engine, self._setup.grid))
+            self._is_checked = True
         if self._is_first:
             self._metrics.step(self.step, result, lr, seconds, self._consumed())
 
     def evaluate(self) -> None:
         result = evaluate(
-            self.engine.logits,
+            self.engine.losses,
             self._validation.batches(self._setup.grid.dp_rank),
             self._token_bytes,
-            self.engine.sum_over_ranks,
+            self.engine.sum_over_rows,
             self.engine.device,
         )
         self._watch.charge("eval")

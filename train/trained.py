@@ -12,6 +12,7 @@ from model.transformer import Transformer
 from train import checkpoint
 from train.checkpoint import CheckpointError
 from train.config import TrainConfig
+from train.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,10 @@ class Trained:
     step: int
     tokenizer_sha256: str
     device: str
-    logits: Callable[..., Tensor]
-    """(B, T) int64, and segments if there are any, to (B, T, V), no gradients"""
+    logits: Callable[[Tensor], Tensor]
+    """(B, T) int64 to (B, T, V), no gradients"""
+    losses: Callable[..., Tensor]
+    """(tokens, targets), and segments if there are any, (B, T) each, to the nats of each target (B, T), no gradients"""
 
 
 def load_trained(run: Path, step: int | None = None) -> Trained:
@@ -45,9 +48,14 @@ def load_trained(run: Path, step: int | None = None) -> Trained:
     for _, name, tensor in found.tensors(("master",)):
         parameters[name].data.copy_(tensor)
     model = model.to(device).eval()
+    objective = Objective(model, config.loss.chunk_tokens)
 
-    def logits(tokens: Tensor, *segments: Tensor) -> Tensor:
+    def logits(tokens: Tensor) -> Tensor:
         with torch.no_grad():
-            return model(*(part.to(device) for part in (tokens, *segments)))
+            return model(tokens.to(device))
 
-    return Trained(config, found.step, found.state["data"]["tokenizer_sha256"], device, logits)
+    def losses(*parts: Tensor) -> Tensor:
+        with torch.no_grad():
+            return objective(*(part.to(device) for part in parts))[0]
+
+    return Trained(config, found.step, found.state["data"]["tokenizer_sha256"], device, logits, losses)
