@@ -1,20 +1,14 @@
 """Muon under DeepSpeed: whatever the layout, the same as plain torch on whole matrices; its state in and out."""
 
+import dataclasses
 import functools
 import random
 from typing import Any
 
 import pytest
 
-from tests.distributed.muon_runs import (
-    CLIP,
-    PEAK_LR,
-    STEPS,
-    assembled,
-    deepspeed_run,
-    lr_of,
-    plain_torch,
-)
+from tests.distributed.engines import assembled
+from tests.distributed.muon_runs import CLIP, PEAK_LR, STEPS, engine_run, loaded, lr_of, plain_torch
 from tests.distributed.ranks import run_ranks
 
 SUM_OF_LR = sum(lr_of(step) for step in range(STEPS))
@@ -26,17 +20,20 @@ def reference():
 
 
 @functools.cache
-def run(world_size: int, *arguments: Any, **named: Any):
-    return run_ranks(functools.partial(deepspeed_run, *arguments, **named), world_size)[0]
+def run(world_size: int, zero_stage: int, accumulation: int = 1, tp_size: int = 1, **options: Any):
+    """(curve, {(kind, name): whole array})."""
+    function = functools.partial(engine_run, accumulation, tp_size, zero_stage=zero_stage, **options)
+    ranks = run_ranks(function, world_size)
+    return ranks[0][0], assembled([owned for _, owned in ranks])
 
 
-def test_reference_meets_clipped_and_unclipped_steps():
+def test_reference_is_clipped_by_very_different_factors():
     norms = [norm for _, norm in reference()[0]]
-    assert min(norms) < CLIP < max(norms) / 4
+    assert CLIP < min(norms) < max(norms) / 2
 
 
 @pytest.mark.parametrize(
-    ("world_size", "stage", "accumulation", "tp_size", "offload"),
+    ("world_size", "zero_stage", "accumulation", "tp_size", "offload"),
     [
         (1, 1, 2, 1, False),
         (2, 1, 1, 1, False),
@@ -47,49 +44,61 @@ def test_reference_meets_clipped_and_unclipped_steps():
         (2, 1, 1, 2, False),
         (4, 2, 1, 2, False),
         (4, 3, 2, 2, False),
-        (2, 2, 1, 1, True),
         (2, 3, 1, 1, True),
     ],
 )
 def test_fp32_equals_plain_torch_on_whole_matrices(
-    world_size: int, stage: int, accumulation: int, tp_size: int, offload: bool
+    world_size: int, zero_stage: int, accumulation: int, tp_size: int, offload: bool
 ):
     """Orthogonalisation multiplies small singular values by up to 3.4445^5 = 485, and with them the rounding of the
     gradient, about 2^-23 of its norm. So each step's direction, whose singular values are near 1, is known to
     485 * 2^-23, and its entries, times 0.2 sqrt(max(rows, columns)), to no less; twice that for what earlier steps did
     to the gradient. The bound of the rest is test_engine's.
     """
-    curve, weights, momentum = run(world_size, stage, "fp32", accumulation, tp_size, offload)
+    curve, state = run(world_size, zero_stage, accumulation, tp_size, offload_optimizer=offload)
     expected_curve, expected_weights = reference()
     for (loss, norm), (expected_loss, expected_norm) in zip(curve, expected_curve, strict=True):
         assert loss == pytest.approx(expected_loss, rel=1e-6)
         assert norm == pytest.approx(expected_norm, rel=1e-5)
-    assert set(momentum) == {name for name, w in expected_weights.items() if name.startswith("blocks.") and w.ndim == 2}
     for name, tensor in expected_weights.items():
-        if name in momentum:
+        is_muons = name.startswith("blocks.") and tensor.ndim == 2
+        assert {kind for kind, n in state if n == name} == {"master"} | (MUON if is_muons else ADAM)
+        if is_muons:
             bound = 2 * SUM_OF_LR * 0.2 * max(tensor.shape) ** 0.5 * 485 * 2**-23
         else:
             bound = 1e-3 * SUM_OF_LR + 1e-5 * float(abs(tensor).max())
-        assert float(abs(weights[name] - tensor).max()) < bound, name
+        assert float(abs(state["master", name] - tensor).max()) < bound, name
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (3, "bf16"), (1, "bf16_states")])
-def test_bf16_stays_near_plain_torch(stage: int, precision: str):
-    """bf16 keeps 8 bits: losses, 1.5 to 20 here, agree to 1e-3 of them over a few steps."""
-    curve, _, _ = run(2, stage, precision)
+MUON, ADAM = {"momentum"}, {"exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(1, "bf16"), (3, "bf16"), (1, "bf16_states")])
+def test_bf16_stays_near_plain_torch(zero_stage: int, precision: str):
+    """bf16 keeps 8 bits of a number: losses near 5 agree to about 1e-3 of themselves over a few steps, or to 1e-2 where
+    masters are bf16 too and move in steps of 1/256 of themselves."""
+    curve, _ = run(2, zero_stage, precision=precision)
     expected, _ = reference()
-    assert [loss for loss, _ in curve] == pytest.approx([loss for loss, _ in expected], rel=1e-3)
-    assert [norm for _, norm in curve] == pytest.approx([norm for _, norm in expected], rel=2e-2)
+    bound = 1e-3 if precision == "bf16" else 1e-2
+    assert [loss for loss, _ in curve] == pytest.approx([loss for loss, _ in expected], rel=bound)
+    assert [norm for _, norm in curve] == pytest.approx([norm for _, norm in expected], rel=20 * bound)
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (2, "fp32"), (3, "bf16")])
-def test_state_read_out_and_put_back_continues_bit_for_bit(stage: int, precision: str):
-    accumulation = 2 if precision == "fp32" else 1
-    whole = run(2, stage, precision, accumulation, 1, False)
-    halves = run(2, stage, precision, accumulation, 1, False, 2)
+@pytest.mark.parametrize(("zero_stage", "precision"), [(1, "bf16"), (3, "bf16"), (1, "bf16_states")])
+def test_state_read_out_and_put_back_continues_bit_for_bit(zero_stage: int, precision: str):
+    whole = run(2, zero_stage, precision=precision)
+    halves = run(2, zero_stage, precision=precision, interrupted_after=2)
     assert whole[0] == halves[0]
-    for kind in (1, 2):
-        assert all((whole[kind][name] == halves[kind][name]).all() for name in whole[kind])
+    assert all((whole[1][key] == halves[1][key]).all() for key in whole[1])
+
+
+def test_momentum_goes_from_layout_to_layout_without_losing_a_bit():
+    """ZeRO 3 on four ranks, two of them tensor-parallel, then one process, then ZeRO 2 on two."""
+    state = start = run(4, 3, 2, 2, offload_optimizer=False)[1]
+    for world_size, zero_stage in ((1, 1), (2, 2)):
+        state = assembled(run_ranks(functools.partial(loaded, state, zero_stage=zero_stage), world_size))
+        assert state.keys() == start.keys()
+        assert all((state[key] == start[key]).all() for key in start)
 
 
 # --- without DeepSpeed: any cuts --------------------------------------------------------------------------------------
@@ -100,12 +109,12 @@ SHAPES = {"blocks.0.a": (7, 5), "blocks.0.b": (5, 11), "blocks.1.a": (8, 8), "bl
 @pytest.mark.parametrize("seed", range(4))
 def test_an_update_does_not_depend_on_how_matrices_are_cut(seed: int):
     """To the bit: momentum is elementwise, and the product of whole matrices is the same on every rank."""
-    whole = assembled(run_ranks(hand_cut_run, 1, [whole_fragments()])[0])
+    expected = assembled(run_ranks(hand_cut_run, 1, [whole_fragments()]))
     world_size = 2 + seed % 3
-    parts = run_ranks(hand_cut_run, world_size, random_cuts(random.Random(seed), world_size))
-    cut = assembled([part for of_rank in parts for part in of_rank])
-    for kind in ("master", "momentum"):
-        assert all((whole[kind][name] == cut[kind][name]).all() for name in SHAPES)
+    held = random_cuts(random.Random(seed), world_size)
+    found = assembled(run_ranks(hand_cut_run, world_size, held))
+    assert found.keys() == expected.keys()
+    assert all((found[key] == expected[key]).all() for key in expected)
 
 
 Cut = tuple[str, tuple[int, ...], int | None, int, int, int, int]
@@ -137,8 +146,8 @@ def random_cuts(chance: random.Random, world_size: int) -> list[list[Cut]]:
     return [list(dict.fromkeys(fragments)) for fragments in held]
 
 
-def hand_cut_run(held: list[list[Cut]]) -> list[tuple[str, Any, Any]]:
-    """(kind, fragment, numbers) of this rank after three steps with given gradients: two flat tensors, with gaps."""
+def hand_cut_run(held: list[list[Cut]]) -> dict:
+    """What this rank owns after three steps with given gradients: two flat tensors, with gaps."""
     import torch
     import torch.distributed as dist
 
@@ -165,11 +174,13 @@ def hand_cut_run(held: list[list[Cut]]) -> list[tuple[str, Any, Any]]:
             flat.grad[place] = numbers
         if step:
             optimizer.step()
-    return [
-        (kind, fragment, tensor[offset : offset + fragment.stop - fragment.start].detach().numpy())
+    elsewhere = {cut for fragments in held[:rank] for cut in fragments}
+    return {
+        (kind, fragment): tensor[offset : offset + fragment.stop - fragment.start].detach().numpy()
         for fragment, flat, offset in pieces
         for kind, tensor in (("master", flat), ("momentum", optimizer.state[flat]["momentum"]))
-    ]
+        if dataclasses.astuple(fragment) not in elsewhere
+    }
 
 
 def laid_out(fragments: list[Any]) -> tuple[list[Any], list[tuple[Any, Any, int]]]:
