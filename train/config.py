@@ -6,7 +6,7 @@ YAML under conf/ holds choices and differences only; each default lives here, on
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from model.config import ModelConfig
+from model.config import Init, ModelConfig
 from train.data_config import DataConfig
 
 
@@ -407,6 +407,12 @@ class TrainConfig:
         found: list[str] = []
         if self.total_tokens < 1:
             return [f"total_tokens={self.total_tokens} must be at least 1"]
+        if self.optimizer.kind == OptimizerKind.muon and self.model.init == Init.mup:
+            found.append(
+                "optimizer.kind=muon does not go with model.init=mup: muP's learning rates are made for Adam, the "
+                "spectral norm of whose updates grows with the width, and Muon's with its square root (arXiv "
+                "2310.17813); use optimizer.kind=adamw, or model.init=gpt2 or scaled"
+            )
         if self.schedule.warmup_tokens > self.total_tokens:
             found.append(
                 f"schedule.warmup_tokens={self.schedule.warmup_tokens:_} is longer than "

@@ -63,7 +63,7 @@ def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.op
 
 
 def fresh_state(optimizer: torch.optim.Optimizer, group: dict[str, Any], flat: Tensor) -> dict[str, Tensor]:
-    """What `optimizer` remembers of a tensor of `group` that it has never updated: as it would make it at its first step.
+    """What `optimizer` remembers of a tensor of `group` that it never updated: as it would make it at its first step.
 
     Made beforehand, it can be filled from a checkpoint, and is known in full before the first step.
     """

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from conf.compose import ConfigError, compose
 from tests.distributed.muon_runs import polar
+from train.__main__ import APP as TRAIN_APP
 from train.config import OptimizerConfig, OptimizerKind
 from train.fragment import Fragment
 from train.matrix_exchange import cost, deal, plan
@@ -111,6 +113,12 @@ def test_settings_that_cannot_be_are_told():
     assert "muon_momentum=1" in OptimizerConfig(kind=OptimizerKind.muon, muon_momentum=1).problems()[0]
     assert "ns_steps=0" in OptimizerConfig(kind=OptimizerKind.muon, ns_steps=0).problems()[0]
     assert "set optimizer.kind=muon" in OptimizerConfig(ns_steps=6).problems()[0]
+
+
+def test_width_transfer_is_refused_beside_muon():
+    assert compose(TRAIN_APP, ["run.name=x", "optimizer=muon"]).optimizer.kind == OptimizerKind.muon
+    with pytest.raises(ConfigError, match=r"optimizer\.kind=muon does not go with model\.init=mup"):
+        compose(TRAIN_APP, ["run.name=x", "optimizer=muon", "model.init=mup", "model.mup_base_width=64"])
 
 
 def piece(name: str, shape: tuple[int, int], start: int, stop: int) -> Fragment:
