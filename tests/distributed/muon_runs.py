@@ -139,6 +139,10 @@ def prepared(accumulation: int = 1, tp_size: int = 1, **parallel: Any):
         seq_len=SEQ_LEN,
         total_tokens=1,
     )
+
+    def ready(module: Any) -> None:
+        seal(module.model, mesh)
+
     start_one = functools.partial(
         start,
         lambda: objective(mesh),
@@ -152,7 +156,7 @@ def prepared(accumulation: int = 1, tp_size: int = 1, **parallel: Any):
         grid=grid,
         device="cpu",
         mesh=mesh,
-        ready=lambda module: seal(module.model, mesh),
+        ready=ready,
     )
 
     def micro_batches(step: int):
