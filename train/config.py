@@ -6,7 +6,7 @@ YAML under conf/ holds choices and differences only; each default lives here, on
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from model.config import ModelConfig
+from model.config import Init, ModelConfig
 from train.data_config import DataConfig
 
 
@@ -14,6 +14,11 @@ class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"
     bf16_states = "bf16_states"
+
+
+class OptimizerKind(StrEnum):
+    adamw = "adamw"
+    muon = "muon"
 
 
 class Recompute(StrEnum):
@@ -92,6 +97,9 @@ class BatchConfig:
 class OptimizerConfig:
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101). Matrices decay, norms do not."""
 
+    kind: OptimizerKind = OptimizerKind.adamw
+    """adamw for all parameters, or muon for the matrices inside blocks and adamw for the rest; peak_lr and weight_decay
+    serve both (Liu et al., arXiv 2502.16982)"""
     peak_lr: float = 3e-3
     beta1: float = 0.9
     beta2: float = 0.95
@@ -99,12 +107,16 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     """gradients are scaled down to this global norm; 0 means no clipping"""
+    muon_momentum: float = 0.95
+    """share of the last step's momentum that is kept, for matrices of kind=muon"""
+    ns_steps: int = 5
+    """Newton-Schulz steps that make an update of kind=muon nearly orthogonal"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
         if self.peak_lr <= 0:
             found.append(f"optimizer.peak_lr={self.peak_lr} must be above 0")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"optimizer.{name}={getattr(self, name)} must lie in [0, 1)")
         if self.eps <= 0:
@@ -112,6 +124,13 @@ class OptimizerConfig:
         for name in ("weight_decay", "max_grad_norm"):
             if getattr(self, name) < 0:
                 found.append(f"optimizer.{name}={getattr(self, name)} must be 0 or more")
+        if self.ns_steps < 1:
+            found.append(f"optimizer.ns_steps={self.ns_steps} must be at least 1")
+        if self.kind != OptimizerKind.muon and (self.muon_momentum, self.ns_steps) != (0.95, 5):
+            found.append(
+                f"optimizer.muon_momentum={self.muon_momentum} and optimizer.ns_steps={self.ns_steps} do nothing with "
+                f"optimizer.kind={self.kind}: leave them at 0.95 and 5, or set optimizer.kind=muon"
+            )
         return found
 
 
@@ -409,6 +428,12 @@ class TrainConfig:
         found: list[str] = []
         if self.total_tokens < 1:
             return [f"total_tokens={self.total_tokens} must be at least 1"]
+        if self.optimizer.kind == OptimizerKind.muon and self.model.init == Init.mup:
+            found.append(
+                "optimizer.kind=muon does not go with model.init=mup: muP's learning rates are made for Adam, the "
+                "spectral norm of whose updates grows with the width, and Muon's with its square root (arXiv "
+                "2310.17813); use optimizer.kind=adamw, or model.init=gpt2 or scaled"
+            )
         if self.schedule.warmup_tokens > self.total_tokens:
             found.append(
                 f"schedule.warmup_tokens={self.schedule.warmup_tokens:_} is longer than "

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.config import OptimizerConfig
+from train.config import OptimizerConfig, OptimizerKind, Precision
+from train.muon import MuonAdamW, fresh_momentum, is_hidden_matrix
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
@@ -22,6 +23,38 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
+def muon_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The hidden matrices, for Muon, then what `parameter_groups` makes of the rest, for AdamW."""
+    named = list(named)
+    hidden = {name for name, p in named if is_hidden_matrix(name, getattr(p, "ds_shape", p.shape))}
+    matrices = {
+        "params": [parameter for name, parameter in named if name in hidden],
+        "kind": OptimizerKind.muon,
+        "weight_decay": config.weight_decay,
+        "momentum": config.muon_momentum,
+        "ns_steps": config.ns_steps,
+    }
+    rest = parameter_groups(((name, p) for name, p in named if name not in hidden), config.weight_decay)
+    return [matrices, *({**group, "kind": OptimizerKind.adamw} for group in rest)]
+
+
+def muon(
+    named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, *, precision: Precision, device: str
+) -> MuonAdamW:
+    """named: parameters under their logical names. Matrices are orthogonalised in bf16 on a GPU, as in the source,
+    unless all else is fp32; on the CPU, where bf16 is no faster, in fp32."""
+    in_bf16 = device != "cpu" and precision != Precision.fp32
+    return MuonAdamW(
+        muon_groups(named, config),
+        matrix_dtype=torch.bfloat16 if in_bf16 else torch.float32,
+        matrix_device=device,
+        lr=config.peak_lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=device != "cpu" or None,
+    )
+
+
 def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.optim.AdamW:
     groups = parameter_groups(model.named_parameters(), config.weight_decay)
     return torch.optim.AdamW(
@@ -34,6 +67,8 @@ def fresh_state(optimizer: torch.optim.Optimizer, group: dict[str, Any], flat: T
 
     Made beforehand, it can be filled from a checkpoint, and is known in full before the first step.
     """
+    if group.get("kind") == OptimizerKind.muon:
+        return {"momentum": fresh_momentum(flat)}
     if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one of them
         raise TypeError(f"the state of {type(optimizer).__name__} is not known here")
     on_device = group["fused"] or group["capturable"]

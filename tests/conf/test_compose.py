@@ -74,8 +74,8 @@ def test_unknown_keys_are_named_with_the_nearest_right_one_all_at_once():
 
 
 def test_a_key_appended_with_plus_is_refused():
-    assert problems_of("run.name=x", "+optimizer.momentum=1")[0].startswith(
-        "unknown key `optimizer.momentum`; known here"
+    assert problems_of("run.name=x", "+optimizer.nesterov=1")[0].startswith(
+        "unknown key `optimizer.nesterov`; known here"
     )
 
 

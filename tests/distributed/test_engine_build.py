@@ -1,11 +1,10 @@
 """The model's first weights on the device: what a rank holds meanwhile, and that nothing of the module is lost."""
 
-from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.distributed.engines import assembled, config, kept, mesh_of, plan_of_step, reader, rows, sent
+from tests.distributed.engines import assembled, kept, mesh_of, plan_of_step, reader, sent
 from tests.distributed.ranks import run_ranks
 
 
@@ -252,37 +251,3 @@ def test_what_cannot_be_built_is_refused_by_name():
     assert "weight was given numbers" in numbers
     assert "first value of rows has shape (4, 5), its place (3, 5)" in uneven
     assert "parallel.hpz_size=2 does not divide 1 data-parallel ranks" in hpz
-
-
-def one_step(n_tensor_ranks: int):
-    """The result of a step; with two tensor-parallel ranks, nothing is cut, so that both do all of the work."""
-    from model.init import initial_value
-    from model.transformer import Transformer
-    from train.batch import solve_batch
-    from train.config import OptimizerConfig, ParallelConfig
-    from train.engine.core import start
-    from train.engine.library import join_ranks
-    from train.parallel import prepare_environment, rank_grid
-
-    prepare_environment("cpu", rank_grid())
-    join_ranks("cpu")
-    plan = solve_batch(global_batch_size=8, micro_batch_size=8, dp_size=1, seq_len=32, total_tokens=1)
-    engine = start(
-        lambda: Transformer(config()),
-        partial(initial_value, config=config(), seed=0),
-        plan=plan,
-        optimizer=OptimizerConfig(),
-        parallel=ParallelConfig(zero_stage=3),
-        grid=rank_grid(),
-        device="cpu",
-        mesh=TwoTensorRanks() if n_tensor_ranks == 2 else None,
-    )
-    ids = rows(0)
-    return engine.train_step([(ids[:, :-1], ids[:, 1:])], 1e-3)
-
-
-def test_rows_and_losses_that_tensor_ranks_share_are_counted_once():
-    alone = run_ranks(one_step, 1, 1)[0]
-    for result in run_ranks(one_step, 2, 2):
-        assert (result.n_targets, result.batch_hash) == (alone.n_targets, alone.batch_hash)
-        assert (result.loss, result.grad_norm) == pytest.approx((alone.loss, alone.grad_norm), rel=1e-6)

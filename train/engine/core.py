@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model.loss import IGNORED_TARGET
 from train.batch import BatchPlan
-from train.config import LossConfig, OptimizerConfig, ParallelConfig, Precision
+from train.config import LossConfig, OptimizerConfig, OptimizerKind, ParallelConfig, Precision
 from train.engine.build import Initial, logical_name, materialise, on_meta, zero_3
 from train.engine.in_force import Row, effective_rows, refuse_differences
 from train.engine.library import join_ranks, quiet
@@ -27,7 +27,8 @@ from train.errors import EngineError, NumericsError
 from train.fingerprint import fingerprint, from_pieces, pieces_of
 from train.fragment import Fragment
 from train.mesh import Mesh
-from train.optim import adamw
+from train.muon import MuonAdamW
+from train.optim import adamw, muon
 from train.parallel import RankGrid
 from train.sequence_parallel import whole_logits, whole_rows
 
@@ -80,11 +81,22 @@ def start(
             share_out=zero_3(deepspeed, settings, mesh) if parallel.zero_stage == 3 else None,
         )
         ready(module)
-        inner = adamw(module, optimizer, fused=device != "cpu")
+        inner = _updating(module, optimizer, parallel, device)
         initialised, *_ = deepspeed.initialize(model=module, optimizer=inner, config=settings, mpu=mesh)
     engine = Engine(initialised, plan, optimizer, parallel, loss, grid, mesh, device)
     refuse_differences(engine.effective_run())
     return engine
+
+
+def _updating(
+    module: nn.Module, optimizer: OptimizerConfig, parallel: ParallelConfig, device: str
+) -> torch.optim.Optimizer:
+    match optimizer.kind:
+        case OptimizerKind.adamw:
+            return adamw(module, optimizer, fused=device != "cpu")
+        case OptimizerKind.muon:
+            named = [(logical_name(name), parameter) for name, parameter in module.named_parameters()]
+            return muon(named, optimizer, precision=parallel.precision, device=device)
 
 
 def _refuse(parallel: ParallelConfig, mesh: Mesh) -> None:
@@ -118,6 +130,8 @@ class Engine:
         self._data_ranks = mesh.get_data_parallel_world_size()
         named = [(logical_name(name), parameter) for name, parameter in deepspeed_engine.module.named_parameters()]
         self._state = TrainingState(deepspeed_engine.optimizer, named, tp_rank=mesh.tp_rank)
+        if isinstance(inner := deepspeed_engine.optimizer.optimizer, MuonAdamW):
+            inner.use_layout(self._state.flats, [(p.fragment, p.flat, p.offset) for p in self._state.pieces])
         self._is_checked = False
 
     def train_step(self, micro_batches: Iterable[tuple[Tensor, ...]], lr: float) -> StepResult:

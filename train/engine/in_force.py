@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from train.batch import BatchPlan
-from train.config import OptimizerConfig, ParallelConfig, Precision
+from train.config import OptimizerConfig, OptimizerKind, ParallelConfig, Precision
+from train.engine.build import logical_name
 from train.engine.state import TrainingState, flats_by_group, parameters_by_flat, true_shape
 from train.errors import EngineError
+from train.muon import is_hidden_matrix
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,26 @@ def _optimizer_rows(
     devices = {state.tensor(kind, flat).device.type for flat in state.flats for kind in state.kinds(flat)}
     hyper = {(group["betas"], group["eps"]) for group in inner.param_groups}
     return [
-        Row("optimizer", "AdamW", type(inner).__name__),
+        Row("optimizer", _OPTIMIZERS[optimizer.kind], type(inner).__name__),
+        Row("updated by Muon", *_muon_matrices(engine, optimizer)),
         Row("betas, eps", {((optimizer.beta1, optimizer.beta2), optimizer.eps)}, hyper),
         Row("device of masters and moments", {where}, devices),
         Row("weight decay", _decay_asked(engine.module, optimizer), _decay_in_force(engine.optimizer)),
         Row("numbers with a master", *_covered(engine, state)),
     ]
+
+
+_OPTIMIZERS = {OptimizerKind.adamw: "AdamW", OptimizerKind.muon: "MuonAdamW"}
+
+
+def _muon_matrices(engine: Any, config: OptimizerConfig) -> tuple[str, str]:
+    """(asked, in force): the matrices inside blocks, and the parameters of groups of that kind."""
+    named = [(logical_name(name), parameter) for name, parameter in engine.module.named_parameters()]
+    asked = [p for name, p in named if config.kind == OptimizerKind.muon and is_hidden_matrix(name, true_shape(p))]
+    optimizer = engine.optimizer
+    groups = zip(flats_by_group(optimizer), parameters_by_flat(optimizer), strict=True)
+    used = [p for (group, _), members in groups if group.get("kind") == OptimizerKind.muon for p in members]
+    return _tensors(asked), _tensors(used)
 
 
 def _stage(optimizer: Any) -> int:
@@ -165,10 +181,11 @@ def _decay_in_force(optimizer: Any) -> dict[str, str]:
 
 
 def _census(found: dict[float, list[nn.Parameter]]) -> dict[str, str]:
-    return {
-        f"decay {decay:g}": f"{len(parameters)} tensors, {sum(true_shape(p).numel() for p in parameters):,} numbers"
-        for decay, parameters in sorted(found.items())
-    }
+    return {f"decay {decay:g}": _tensors(parameters) for decay, parameters in sorted(found.items())}
+
+
+def _tensors(parameters: list[nn.Parameter]) -> str:
+    return f"{len(parameters)} tensors, {sum(true_shape(p).numel() for p in parameters):,} numbers"
 
 
 def _covered(engine: Any, state: TrainingState) -> tuple[int, int]:

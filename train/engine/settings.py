@@ -7,7 +7,7 @@ likes: what comes of the dictionary is compared with what was asked in `train/en
 from typing import Any
 
 from train.batch import BatchPlan
-from train.config import OptimizerConfig, ParallelConfig, Precision
+from train.config import OptimizerConfig, OptimizerKind, ParallelConfig, Precision
 
 
 def deepspeed_settings(plan: BatchPlan, optimizer: OptimizerConfig, parallel: ParallelConfig) -> dict[str, Any]:
@@ -19,6 +19,7 @@ def deepspeed_settings(plan: BatchPlan, optimizer: OptimizerConfig, parallel: Pa
         "steps_per_print": 2**31,
         "zero_optimization": _zero(parallel),
         **_offload_needs(parallel),
+        **_muon_needs(optimizer),
         **_precision(parallel),
     }
 
@@ -39,6 +40,11 @@ def _zero(parallel: ParallelConfig) -> dict[str, Any]:
 def _offload_needs(parallel: ParallelConfig) -> dict[str, Any]:
     """Without this key DeepSpeed insists on its own CPU Adam, which a compiler has to build first."""
     return {"zero_force_ds_cpu_optimizer": False} if parallel.offload_optimizer else {}
+
+
+def _muon_needs(optimizer: OptimizerConfig) -> dict[str, Any]:
+    """Without this key DeepSpeed takes no optimizer that it does not know, and ours is one."""
+    return {"zero_allow_untested_optimizer": True} if optimizer.kind == OptimizerKind.muon else {}
 
 
 def _precision(parallel: ParallelConfig) -> dict[str, Any]:

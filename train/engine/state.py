@@ -71,7 +71,8 @@ class TrainingState:
                     )
                 self._view(kind, piece).copy_(value.flatten())
         for flat in self.flats:
-            self._inner.state[flat]["step"].fill_(step)
+            if "step" in self._inner.state[flat]:
+                self._inner.state[flat]["step"].fill_(step)
         refresh_forward_weights(self._optimizer)
 
     def expected(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
