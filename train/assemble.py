@@ -67,7 +67,8 @@ def _model(module: nn.Module) -> Transformer:
 
 
 def effective_run(config: TrainConfig, engine: Engine, grid: RankGrid) -> str:
-    """What is in force after the first step, as a table. A collective. Raises EngineError if it is not what was asked."""
+    """What is in force after the first step, as a table. A collective. Raises EngineError if it is not what was
+    asked."""
     rows = [*engine.effective_run(), *_execution_rows(config, engine, grid)]
     refuse_differences(rows)
     return render(rows)
@@ -108,7 +109,7 @@ def _slices(parameter: Any) -> int:
 
 
 def _sequence_parallel_ranks(model: Transformer) -> set[int]:
-    cores = [block.attention.core for block in model.blocks]
+    cores = [block.attention.core for block in model.layers]
     return {core.mesh.sp_size if isinstance(core, sequence_parallel.UlyssesCore) else 1 for core in cores}
 
 

@@ -226,6 +226,12 @@ class ParallelConfig:
                 found.append(f"parallel.{name}={getattr(self, name)} must be at least 1")
         if self.bucket_elements < 1:
             found.append(f"parallel.bucket_elements={self.bucket_elements} must be at least 1")
+        if self.compile != Compile.off and self.zero_stage == 3:
+            found.append(
+                f"parallel.compile={self.compile} does not go with parallel.zero_stage=3: DeepSpeed gathers weights in "
+                "hooks that break every block's graph some twenty times, so hardly anything would be compiled; use "
+                "zero_stage=2 (with tp_size, where weights do not fit), or compile=off"
+            )
         if self.hpz_size is not None and self.hpz_size < 2:
             found.append(f"parallel.hpz_size={self.hpz_size} must be at least 2 (the ranks of a node), or null")
         if self.hpz_size is not None and self.zero_stage != 3:
@@ -289,6 +295,10 @@ class CheckpointConfig:
     """a checkpoint after every so many steps, and always after the last"""
     keep_last: int = 2
     """older checkpoints are removed after a new one is complete"""
+    keep_every_steps: int | None = None
+    """those of every multiple of this step are never removed"""
+    keep_best: bool = False
+    """never removes the one with the lowest validation loss, among those made at a step with an evaluation"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
@@ -299,7 +309,18 @@ class CheckpointConfig:
                 f"checkpoint.keep_last={self.keep_last} must be at least 2: with a single one, a fault while it is "
                 "replaced would leave none"
             )
+        if self.keep_every_steps is not None and self.every_steps >= 1:
+            found += self._spacing_problems(self.keep_every_steps)
         return found
+
+    def _spacing_problems(self, keep_every_steps: int) -> list[str]:
+        multiple = max(1, round(keep_every_steps / self.every_steps)) * self.every_steps
+        if keep_every_steps >= 1 and keep_every_steps % self.every_steps == 0:
+            return []
+        return [
+            f"checkpoint.keep_every_steps={keep_every_steps} must be a multiple of "
+            f"checkpoint.every_steps={self.every_steps}, or there is no checkpoint to keep: {multiple} would do"
+        ]
 
 
 @dataclass
@@ -401,7 +422,21 @@ class TrainConfig:
                     f"(schedule.decay_fraction={self.schedule.decay_fraction}) overlap: "
                     f"total_tokens={self.total_tokens:_}"
                 )
-        return found
+        return found + self._best_problems()
+
+    def _best_problems(self) -> list[str]:
+        saved, measured = self.checkpoint.every_steps, self.evaluation.every_steps
+        if (
+            not self.checkpoint.keep_best
+            or min(saved, measured) < 1
+            or max(saved, measured) % min(saved, measured) == 0
+        ):
+            return []
+        return [
+            "checkpoint.keep_best chooses among checkpoints with a validation loss, but "
+            f"checkpoint.every_steps={saved} and evaluation.every_steps={measured} seldom meet: let one be a multiple "
+            "of the other"
+        ]
 
 
 FREE_TO_CHANGE = (

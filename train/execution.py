@@ -38,7 +38,7 @@ KERNEL_NAMES = {
 
 
 def apply(model: Transformer, parallel: ParallelConfig) -> None:
-    for block in model.blocks:
+    for block in model.layers:
         if parallel.attention_kernel != AttentionKernel.auto:
             _use_kernel(block.attention.core, _BACKENDS[parallel.attention_kernel])
         _recompute(block, parallel.activation_checkpointing)
@@ -64,14 +64,14 @@ def _recompute(block: nn.Module, policy: Recompute) -> None:
         case Recompute.none:
             return
         case Recompute.full:
-            options = {}
+            options: dict[str, Any] = {}
         case Recompute.selective:
             options = {"context_fn": functools.partial(create_selective_checkpoint_contexts, _kept_or_not)}
 
     def forward(*arguments: Any) -> Tensor:  # a function of ours: torch.compile passes torch's own checkpoint by
         return checkpoint(plain, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
 
-    forward.policy = policy
+    setattr(forward, "policy", policy)  # noqa: B010 (functions have no declared attributes)
     block.forward = forward
 
 
@@ -107,7 +107,7 @@ def attention_kernel_in_force(
     segments = torch.zeros(n_rows, seq_len, dtype=torch.int32, device=device) if masked else None
     context = make_context(config, seq_len, segments, torch.device(device))
     with _operations() as seen:
-        model.blocks[0].attention.core(q, k, v, context)
+        model.layers[0].attention.core(q, k, v, context)
     return next((name.removeprefix("_") for name in seen if name.startswith("_scaled_dot_product")), "by hand")
 
 
@@ -127,14 +127,14 @@ def _operations() -> Iterator[list[str]]:
 
 def policies_in_force(model: Transformer) -> set[str]:
     """What the blocks do with their activations."""
-    return {getattr(block.forward, "policy", Recompute.none) for block in model.blocks}
+    return {getattr(block.forward, "policy", Recompute.none) for block in model.layers}
 
 
 def compilation_in_force(model: Transformer) -> str:
     """How many blocks torch.compile has taken up, and at how many places it had to give up. Valid after a step."""
     from torch._dynamo.utils import counters
 
-    n_blocks = sum(block._compiled_call_impl is not None for block in model.blocks)
+    n_blocks = sum(block._compiled_call_impl is not None for block in model.layers)
     n_graphs, breaks = counters["stats"]["unique_graphs"], counters["graph_break"]
     if n_blocks == 0:
         return "none"

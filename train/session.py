@@ -12,17 +12,20 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 import numpy as np
-import torch
 
 from data_prep.files import publish_bytes, publish_json
 from data_prep.tokenizer import Tokenizer
-from train import checkpoint
 from train.assemble import assemble, effective_run
-from train.checkpoint import Checkpoint, CheckpointError
+from train.checkpoint.folders import remove_leftovers
+from train.checkpoint.peers import Peers
+from train.checkpoint.reader import Checkpoint
+from train.checkpoint.saver import Outcome, Saver
+from train.checkpoint.verify import newest_valid
 from train.curve import write_curve
 from train.data import TrainBatches, ValidationBatches
 from train.engine.core import StepResult
-from train.engine.errors import NumericsError
+from train.engine.library import join_ranks, sum_over_ranks
+from train.errors import CheckpointError, NumericsError
 from train.evaluate import evaluate
 from train.machine import find_machine
 from train.metrics import DeviceSeconds, Metrics, MetricsFile, Stopwatch
@@ -54,9 +57,13 @@ class Session:
         self._plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
         self._stop = _StopSignals()
         self._open_data()
-        found = self._claim() if self._is_first else None
         self._provenance = provenance()
+        join_ranks(device)
+        self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
+        found = self._claimed()
         self.engine = assemble(self._config, setup.batch, setup.grid, device)
+        self._saver = Saver(setup.folder.checkpoints, self._config.checkpoint, self._peers)
+        self._val_loss: tuple[int, float] | None = None
         self._is_checked = False
         self._take_up(found, started)
 
@@ -87,6 +94,7 @@ class Session:
             self._is_checked = True
         if self._is_first:
             self._metrics.step(self.step, result, lr, seconds, self._consumed())
+        self._note_end(self._saver.poll())
 
     def evaluate(self) -> None:
         result = evaluate(
@@ -98,40 +106,41 @@ class Session:
         )
         self._watch.charge("eval")
         if not math.isfinite(result.val_loss):
+            self.finish_save()
             raise NumericsError(
                 f"validation after step {self.step} gives a loss of {result.val_loss}; it was not saved"
             )
+        self._val_loss = self.step, result.val_loss
         if self._is_first:
             self._metrics.evaluation(self.step, result)
 
-    def save(self) -> str | None:
-        """Writes a checkpoint. If the disk is full or away: a warning, the older ones stay, and the next save tries
-        again.
+    def save(self) -> None:
+        """Begins a checkpoint and goes on; how it ended is said and noted a few steps later.
 
-        Returns None, or why it could not be written. Raises NumericsError if the weights are not finite.
+        If the disk is full or away: a warning, the older ones stay, and the next save tries again. Waits for the save
+        before, if that still runs. Raises NumericsError if the weights are not finite.
         """
-        folder = self._setup.folder
+        self.finish_save()
         if self._is_first:
             self._metrics.file.sync()
-        problem = checkpoint.save(folder.checkpoints, self.step, self.engine, self._state(), is_first=self._is_first)
-        if problem:
-            self._say(f"warning: {problem}\n         the newest checkpoint stays that of step {self.saved_step}")
-            self._note("save_failed", step=self.step, problem=problem)
-        else:
-            self.saved_step = self.step
-            self._note("saved", step=self.step)
-        if self._is_first and not problem:
-            keep_last = self._config.checkpoint.keep_last
-            self._warned(lambda: checkpoint.remove_old(folder.checkpoints, self.step, keep_last))
-            self._write_summary(Status.running)
+        self._saver.save(self.step, self.engine.fragments(), self._state())
         self._watch.charge("checkpoint")
-        return problem
+
+    def finish_save(self) -> str | None:
+        """Waits for a save that runs. Returns why it could not be written, or None."""
+        outcome = self._saver.wait()
+        self._watch.charge("checkpoint")
+        self._note_end(outcome)
+        return outcome.problem if outcome else None
 
     def conclude(self) -> int:
         """Ends the run, or leaves it ready to be continued. Returns the exit code."""
         finished = self.step == self._setup.batch.total_steps
-        if self.step > self.saved_step and (problem := self.save()):
-            raise CheckpointError(problem)
+        self.finish_save()
+        if self.step > self.saved_step:
+            self.save()
+            if problem := self.finish_save():
+                raise CheckpointError(problem)
         if finished:
             self._warned(self._write_samples)
         if self._is_first:
@@ -159,20 +168,43 @@ class Session:
         )
         self._token_bytes = np.load(self._setup.data / "token_bytes.npy", allow_pickle=False)
 
-    def _claim(self) -> Checkpoint | None:
-        """Rank 0: holds the run folder, and finds the checkpoint to go on from. Writes only when nothing is refused."""
+    def _claimed(self) -> Checkpoint | None:
+        """The checkpoint to go on from; the run folder is this run's then. Refused on one rank, refused on all."""
+        found, problem = None, None
+        try:
+            if self._is_first:
+                print(introduce(self._setup, self._plan), flush=True)
+                self._setup.folder.hold()
+                remove_leftovers(self._setup.folder.checkpoints)
+        except Exception as error:
+            problem = error
+        self._agree_on(problem)
+        found, damaged = newest_valid(self._setup.folder.checkpoints, self._peers)
+        try:
+            if self._is_first:
+                self._claim(found, damaged)
+        except Exception as error:
+            problem = error
+        self._agree_on(problem)
+        return found
+
+    def _agree_on(self, problem: Exception | None) -> None:
+        """Raises on every rank what one of them has met."""
+        message = self._peers.first_message(None if problem is None else str(problem))
+        if problem is not None:
+            raise problem
+        if message is not None:
+            raise CheckpointError(message)
+
+    def _claim(self, found: Checkpoint | None, damaged: list[str]) -> None:
+        """Rank 0: writes only when nothing is refused."""
         folder = self._setup.folder
-        print(introduce(self._setup, self._plan), flush=True)
-        folder.hold()
-        checkpoint.remove_leftovers(folder.checkpoints)
-        found, damaged = checkpoint.newest_valid(folder.checkpoints)
         self._refuse_strangers(found)
         for message in damaged:
             print(f"warning: {message}; an older checkpoint is used", flush=True)
             folder.note("checkpoint_damaged", problem=message)
         folder.describe(self._config, self._setup.data / "tokenizer.model")
         publish_json(folder.plan_json, self._plan.to_tree())
-        return found
 
     def _refuse_strangers(self, found: Checkpoint | None) -> None:
         """A checkpoint belongs to one configuration and one dataset; and a run that had some does not begin anew."""
@@ -200,18 +232,16 @@ class Session:
             )
 
     def _take_up(self, found: Checkpoint | None, started: float) -> None:
-        """All ranks: state from rank 0's checkpoint, or a fresh start; then the logs."""
+        """All ranks: state from the checkpoint, or a fresh start; then the logs."""
         total_steps = self._setup.batch.total_steps
         asked = self._config.run.stop_at_step
         self.last_step = total_steps if asked is None else min(asked, total_steps)
-        step = torch.tensor(found.step if found else 0, device=self.engine.device)
-        self.step = self.saved_step = int(self.engine.sum_over_ranks(step))
+        self.step = self.saved_step = found.step if found else 0
         spent = DeviceSeconds()
-        if self.step:
-            checkpoints = self._setup.folder.checkpoints
-            taken = found or checkpoint.opened(checkpoints, self.step)
-            self.engine.write_state(taken.tensors(), self.step)
-            spent = DeviceSeconds(**taken.state["device_seconds"])
+        if found:
+            found.require(self.engine.expected())
+            self.engine.load(found.read, self.step)
+            spent = DeviceSeconds(**found.state["device_seconds"])
         self._watch = Stopwatch(spent, self._setup.grid.world_size, started)
         if self._is_first:
             self._start_logs(spent)
@@ -239,6 +269,7 @@ class Session:
             "step": self.step,
             "tokens_seen": self._setup.batch.tokens_seen(self.step),
             "world_size": self._setup.grid.world_size,
+            "val_loss": self._val_loss[1] if self._val_loss and self._val_loss[0] == self.step else None,
             "config_sha256": config_sha256(self._config),
             "rest_sha256": rest_sha256(self._config),
             "data": {
@@ -247,6 +278,24 @@ class Session:
             },
             "device_seconds": vars(self._watch.spent),
         }
+
+    def _note_end(self, outcome: Outcome | None) -> None:
+        """Of a save that has just ended."""
+        if outcome is None:
+            return
+        if outcome.problem:
+            self._say(
+                f"warning: {outcome.problem}\n         the newest checkpoint stays that of step {self.saved_step}"
+            )
+            self._note("save_failed", step=outcome.step, problem=outcome.problem)
+            return
+        self.saved_step = outcome.step
+        self._note("saved", step=outcome.step)
+        if outcome.warning:
+            self._say(f"warning: {outcome.warning}")
+            self._note("old_checkpoints_stay", problem=outcome.warning)
+        if self._is_first:
+            self._write_summary(Status.running)
 
     def _consumed(self) -> dict[str, int]:
         """Slots of each source used so far: predictions, and for best fit their padding."""

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from conf.compose import from_yaml
 from model.transformer import Transformer
-from train import checkpoint
-from train.checkpoint import CheckpointError
+from train.checkpoint.folders import folder_name
+from train.checkpoint.verify import newest_valid, verify
 from train.config import TrainConfig
+from train.errors import CheckpointError
 from train.objective import Objective
 
 
@@ -35,11 +36,11 @@ def load_trained(run: Path, step: int | None = None) -> Trained:
         raise CheckpointError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
     folder = run / "checkpoints"
     if step is None:
-        found, skipped = checkpoint.newest_valid(folder)
+        found, skipped = newest_valid(folder)
         for message in skipped:
             print(f"skipped: {message}")
     else:
-        found = checkpoint.verify(folder / checkpoint.folder_name(step))
+        found = verify(folder / folder_name(step))
     if found is None:
         raise CheckpointError(f"{run} holds no checkpoint yet")
     device = "cuda" if torch.cuda.is_available() else "cpu"

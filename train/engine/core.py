@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from model.loss import IGNORED_TARGET
 from train.batch import BatchPlan
 from train.config import LossConfig, OptimizerConfig, ParallelConfig, Precision
-from train.engine import whole
 from train.engine.build import Initial, logical_name, materialise, on_meta, zero_3
-from train.engine.errors import EngineError, NumericsError
 from train.engine.in_force import Row, effective_rows, refuse_differences
 from train.engine.library import join_ranks, quiet
 from train.engine.settings import deepspeed_settings
-from train.engine.state import TrainingState, true_shape
+from train.engine.state import TrainingState
+from train.errors import EngineError, NumericsError
 from train.fingerprint import fingerprint, from_pieces, pieces_of
 from train.fragment import Fragment
 from train.mesh import Mesh
@@ -233,25 +232,13 @@ class Engine:
         """
         return self._state.fragments()
 
+    def expected(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """(kind, name, whole shape) of everything that all ranks together hold, the same on each."""
+        return self._state.expected()
+
     def load(self, read: Callable[[str, Fragment], Tensor], step: int) -> None:
         """Asks `read` for everything that this rank holds, and sets the weights of forward. A collective.
 
         read: the numbers of a fragment, flat, of any float type and device. step: optimizer updates done so far.
         """
         self._state.load(read, step)
-
-    # --- whole tensors (small models): until checkpoints are written from fragments -----------------------------------
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Whole shape of each parameter."""
-        return {
-            logical_name(name): torch.Size(getattr(parameter, "tp_whole_shape", true_shape(parameter)))
-            for name, parameter in self._deepspeed.module.named_parameters()
-        }
-
-    def read_state(self) -> Iterator[tuple[str, str, Tensor]]:
-        return whole.read_state(self)
-
-    def write_state(self, states: Iterable[tuple[str, str, Tensor]], step: int) -> None:
-        whole.write_state(self, states, step)
