@@ -1,6 +1,7 @@
 """Counts from the shape alone, against the modules themselves, torch's FLOP counter and torch's memory profiler."""
 
 import dataclasses
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -195,6 +196,7 @@ def _memory(function: Callable[[], Any]) -> tuple[int, int]:
     """(bytes that the result of `function` keeps alive, the most that were alive at once meanwhile), by the profiler's
     record of each allocation on the CPU."""
     function()
+    gc.collect()  # recomputation leaves cycles: what was made before must not be freed while allocations are recorded
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         result = function()
     assert record.profiler is not None
