@@ -24,7 +24,7 @@ from model.transformer import Transformer
 from train.batch import BatchPlan
 from train.config import OptimizerConfig, ParallelConfig, Precision
 from train.fingerprint import fingerprint, from_pieces, pieces_of
-from train.optim import adamw
+from train.optim import adamw, set_learning_rate
 from train.parallel import RankGrid
 
 DEEPSPEED_VERSION = "0.19.8"
@@ -79,8 +79,7 @@ class Engine:
         gradient is that of the mean over *all* targets of the step: each micro-batch contributes its sum of nats
         divided by the global count. DeepSpeed averages over ranks, which is undone here.
         """
-        for group in self._deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._deepspeed.optimizer.param_groups, lr)
         batches = list(micro_batches)
         n_targets, batch_hash = self._count(batches)
         scale = self._grid.dp_size / n_targets
