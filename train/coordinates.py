@@ -1,6 +1,6 @@
 """Does a model keep its scale when it becomes wider? The coordinate check of muP, as a table and a picture.
 
-    python -m train.coordinates                                                 # the debug model, four widths, CPU
+    python -m train.coordinates                                                 # a small model, four widths, CPU
     python -m train.coordinates model.qk_norm=true grow=heads out=mine          # another model, more heads not wider
     python -m train.coordinates widths=[256,512,1024,2048] device=cuda seeds=5  # wider
 
@@ -45,7 +45,7 @@ class CoordinatesCommand:
     """values of d_model"""
     grow: Growth = Growth.head_dim
     """what becomes of the heads when d_model grows"""
-    steps: int = 10
+    steps: int = 20
     """optimizer steps; in the first few, scores and logits still show the noise they started from"""
     seeds: int = 2
     """runs that are averaged, each with weights and a batch of its own"""
