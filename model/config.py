@@ -239,9 +239,9 @@ class ModelConfig:
 
     def _recipe_problems(self) -> list[str]:
         return [
-            f"model.init={self.init} and model.{name}={getattr(self, name)}: init=mup needs the {name[9:]} at which its "
+            f"model.init={self.init} and model.{name}={getattr(self, name)}: init=mup needs the {what} at which its "
             "settings were chosen, and no other recipe has one"
-            for name in ("mup_base_width", "mup_base_head_dim")
+            for name, what in (("mup_base_width", "d_model"), ("mup_base_head_dim", "head_dim"))
             if (self.init == Init.mup) != (getattr(self, name) is not None)
         ]
 

@@ -13,9 +13,9 @@ Normal distributions; std = init_std, L = n_layers. The factor 1 / sqrt(2 L) kee
 depth (GPT-2 report, section 2.3).
 
 muP: Yang et al., arXiv 2203.03466, table 8, the form in which embedding and head may be one matrix. Everything counts
-from the base, so that at m = 1 muP *is* gpt2: the output multiplier is 1/m (model/transformer.py), scores are multiplied
-by sqrt(base head_dim) / head_dim (`ModelConfig.attention_scale`). Learning rates, decay and epsilon that belong to it:
-train/optim.py.
+from the base, so that at m = 1 muP *is* gpt2: the output multiplier is 1/m (model/transformer.py), scores are
+multiplied by sqrt(base head_dim) / head_dim (`ModelConfig.attention_scale`). Learning rates, decay and epsilon that
+belong to it: train/optim.py.
 """
 
 import hashlib

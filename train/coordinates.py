@@ -23,8 +23,8 @@ from model.config import Init, ModelConfig
 from train.config import Device, OptimizerConfig
 
 FLAT = 0.25
-"""A slope below this is flat. Every rule of muP is a power of sqrt(m), so one that is missing, or applied twice, shows as
-a slope of 1/2 or more; this is half of that."""
+"""A slope below this is flat. Every rule of muP is a power of sqrt(m), so one that is missing, or applied twice, shows
+as a slope of 1/2 or more; this is half of that."""
 
 
 class Growth(StrEnum):
@@ -63,7 +63,9 @@ class CoordinatesCommand:
         if len(set(self.widths)) < 2 or self.widths != sorted(set(self.widths)) or self.widths[0] < 1:
             found.append(f"widths={self.widths} must be two or more rising numbers: a slope is fitted through them")
         if self.model.init != Init.gpt2 or self.model.mup_base_width or self.model.mup_base_head_dim:
-            found.append("model.init and model.mup_base_* are set by the check itself, both recipes in turn; leave them")
+            found.append(
+                "model.init and model.mup_base_* are set by the check itself, both recipes in turn; leave them"
+            )
         limit = self.model.max_positions
         if limit is not None and self.seq_len > limit:
             found.append(f"seq_len={self.seq_len} is longer than model.max_positions={limit}")
@@ -75,7 +77,7 @@ class CoordinatesCommand:
             uneven = [name for name, size in _growing(self.model, self.grow).items() if size * width % self.base]
             if uneven:
                 found.append(
-                    f"widths: at d_model={width}, {' and '.join(uneven)} would not be whole numbers when they grow with "
+                    f"widths: at d_model={width}, {' and '.join(uneven)} would be no whole number when growing with "
                     f"model.d_model={self.base}; take multiples of it, or powers of 2 times it"
                 )
             else:
@@ -97,7 +99,7 @@ def at_width(base: ModelConfig, width: int, grow: Growth, recipe: Init = Init.gp
 def _growing(base: ModelConfig, grow: Growth) -> dict[str, int]:
     match grow:
         case Growth.head_dim:
-            return {"d_ff": base.d_ff, "head_dim": base.head_width}
+            return {"head_dim": base.head_width, "d_ff": base.d_ff}
         case Growth.heads:
             return {"d_ff": base.d_ff, "n_heads": base.n_heads, "n_kv_heads": base.n_kv_heads}
 
@@ -131,12 +133,8 @@ def slope(widths: Sequence[int], values: Sequence[float]) -> float:
     return statistics.linear_regression([math.log2(w) for w in widths], [math.log2(v) for v in values]).slope
 
 
-def measure(command: CoordinatesCommand, device: str = "cpu") -> list[Coordinates]:
-    """Trains every width under both recipes; each kind of activation under muP, then each under gpt2."""
-    return [found for recipe in (Init.mup, Init.gpt2) for found in _measure_recipe(command, recipe, device)]
-
-
-def _measure_recipe(command: CoordinatesCommand, recipe: Init, device: str) -> list[Coordinates]:
+def measure(command: CoordinatesCommand, recipe: Init, device: str = "cpu") -> list[Coordinates]:
+    """Trains every width under one recipe; gives each kind of activation."""
     from train.probe import readings
 
     shape = (command.sequences, command.seq_len)
@@ -168,14 +166,21 @@ def render(found: Sequence[Coordinates]) -> str:
     """The verdicts as a table: a line a kind of activation, muP beside the standard recipe."""
     narrow, wide = found[0].widths[0], found[0].widths[-1]
     header = f"{f'd_model {narrow}':>12} {f'{wide}':>9} {'slope':>6}"
-    lines = [f"{'':<17} {'muP':>29} {'':<8} {'standard (gpt2)':>29}", f"{'mean |change|':<17} {header} {'':<8} {header}"]
+    lines = [
+        f"{'':<17} {'muP':>29} {'':<8} {'standard (gpt2)':>29}",
+        f"{'mean |change|':<17} {header} {'':<8} {header}",
+    ]
     for mup, standard in pairs(found):
         columns = " ".join(
-            f"{c.change[-1][0]:>12.3g} {c.change[-1][-1]:>9.3g} {c.slope:>+6.2f} {'flat' if c.is_flat else 'NOT flat':<8}"
+            f"{c.change[-1][0]:>12.3g} {c.change[-1][-1]:>9.3g} {c.slope:>+6.2f} {_verdict(c):<8}"
             for c in (mup, standard)
         )
         lines.append(f"{mup.kind:<17} {columns}".rstrip())
     return "\n".join(lines)
+
+
+def _verdict(found: Coordinates) -> str:
+    return "flat" if found.is_flat else "NOT flat"
 
 
 def pairs(found: Sequence[Coordinates]) -> list[tuple[Coordinates, Coordinates]]:
@@ -192,7 +197,7 @@ def _run(command: CoordinatesCommand) -> int:
     from train.coordinates_picture import draw
 
     device = choose_device(command.device, RankGrid(rank=0, world_size=1, local_rank=0, local_world_size=1))
-    found = measure(command, device)
+    found = [c for recipe in (Init.mup, Init.gpt2) for c in measure(command, recipe, device)]
     folder = Path(command.out)
     publish_bytes(folder / "coordinates.svg", draw(found, command.optimizer.peak_lr).encode())
     publish_json(folder / "coordinates.json", {"schema_version": 1, **asdict(command), "found": _figures(found)})
@@ -201,7 +206,9 @@ def _run(command: CoordinatesCommand) -> int:
     print(f"after {command.steps} steps, mean over {command.seeds} seeds; flat: a slope between -{FLAT} and {FLAT}")
     print(f"picture and figures: {folder}/coordinates.svg, {folder}/coordinates.json")
     if uneven:
-        print(f"muP is not flat for: {', '.join(uneven)}. More steps or seeds, if it is noise; else the model has a fault")
+        print(
+            f"muP is not flat for: {', '.join(uneven)}. More steps or seeds, if it is noise; else the model has a fault"
+        )
     return int(bool(uneven))
 
 

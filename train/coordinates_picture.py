@@ -63,10 +63,13 @@ def _panel(panel: Coordinates, left: float, top: float, low: float, high: float)
         parts.append(text(x(width), bottom + 16, str(width), "middle", "#555", 11))
     parts.append(f'<path d="M{left},{top} V{bottom} H{right}" fill="none" stroke="#444"/>')
     steps = len(panel.change) - 1
-    for step in range(1, steps + 1):
-        real = [(x(w), y(v)) for w, v in zip(panel.widths, panel.change[step], strict=True) if 0 < v < math.inf]
-        parts.append(polyline(real, _color(step, steps), 2.5 if step == steps else 1.2))
-    parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{_color(steps, steps)}"/>' for px, py in real]
+    lines = [
+        [(x(w), y(v)) for w, v in zip(panel.widths, values, strict=True) if 0 < v < math.inf]
+        for values in panel.change[1:]
+    ]
+    for step, line in enumerate(lines, 1):
+        parts.append(polyline(line, _color(step, steps), 2.5 if step == steps else 1.2))
+    parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{_color(steps, steps)}"/>' for px, py in lines[-1]]
     verdict = f"slope {panel.slope:+.2f}" + (", flat" if panel.is_flat else "")
     parts.append(text(left + 6, top + 12, verdict, color="#1a7a1a" if panel.is_flat else "#c0392b"))
     return parts
@@ -89,7 +92,7 @@ def _color(step: int, steps: int) -> str:
 
 
 def _span(tables: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """log10 of the axis' ends: a margin round all values, more above, where the verdict stands, and a decade at least."""
+    """log10 of the axis' ends: a margin round all values, more above, where the verdict stands; a decade at least."""
     values = [math.log10(value) for row in tables for value in row if 0 < value < math.inf] or [0.0]
     low, high = min(values), max(values)
     middle, half = (low + high) / 2, max(0.5, (high - low) / 2)

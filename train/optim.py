@@ -38,9 +38,7 @@ def parameter_groups(
     for name, parameter in named:
         scale = 1 / width_ratio if is_hidden_matrix(name) else 1.0
         decay = weight_decay / scale if _is_matrix(parameter) else 0.0
-        group = groups.setdefault(
-            (decay, scale), {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
-        )
+        group = groups.setdefault((decay, scale), {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())

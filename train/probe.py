@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.attention import AttentionCore, Context
+from model.attention import Context
 from model.config import ModelConfig
 from model.init import initialize
 from model.loss import cross_entropy
 from model.rope import rotate
-from model.transformer import Transformer
+from model.transformer import Block, Transformer
 from train.config import OptimizerConfig
 from train.optim import adamw
 
@@ -49,7 +49,7 @@ def readings(
 
 
 def _batch(vocab_size: int, shape: tuple[int, int], seed: int) -> Tensor:
-    """(B, T + 1) random ids, the small ones frequent, as in text: half of them are below an eighth of the vocabulary."""
+    """(B, T + 1) random ids, small ones frequent, as in text: half of them lie below an eighth of the vocabulary."""
     uniform = torch.rand(shape[0], shape[1] + 1, generator=torch.Generator().manual_seed(seed))
     return (vocab_size * uniform**3).long()
 
@@ -87,11 +87,11 @@ def _recorded(model: Transformer) -> Iterator[dict[str, list[Tensor]]]:
 
     handles = [model.embedding.register_forward_hook(output_of("embedding"))]
     for block in model.blocks:
-        assert isinstance(block.attention, nn.Module) and isinstance(block.mlp, nn.Module)
-        core = block.attention.core
-        assert isinstance(core, AttentionCore)
+        assert isinstance(block, Block)
         handles += [
-            core.register_forward_pre_hook(lambda core, inputs: keep("attention logits", _scores(core, *inputs))),
+            block.attention.core.register_forward_pre_hook(
+                lambda core, inputs: keep("attention logits", _scores(core.scale, *inputs))
+            ),
             block.attention.register_forward_hook(output_of("attention output")),
             block.mlp.register_forward_hook(output_of("MLP output")),
         ]
@@ -104,10 +104,10 @@ def _recorded(model: Transformer) -> Iterator[dict[str, list[Tensor]]]:
             handle.remove()
 
 
-def _scores(core: AttentionCore, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+def _scores(scale: Any, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
     """What the softmax is given, of all pairs of positions that see each other, flat; before the softcap if any."""
     if context.cos is not None and context.sin is not None:
         q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
-    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT * core.scale  # (B, H, T, T)
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT * scale  # (B, H, T, T)
     seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     return scores.masked_select(seen if context.mask is None else context.mask)

@@ -41,8 +41,8 @@ def by_name(groups: list[dict]) -> dict[str, tuple[float, float]]:
     ],
 )
 def test_decay_and_rate_of_a_parameter_four_times_wider_than_the_base(name, shape, decay, scale):
-    """Yang et al., arXiv 2203.03466, table 8: Adam's rate of what grows on both sides is divided by m = 4; the product of
-    rate and decay stays."""
+    """Yang et al., arXiv 2203.03466, table 8: Adam's rate of what grows on both sides is divided by m = 4; the product
+    of rate and decay stays."""
     (group,) = parameter_groups([(name, nn.Parameter(torch.empty(shape)))], 0.1, width_ratio=4.0)
     assert (group["names"], group["weight_decay"], group["lr_scale"]) == ([name], decay, scale)
 
@@ -140,8 +140,8 @@ MORE_HEADS = {**DOUBLE, "n_heads": 8, "n_kv_heads": 4}
 )
 def test_under_mup_a_network_of_doubled_units_learns_exactly_as_the_original(options: dict, growth: dict):
     """Rates, decay, epsilon, output multiplier and score scale of muP are those under which units that are there twice
-    stay pairs, and each pair does what the one did. Float64 but for norms and loss, which round to float32: the bound is
-    far above what these become in four steps (3e-5), and far below any power of 2 that is missing (logits change by 1)."""
+    stay pairs, and each pair does what the one did. Float64 but for norms and loss, which round to float32: the bound
+    is far above what that becomes in four steps (3e-5), and far below any power of 2 that is missing (0.1 and more)."""
     base = replace(MUP, **options)
     narrow = made(base)
     wide = doubled(narrow, replace(base, **growth))
