@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import Bias, Init, ModelConfig, Positions
+from model.config import Bias, ModelConfig, Positions
 from model.layers import RMSNorm
 from model.rope import rotary_tables, rotate
 
@@ -68,8 +68,7 @@ class AttentionCore(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        # muP scales by 1/D (Yang et al., arXiv 2203.03466, definition 4.1): q and k grow alike when they have learned
-        self.scale = 1 / config.head_width if config.init == Init.mup else 1 / math.sqrt(config.head_width)
+        self.scale = config.attention_scale
         self.softcap = config.attention_softcap
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:

@@ -153,7 +153,10 @@ class ModelConfig:
     init_std: float = 0.02
     """standard deviation of the initial weights, before the recipe's scaling (scaled does not use it)"""
     mup_base_width: int | None = None
-    """init=mup: the d_model at which learning rate and init_std were chosen"""
+    """init=mup: the d_model at which learning rate and init_std were chosen; d_ff and n_heads x head_dim are taken to
+    have grown in the same proportion since"""
+    mup_base_head_dim: int | None = None
+    """init=mup: the head_dim at that width; the same as head_dim now if heads became more, not wider"""
 
     @property
     def head_width(self) -> int:
@@ -172,6 +175,18 @@ class ModelConfig:
     @property
     def kv_width(self) -> int:
         return self.n_kv_heads * self.head_width
+
+    @property
+    def attention_scale(self) -> float:
+        """What the products of queries and keys are multiplied by: 1 / sqrt(D).
+
+        muP: proportional to 1/D, for queries and keys align as they learn (Yang et al., arXiv 2203.03466, definition
+        4.1), with the factor that makes it 1 / sqrt(D) at the base.
+        """
+        if self.init != Init.mup:
+            return self.head_width**-0.5
+        assert self.mup_base_head_dim is not None, "init=mup without mup_base_head_dim: problems() was not asked"
+        return self.mup_base_head_dim**0.5 / self.head_width
 
     @property
     def width_ratio(self) -> float:
@@ -193,6 +208,7 @@ class ModelConfig:
                 "attention_softcap",
                 "logit_softcap",
                 "mup_base_width",
+                "mup_base_head_dim",
             )
             if getattr(self, name) is not None and getattr(self, name) <= 0
         ]
@@ -251,12 +267,12 @@ class ModelConfig:
         return found
 
     def _recipe_problems(self) -> list[str]:
-        if (self.init == Init.mup) != (self.mup_base_width is not None):
-            return [
-                f"model.init={self.init} and model.mup_base_width={self.mup_base_width}: init=mup needs the width at "
-                "which its settings were chosen, and no other recipe has one"
-            ]
-        return []
+        return [
+            f"model.init={self.init} and model.{name}={getattr(self, name)}: init=mup needs the {what} at which its "
+            "settings were chosen, and no other recipe has one"
+            for name, what in (("mup_base_width", "d_model"), ("mup_base_head_dim", "head_dim"))
+            if (self.init == Init.mup) != (getattr(self, name) is not None)
+        ]
 
 
 def context_problems(config: ModelConfig, seq_len: int) -> list[str]:

@@ -10,8 +10,12 @@
 | untied head            | std                 | 1 / sqrt(fan_in)           | std (its output is divided by m)   |
 
 Normal distributions; std = init_std, L = n_layers. The factor 1 / sqrt(2 L) keeps the residual stream from growing with
-depth (GPT-2 report, section 2.3). muP: Yang et al., arXiv 2203.03466, table 8; the learning rates that belong to it are
-in train/optim.py.
+depth (GPT-2 report, section 2.3).
+
+muP: Yang et al., arXiv 2203.03466, table 8, the form in which embedding and head may be one matrix. Everything counts
+from the base, so that at m = 1 muP *is* gpt2: the output multiplier is 1/m (model/transformer.py), scores are
+multiplied by sqrt(base head_dim) / head_dim (`ModelConfig.attention_scale`). Learning rates, decay and epsilon that
+belong to it: train/optim.py.
 """
 
 import hashlib
@@ -48,14 +52,18 @@ def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) 
 def initial_std(name: str, config: ModelConfig) -> float:
     """Standard deviation of the matrix called `name`: a row of the table above."""
     depth = math.sqrt(2 * config.n_layers) if name.endswith(("attention.o.weight", "mlp.down.weight")) else 1.0
-    is_hidden = name.startswith("blocks.")
     match config.init:
         case Init.gpt2:
             return config.init_std / depth
         case Init.scaled:
             return 1 / math.sqrt(_fan_in(name, config)) / depth
         case Init.mup:
-            return config.init_std / depth / (math.sqrt(config.width_ratio) if is_hidden else 1.0)
+            return config.init_std / depth / (math.sqrt(config.width_ratio) if is_hidden_matrix(name) else 1.0)
+
+
+def is_hidden_matrix(name: str) -> bool:
+    """Whether both sides of the parameter called `name` grow with the width: q, k, v, o, gate, up, down."""
+    return name.startswith("blocks.") and name.endswith(".weight") and not name.endswith("norm.weight")
 
 
 def _fan_in(name: str, config: ModelConfig) -> int:

@@ -45,6 +45,7 @@ def assemble(
         grid=grid,
         device=device,
         mesh=mesh,
+        width_ratio=config.model.width_ratio,
         ready=lambda module: tensor_parallel.seal(_model(module), mesh),
     )
 

@@ -7,9 +7,9 @@ xz are measured in. An SVG file, drawn by hand: it needs nothing to be made and 
 import math
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 from data_prep.files import publish_bytes
+from train.svg import document, polyline, text, ticks
 
 WIDTH, HEIGHT = 860, 480
 LEFT, RIGHT, TOP, BOTTOM = 70, 200, 66, 56
@@ -36,9 +36,6 @@ def _draw(train: list[Point], val: list[Point], bits: list[float], baselines: di
     losses = [loss for _, loss in train + val] + list(levels.values())
     frame = _Frame(train[-1][0], 0.9 * min(losses), 1.03 * max(losses))
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         *_axes(frame, bits_per_nat),
         *_levels(frame, levels, bits_per_nat),
         _line(frame, train, "#9ecae1", 1),
@@ -46,9 +43,8 @@ def _draw(train: list[Point], val: list[Point], bits: list[float], baselines: di
         _line(frame, val, "#d94801", 2),
         *(f'<circle cx="{frame.x(t):.1f}" cy="{frame.y(v):.1f}" r="3" fill="#d94801"/>' for t, v in val),
         *_legend(train, val, bits),
-        "</svg>",
     ]
-    return "\n".join(parts) + "\n"
+    return document(WIDTH, HEIGHT, parts)
 
 
 class _Frame:
@@ -67,15 +63,15 @@ class _Frame:
 def _axes(frame: _Frame, bits_per_nat: float) -> list[str]:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts: list[str] = []
-    for value in _ticks(frame.low, frame.high):
+    for value in ticks(frame.low, frame.high):
         y = frame.y(value)
         parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eee"/>')
-        parts.append(_text(LEFT - 8, y + 4, f"{value:g}", "end"))
-    for value in _ticks(0, frame.tokens):
-        parts.append(_text(frame.x(value), bottom + 18, _count(value), "middle"))
+        parts.append(text(LEFT - 8, y + 4, f"{value:g}", "end"))
+    for value in ticks(0, frame.tokens):
+        parts.append(text(frame.x(value), bottom + 18, _count(value), "middle"))
     parts.append(f'<path d="M{LEFT},{TOP} V{bottom} H{right}" fill="none" stroke="#444"/>')
-    parts.append(_text((LEFT + right) / 2, HEIGHT - 12, "tokens seen", "middle"))
-    parts.append(_text(LEFT, 22, f"loss, nats per token (x {bits_per_nat:.3f} = bits per byte)", "start"))
+    parts.append(text((LEFT + right) / 2, HEIGHT - 12, "tokens seen", "middle"))
+    parts.append(text(LEFT, 22, f"loss, nats per token (x {bits_per_nat:.3f} = bits per byte)", "start"))
     return parts
 
 
@@ -86,7 +82,7 @@ def _levels(frame: _Frame, levels: dict[str, float], bits_per_nat: float) -> lis
         y = frame.y(loss)
         last_y = max(y, last_y + 15)  # labels of close levels must not cover each other
         parts.append(f'<line x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#888" stroke-dasharray="5 4"/>')
-        parts.append(_text(right + 8, last_y + 4, f"{label}: {loss * bits_per_nat:.2f} bits/byte", "start", "#555"))
+        parts.append(text(right + 8, last_y + 4, f"{label}: {loss * bits_per_nat:.2f} bits/byte", "start", "#555"))
     return parts
 
 
@@ -98,13 +94,12 @@ def _legend(train: list[Point], val: list[Point], bits: list[float]) -> list[str
     for i, (color, label) in enumerate(entries):
         x, y = LEFT + 250 * i, TOP - 22
         parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="3"/>')
-        parts.append(_text(x + 30, y + 4, label, "start"))
+        parts.append(text(x + 30, y + 4, label, "start"))
     return parts
 
 
 def _line(frame: _Frame, points: list[Point], color: str, width: int) -> str:
-    path = " ".join(f"{frame.x(tokens):.1f},{frame.y(loss):.1f}" for tokens, loss in points)
-    return f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="{width}"/>'
+    return polyline(((frame.x(tokens), frame.y(loss)) for tokens, loss in points), color, width)
 
 
 def _smoothed(points: list[Point]) -> list[Point]:
@@ -116,21 +111,8 @@ def _smoothed(points: list[Point]) -> list[Point]:
     ]
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, about six of them, within [low, high]."""
-    raw = (high - low) / 6
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
-    first = math.ceil(low / step)
-    return [round(i * step, 10) for i in range(first, math.floor(high / step) + 1)]
-
-
 def _count(value: float) -> str:
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:g} {letter}"
     return f"{value:g}"
-
-
-def _text(x: float, y: float, text: str, anchor: str, color: str = "#222") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{escape(text)}</text>'

@@ -18,18 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.init import is_hidden_matrix
 from train.config import OptimizerKind
 from train.fragment import Fragment
 from train.matrix_exchange import Round, plan
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """a, b, c of x -> a x + b x^3 + c x^5, which takes singular values in (0, 1] towards 1, to within about 0.3, fast"""
-
-
-def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
-    """True for what Muon updates: the matrices inside blocks. Embedding, positions and head are AdamW's, and so is
-    every vector."""
-    return name.startswith("blocks.") and len(shape) == 2
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -52,7 +47,7 @@ class MuonAdamW(torch.optim.AdamW):
         """
         places: dict[Tensor, dict[Fragment, int]] = {flat: {} for flat in flats}
         for fragment, flat, offset in pieces:
-            if is_hidden_matrix(fragment.name, fragment.shape):
+            if is_hidden_matrix(fragment.name):
                 places[flat][fragment] = offset
         rank, held = _from_all_ranks([list(places[flat]) for flat in flats])
         for number, flat in enumerate(flats):

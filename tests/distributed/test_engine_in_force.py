@@ -28,8 +28,8 @@ def plain_adam():
     from train.engine import core
     from train.optim import parameter_groups
 
-    core.adamw = lambda module, config, fused: torch.optim.Adam(
-        parameter_groups(module.named_parameters(), config.weight_decay), betas=(config.beta1, config.beta2)
+    core.adamw = lambda named, config, **_: torch.optim.Adam(
+        parameter_groups(named, config.weight_decay), betas=(config.beta1, config.beta2)
     )
 
 
@@ -41,8 +41,8 @@ def another_adamw(**changes):
 
         right = core.adamw
 
-        def wrong(module, config, fused):
-            optimizer = right(module, config, fused=fused)
+        def wrong(named, config, **options):
+            optimizer = right(named, config, **options)
             for group in optimizer.param_groups:
                 group |= changes
             return optimizer
@@ -58,8 +58,9 @@ def one_group_for_all():
 
     from train.engine import core
 
-    def wrong(module, config, fused):
-        return torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    def wrong(named, config, **_):
+        groups = [{"params": [parameter for _, parameter in named], "lr_scale": 1.0}]
+        return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
 
     core.adamw = wrong
 
@@ -104,7 +105,7 @@ SABOTAGE = {
     "dtype of gradient sums": (dictionary(data_types__grad_accum_dtype="bf16"), {**BF16, "zero_stage": 3}),
     "optimizer": (plain_adam, {}),
     "betas, eps": (another_adamw(eps=1e-6), {}),
-    "weight decay": (one_group_for_all, {"zero_stage": 3}),
+    "groups": (one_group_for_all, {"zero_stage": 3}),
     "numbers with a master": (a_fragment_is_lost, {}),
 }
 """row: (what switches its feature off, what was asked)"""

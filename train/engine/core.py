@@ -28,7 +28,7 @@ from train.fingerprint import fingerprint, from_pieces, pieces_of
 from train.fragment import Fragment
 from train.mesh import Mesh
 from train.muon import MuonAdamW
-from train.optim import adamw, muon
+from train.optim import adamw, muon, set_learning_rate
 from train.parallel import RankGrid
 from train.sequence_parallel import whole_logits, whole_rows
 
@@ -56,6 +56,7 @@ def start(
     grid: RankGrid,
     device: str,
     mesh: Mesh,
+    width_ratio: float = 1.0,
     ready: Callable[[nn.Module], None] = lambda module: None,
 ) -> "Engine":
     """Joins the ranks, builds the model, and hands it to DeepSpeed. Raises EngineError if what is in force is not what
@@ -66,6 +67,7 @@ def start(
     tp_stop and tp_whole_shape.
     initial: gives the whole first value of each parameter.
     mesh: needs process groups, so `join_ranks` comes first.
+    width_ratio: m of muP, which scales learning rates (`train/optim.py`).
     ready: is called with the module when its parameters have their numbers, before DeepSpeed gets it.
     """
     _refuse(parallel, mesh)
@@ -81,21 +83,21 @@ def start(
             share_out=zero_3(deepspeed, settings, mesh) if parallel.zero_stage == 3 else None,
         )
         ready(module)
-        inner = _updating(module, optimizer, parallel, device)
+        inner = _updating(module, optimizer, parallel, width_ratio, device)
         initialised, *_ = deepspeed.initialize(model=module, optimizer=inner, config=settings, mpu=mesh)
-    engine = Engine(initialised, plan, optimizer, parallel, loss, grid, mesh, device)
+    engine = Engine(initialised, plan, optimizer, parallel, loss, grid, mesh, width_ratio, device)
     refuse_differences(engine.effective_run())
     return engine
 
 
 def _updating(
-    module: nn.Module, optimizer: OptimizerConfig, parallel: ParallelConfig, device: str
+    module: nn.Module, optimizer: OptimizerConfig, parallel: ParallelConfig, width_ratio: float, device: str
 ) -> torch.optim.Optimizer:
+    named = [(logical_name(name), parameter) for name, parameter in module.named_parameters()]
     match optimizer.kind:
         case OptimizerKind.adamw:
-            return adamw(module, optimizer, fused=device != "cpu")
+            return adamw(named, optimizer, width_ratio=width_ratio, device=device)
         case OptimizerKind.muon:
-            named = [(logical_name(name), parameter) for name, parameter in module.named_parameters()]
             return muon(named, optimizer, precision=parallel.precision, device=device)
 
 
@@ -121,12 +123,14 @@ class Engine:
         loss: LossConfig,
         grid: RankGrid,
         mesh: Mesh,
+        width_ratio: float,
         device: str,
     ):
         self._deepspeed = deepspeed_engine
         self._plan, self._optimizer, self._parallel, self._loss = plan, optimizer, parallel, loss
         self._grid, self._mesh = grid, mesh
         self.device = device
+        self._width_ratio = width_ratio
         self._data_ranks = mesh.get_data_parallel_world_size()
         named = [(logical_name(name), parameter) for name, parameter in deepspeed_engine.module.named_parameters()]
         self._state = TrainingState(deepspeed_engine.optimizer, named, tp_rank=mesh.tp_rank)
@@ -141,8 +145,7 @@ class Engine:
         gradient is that of the mean over *all* targets of the step: each micro-batch contributes its sum of nats
         divided by the global count. DeepSpeed averages over its data-parallel ranks, which is undone here.
         """
-        for group in self._deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._deepspeed.optimizer.param_groups, lr)
         batches = list(micro_batches)
         n_targets, batch_hash = self._count(batches)
         scale = self._data_ranks / n_targets
@@ -233,6 +236,7 @@ class Engine:
             self._optimizer,
             self._parallel,
             data_ranks=self._data_ranks,
+            width_ratio=self._width_ratio,
             device=self.device,
         )
 

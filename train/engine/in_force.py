@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.init import is_hidden_matrix
 from train.batch import BatchPlan
 from train.config import OptimizerConfig, OptimizerKind, ParallelConfig, Precision
 from train.engine.build import logical_name
 from train.engine.state import TrainingState, flats_by_group, parameters_by_flat, true_shape
 from train.errors import EngineError
-from train.muon import is_hidden_matrix
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def effective_rows(
     parallel: ParallelConfig,
     *,
     data_ranks: int,
+    width_ratio: float,
     device: str,
 ) -> list[Row]:
     """Everything that DeepSpeed was asked to do. A collective (parameters are counted over the data-parallel ranks)."""
@@ -62,7 +63,7 @@ def effective_rows(
         *_zero_rows(engine, parallel),
         *_batch_rows(engine, plan, optimizer, data_ranks),
         *_dtype_rows(engine, state, parallel),
-        *_optimizer_rows(engine, state, optimizer, parallel, device),
+        *_optimizer_rows(engine, state, optimizer, parallel, width_ratio, device),
     ]
 
 
@@ -110,7 +111,12 @@ def _dtype_rows(engine: Any, state: TrainingState, parallel: ParallelConfig) -> 
 
 
 def _optimizer_rows(
-    engine: Any, state: TrainingState, optimizer: OptimizerConfig, parallel: ParallelConfig, device: str
+    engine: Any,
+    state: TrainingState,
+    optimizer: OptimizerConfig,
+    parallel: ParallelConfig,
+    width_ratio: float,
+    device: str,
 ) -> list[Row]:
     inner = engine.optimizer.optimizer
     where = torch.device("cpu" if parallel.offload_optimizer else device).type
@@ -119,9 +125,9 @@ def _optimizer_rows(
     return [
         Row("optimizer", _OPTIMIZERS[optimizer.kind], type(inner).__name__),
         Row("updated by Muon", *_muon_matrices(engine, optimizer)),
-        Row("betas, eps", {((optimizer.beta1, optimizer.beta2), optimizer.eps)}, hyper),
+        Row("betas, eps", {((optimizer.beta1, optimizer.beta2), optimizer.eps / width_ratio)}, hyper),
         Row("device of masters and moments", {where}, devices),
-        Row("weight decay", _decay_asked(engine.module, optimizer), _decay_in_force(engine.optimizer)),
+        Row("groups", _groups_asked(engine.module, optimizer, width_ratio), _groups_in_force(engine.optimizer)),
         Row("numbers with a master", *_covered(engine, state)),
     ]
 
@@ -132,7 +138,7 @@ _OPTIMIZERS = {OptimizerKind.adamw: "AdamW", OptimizerKind.muon: "MuonAdamW"}
 def _muon_matrices(engine: Any, config: OptimizerConfig) -> tuple[str, str]:
     """(asked, in force): the matrices inside blocks, and the parameters of groups of that kind."""
     named = [(logical_name(name), parameter) for name, parameter in engine.module.named_parameters()]
-    asked = [p for name, p in named if config.kind == OptimizerKind.muon and is_hidden_matrix(name, true_shape(p))]
+    asked = [p for name, p in named if config.kind == OptimizerKind.muon and is_hidden_matrix(name)]
     optimizer = engine.optimizer
     groups = zip(flats_by_group(optimizer), parameters_by_flat(optimizer), strict=True)
     used = [p for (group, _), members in groups if group.get("kind") == OptimizerKind.muon for p in members]
@@ -164,24 +170,28 @@ def _gradient_sums(optimizer: Any) -> set[torch.dtype]:
             return {optimizer.gradient_accumulation_dtype}
 
 
-def _decay_asked(module: nn.Module, config: OptimizerConfig) -> dict[str, str]:
-    """Matrices decay, everything else does not."""
-    found: dict[float, list[nn.Parameter]] = {}
-    for parameter in module.parameters():
-        decay = config.weight_decay if len(true_shape(parameter)) >= 2 else 0.0
-        found.setdefault(decay, []).append(parameter)
+def _groups_asked(module: nn.Module, config: OptimizerConfig, width_ratio: float) -> dict[str, str]:
+    """Matrices decay, everything else does not; under muP hidden matrices learn slower and decay as fast."""
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        ratio = width_ratio if is_hidden_matrix(logical_name(name)) else 1.0
+        decay = config.weight_decay * ratio if len(true_shape(parameter)) >= 2 else 0.0
+        found.setdefault((decay, 1 / ratio), []).append(parameter)
     return _census(found)
 
 
-def _decay_in_force(optimizer: Any) -> dict[str, str]:
-    found: dict[float, list[nn.Parameter]] = {}
+def _groups_in_force(optimizer: Any) -> dict[str, str]:
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for (group, _), parameters in zip(flats_by_group(optimizer), parameters_by_flat(optimizer), strict=True):
-        found.setdefault(group["weight_decay"], []).extend(parameters)
+        found.setdefault((group["weight_decay"], group["lr_scale"]), []).extend(parameters)
     return _census(found)
 
 
-def _census(found: dict[float, list[nn.Parameter]]) -> dict[str, str]:
-    return {f"decay {decay:g}": _tensors(parameters) for decay, parameters in sorted(found.items())}
+def _census(found: dict[tuple[float, float], list[nn.Parameter]]) -> dict[str, str]:
+    return {
+        f"weight decay {decay:.4g}, learning rate x {scale:.4g}": _tensors(parameters)
+        for (decay, scale), parameters in sorted(found.items())
+    }
 
 
 def _tensors(parameters: list[nn.Parameter]) -> str:
