@@ -152,7 +152,7 @@ def test_every_setting_has_a_reader():
     code = "\n".join(
         path.read_text()
         for folder in ("train", "model", "launch")
-        for path in (root / folder).glob("*.py")
+        for path in (root / folder).glob("**/*.py")
         if not path.name.endswith("config.py")
     )
     settings = vars(train.config) | vars(train.data_config)
