@@ -150,6 +150,11 @@ def share_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+def name_accelerator(device: str) -> None:
+    """Tells DeepSpeed what it would else look for, with a warning: "cpu" or "cuda"."""
+    os.environ.setdefault("DS_ACCELERATOR", device)
+
+
 def choose_device(wanted: Device, grid: RankGrid) -> str:
     """ "cpu" or "cuda:N". Raises LaunchError if CUDA is asked for and missing, or has fewer devices than ranks here."""
     import torch

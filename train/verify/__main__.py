@@ -38,12 +38,13 @@ class VerifyCommand:
 
 def run(command: VerifyCommand) -> int:
     """Prints a line a case as it ends, then the verdict."""
-    from train.parallel import share_cores
+    from train.parallel import name_accelerator, share_cores
 
     share_cores()
-    from train.verify.compare import Verdict, isolation
+    from train.verify.compare import Verdict, accelerator, isolation
     from train.verify.ranks import PRELOAD, preload
 
+    name_accelerator(accelerator(command.device))
     preload(PRELOAD)
     chosen = [case for case in cases() if fnmatch.fnmatch(case.name, command.only)]
     left_out = [case.name for case in chosen if case.ranks > command.ranks]

@@ -65,6 +65,14 @@ class Comparison:
         return Verdict(case.name, case.ranks, case.against, distances, case.bound.relative, case.bound.why)
 
 
+def accelerator(device: Device) -> str:
+    """ "cpu" or "cuda": what the cases run on."""
+    import torch
+
+    is_there = device == Device.auto and torch.cuda.is_available()
+    return "cuda" if is_there or device == Device.cuda else "cpu"
+
+
 def isolation(device: Device) -> Iterator[Verdict]:
     """A change in one document of a packed row leaves the others' logits as they were, to the bit."""
     for family in Family:
@@ -99,14 +107,7 @@ def _slice(whole: np.ndarray, fragment: Fragment) -> np.ndarray:
 
 
 def _run(function, case: Case, device: Device) -> list[Outcome]:
-    kind = "cuda" if device == Device.cuda else "cpu" if device == Device.cpu else _found()
-    return Ranks(function, case.ranks, case, device, device=kind).results(300)
-
-
-def _found() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return Ranks(function, case.ranks, case, device, device=accelerator(device)).results(300)
 
 
 def _relative(found: list[float], expected: list[float]) -> float:
