@@ -3,9 +3,10 @@
 import logging
 import warnings
 
-from train.parallel import share_cores
+from train.parallel import name_accelerator, share_cores
 
 share_cores()
+name_accelerator("cpu")
 
 warnings.simplefilter("ignore", FutureWarning)
 logging.disable(logging.INFO)

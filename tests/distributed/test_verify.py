@@ -41,7 +41,7 @@ def test_what_differs_does_not_hold(wrong: Case):
 
 
 def test_a_rank_that_raises_fails_its_case_with_its_traceback():
-    case = Case("seven rows on two ranks", ranks=2, accumulation=3)
+    case = Case("eight rows on three ranks", ranks=3)
     verdict = comparison.of(case, reference_of(case))
     assert not verdict.holds
     assert "Traceback" in verdict.why

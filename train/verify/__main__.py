@@ -69,7 +69,7 @@ def _compared(chosen: list[Case], command: VerifyCommand) -> Iterator:
             yield comparison.of(case, reference_of(case))
 
 
-APP = App("verify", VerifyCommand, {})
+APP = App("verify", VerifyCommand, {}, verbatim=("only",))
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ class Bound:
     """How far apart two runs may lie, and why."""
 
     relative: float
-    """of losses and gradient norms; of weights against the largest of their tensor"""
+    """of losses and gradient norms; of weights against the largest of their tensor (see compare.py)"""
     why: str
 
 

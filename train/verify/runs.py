@@ -26,6 +26,7 @@ from train.config import (
     TrainConfig,
 )
 from train.data_config import DataConfig
+from train.engine.core import StepResult
 from train.fragment import Fragment
 from train.objective import Objective
 from train.parallel import choose_device, prepare_environment, rank_grid
@@ -47,29 +48,41 @@ class Outcome:
 
 def by_engine(case: Case, device: Device) -> Outcome:
     """The case through DeepSpeed, on one of its ranks."""
-    grid = rank_grid(case.parallel.tp_size, case.parallel.sp_size)
-    config = _config(case, device, grid.dp_size)
-    where = choose_device(device, grid)
-    prepare_environment(where, grid)
-    batch = solve_batch(
-        global_batch_size=config.batch.global_batch_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        dp_size=grid.dp_size,
-        seq_len=SEQ_LEN,
-        total_tokens=1,
-    )
-    engine = assemble(config, batch, grid, where)
-    losses, norms = [], []
-    for step in range(STEPS):
-        first = grid.dp_rank * batch.sequences_per_rank
-        mine = [part[first : first + batch.sequences_per_rank] for part in rows(case.rows, step)]
-        result = engine.train_step(zip(*(p.split(batch.micro_batch_size) for p in mine), strict=True), lr_of(step))
-        losses.append(result.loss)
-        norms.append(result.grad_norm)
-        if step == 0:
-            effective_run(config, engine, grid)  # refuses what is not in force
-    masters = [(where, view.float().cpu().numpy()) for kind, where, view in engine.fragments() if kind == "master"]
-    return Outcome(losses, norms, masters)
+    trial = Trial(case, device)
+    results = [trial.step(step) for step in range(STEPS)]
+    views = trial.engine.fragments()
+    masters = [(where, view.float().cpu().numpy()) for kind, where, view in views if kind == "master"]
+    return Outcome([r.loss for r in results], [r.grad_norm for r in results], masters)
+
+
+class Trial:
+    """A case's engine on one of its ranks, and its steps. Refuses to go on if something else is in force than asked."""
+
+    def __init__(self, case: Case, device: Device):
+        grid = rank_grid(case.parallel.tp_size, case.parallel.sp_size)
+        self._case, self._grid = case, grid
+        self._config = config_of(case, device, grid.dp_size)
+        where = choose_device(device, grid)
+        prepare_environment(where, grid)
+        self._batch = solve_batch(
+            global_batch_size=self._config.batch.global_batch_size,
+            micro_batch_size=self._config.batch.micro_batch_size,
+            dp_size=grid.dp_size,
+            seq_len=SEQ_LEN,
+            total_tokens=1,
+        )
+        self.engine = assemble(self._config, self._batch, grid, where)
+        self._is_checked = False
+
+    def step(self, step: int) -> StepResult:
+        """Trains on the rows of `step`."""
+        first, size = self._grid.dp_rank * self._batch.sequences_per_rank, self._batch.micro_batch_size
+        mine = [part[first : first + self._batch.sequences_per_rank] for part in rows(self._case.rows, step)]
+        result = self.engine.train_step(zip(*(part.split(size) for part in mine), strict=True), lr_of(step))
+        if not self._is_checked:
+            effective_run(self._config, self.engine, self._grid)
+            self._is_checked = True
+        return result
 
 
 def by_torch(case: Case, device: Device) -> Outcome:
@@ -152,7 +165,7 @@ def _apart(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(alone), torch.stack(theirs)
 
 
-def _config(case: Case, device: Device, dp_size: int) -> TrainConfig:
+def config_of(case: Case, device: Device, dp_size: int) -> TrainConfig:
     n_rows = ROWS * (len(DOCUMENTS) if case.rows == Rows.apart else 1)
     return TrainConfig(
         run=RunConfig(name="verify", seed=0),
