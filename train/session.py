@@ -35,6 +35,7 @@ from train.sample import SampleCommand, write_sample
 from train.schedule import lr_at
 from train.setup import Setup, introduce, phases_of
 from train.summary import Status, baselines, provenance, summarize
+from train.weights import start_weights
 
 EXIT_PREEMPTED = 143  # "saved; run me again": the code of a process that SIGTERM ended
 
@@ -60,7 +61,7 @@ class Session:
         self._provenance = provenance()
         self.engine = start(
             lambda: Transformer(self._config.model),
-            partial(initial_value, config=self._config.model, seed=self._config.run.seed),
+            self._initial(),
             plan=setup.batch,
             optimizer=self._config.optimizer,
             parallel=self._config.parallel,
@@ -150,6 +151,12 @@ class Session:
         return 0 if reached else EXIT_PREEMPTED
 
     # --- start -------------------------------------------------------------------------------------------------------
+
+    def _initial(self) -> Callable[[str, torch.Size], torch.Tensor]:
+        """What gives the first value of each parameter."""
+        if self._setup.starts_from is not None:
+            return start_weights(self._setup.starts_from)
+        return partial(initial_value, config=self._config.model, seed=self._config.run.seed)
 
     def _open_data(self) -> None:
         config, grid, setup = self._config, self._setup.grid, self._setup

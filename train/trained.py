@@ -20,6 +20,7 @@ class Trained:
     step: int
     tokenizer_sha256: str
     device: str
+    model: Transformer
     logits: Callable[..., Tensor]
     """(B, T) int64, and segments if there are any, to (B, T, V), no gradients"""
 
@@ -50,4 +51,4 @@ def load_trained(run: Path, step: int | None = None) -> Trained:
         with torch.no_grad():
             return model(*(part.to(device) for part in (tokens, *segments)))
 
-    return Trained(config, found.step, found.state["data"]["tokenizer_sha256"], device, logits)
+    return Trained(config, found.step, found.state["data"]["tokenizer_sha256"], device, model, logits)
