@@ -19,7 +19,7 @@ from train.convert.files import INDEX, finished, index_of, write_tensors
 from train.convert.layouts import config_json, layout_for
 from train.convert.proof import ProofError, prove
 from train.convert.sources import HF_TOKENIZER, HF_TOKENIZER_CONFIG, OUR_NAMES, Source
-from train.convert.tokenizer_files import prove_ids, write_tokenizer
+from train.convert.tokenizer_files import prove_ids, prove_their_ids, write_tokenizer
 from train.weights import MANIFEST, MODEL_YAML, SCHEMA_VERSION, arguments, shapes_of, start_weights
 
 DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
@@ -151,5 +151,5 @@ def _proved_against_source(folder: Path, source: Source, command: ConvertCommand
     assumed = {"rope_theta": command.rope_theta, "ignored": command.ignore_fields}
     lines = prove(Path(command.source), model.eval(), source.layout, **assumed)
     if command.tokenizer and source.tokenizer is not None:
-        lines.append(prove_ids(Path(command.source), source.tokenizer))
+        lines.append(prove_their_ids(Path(command.source), source.tokenizer))
     return lines
