@@ -35,7 +35,7 @@ from train.sample import SampleCommand, write_sample
 from train.schedule import lr_at
 from train.setup import Setup, introduce, phases_of
 from train.summary import Status, baselines, provenance, summarize
-from train.weights import start_weights
+from train.weights import open_weights, start_weights
 
 EXIT_PREEMPTED = 143  # "saved; run me again": the code of a process that SIGTERM ended
 
@@ -237,6 +237,8 @@ class Session:
         repeated = file.rewind(self.step)
         spent.idle += world_size * sum(row.get("seconds", 0.0) for row in repeated)
         self._metrics = Metrics(file, folder.tensorboard, self._setup.batch, self._plan, self._config.log.every_steps)
+        if (folder := self._setup.starts_from) is not None:
+            self._note("start_weights", folder=str(folder), sha256=open_weights(folder, every_byte=False).sha256)
         if self._setup.rebases:
             self._note("rebased", step=self.step, phase=len(self._setup.phases))
         self._note("started", step=self.step, world_size=world_size, repeated_steps=sum("loss" in r for r in repeated))

@@ -1,5 +1,6 @@
 """A run's weights to Hugging Face, and a run that starts from a Hugging Face folder (continued pretraining)."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from conf.compose import compose
-from data_prep.files import DataError
+from data_prep.files import DataError, sha256_file
 from tests.runs import TINY, finish, outcome, rows, start
 from train.__main__ import APP
 from train.convert.__main__ import run
@@ -53,7 +54,7 @@ def weights(workplace: Path) -> Path:
     folder = workplace / "theirs"
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**THEIRS)).save_pretrained(folder)
     shutil.copy(workplace / "data" / "tiny" / "tokenizer.model", folder)
-    run(ConvertCommand(str(folder), str(workplace / "weights"), tokenizer=True, ignore_fields=[]))
+    run(ConvertCommand(str(folder), str(workplace / "weights")))
     return workplace / "weights"
 
 
@@ -89,8 +90,6 @@ def test_a_runs_own_tokenizer_must_lie_beside_it(hello: Path, tmp_path: Path):
 
 def first_batch(folder: Path, *overrides: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(tokens, targets) of the first step of such a run."""
-    import contextlib
-
     with contextlib.chdir(folder):
         setup = check(compose(APP, [*TINY, *overrides]), rank_grid())
         batches = TrainBatches(open_rows(setup.phase, setup.corpora, 0, setup.packs), setup.batch, 0)
@@ -103,7 +102,11 @@ def test_the_first_loss_is_that_of_the_model_it_starts_from(weights: Path, workp
     words = ("run.name=on", "run.start_from=weights", MODEL, *SHORT)
     code, message = outcome(workplace, *words)
     assert code == 0, message
-    assert "start" in message
+    assert "weights of weights" in message
+    event = next(
+        line for line in (workplace / "runs" / "on" / "events.jsonl").read_text().splitlines() if "sha" in line
+    )
+    assert json.loads(event)["sha256"] == sha256_file(weights / "manifest.json")
     tokens, targets = first_batch(workplace, "run.name=other", MODEL)
     model = transformers.AutoModelForCausalLM.from_pretrained(workplace / "theirs")
     with torch.no_grad():
@@ -127,10 +130,9 @@ def test_a_run_goes_on_without_the_folder_it_started_from(weights: Path, workpla
     assert [row["loss"] for row in rows(tmp_path / "runs" / "on")] == [row["loss"] for row in straight]
 
 
-@pytest.mark.parametrize("ranks", [2])
-def test_ranks_start_from_the_same_weights(ranks: int, weights: Path, workplace: Path):
+def test_two_ranks_start_from_the_same_weights(weights: Path, workplace: Path):
     words = ("run.name=ranks", "run.start_from=weights", MODEL, "parallel.zero_stage=3", *SHORT)
-    code, message = outcome(workplace, *words, ranks=ranks)
+    code, message = outcome(workplace, *words, ranks=2)
     assert code == 0, message
     first, second = (rows(workplace / "runs" / name)[0]["loss"] for name in ("on", "ranks"))
     assert second == pytest.approx(first, rel=1e-5)

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -407,6 +408,17 @@ def test_a_folder_with_something_in_it_is_not_written_into(exported: Path, tmp_p
         convert(exported, tmp_path)
     (tmp_path / "empty").mkdir()
     convert(exported, tmp_path / "empty")
+
+
+def test_without_transformers_nothing_is_called_ok(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    weights = convert(exported, tmp_path / "weights")
+    assert "NOT checked against transformers" in capsys.readouterr().out
+    with pytest.raises(DataError, match="not installed"):
+        convert(weights, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
 
 
 def test_options_without_effect_are_refused(exported: Path, tmp_path: Path):

@@ -20,7 +20,7 @@ def run(command: ConvertCommand) -> None:
     from train.parallel import share_cores
 
     share_cores()
-    from train.convert.sinks import write_hugging_face, write_weights
+    from train.convert.sinks import NOT_CHECKED, write_hugging_face, write_weights
     from train.convert.sources import is_hugging_face, read_source
 
     from_hf = is_hugging_face(Path(command.source))
@@ -36,9 +36,9 @@ def run(command: ConvertCommand) -> None:
     for note in source.notes:
         print(note)
     write = write_hugging_face if to == Target.hf else write_weights
-    for line in write(source, command):
-        print(line)
-    print(f"ok: {command.out}")
+    lines = write(source, command)
+    print("\n".join(lines))
+    print(f"written, but not checked: {command.out}" if NOT_CHECKED in lines else f"ok: {command.out}")
 
 
 def _useless(command: ConvertCommand, from_hf: bool, to: Target) -> list[str]:

@@ -23,6 +23,7 @@ from train.convert.tokenizer_files import prove_ids, prove_their_ids, write_toke
 from train.weights import MANIFEST, MODEL_YAML, SCHEMA_VERSION, arguments, shapes_of, start_weights
 
 DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16}
+NOT_CHECKED = "NOT checked against transformers, which is not installed: pip install 'crisol[export]', convert again"
 
 
 def write_hugging_face(source: Source, command: ConvertCommand) -> list[str]:
@@ -147,7 +148,7 @@ def _proved_against_source(folder: Path, source: Source, command: ConvertCommand
     if source.layout is None:
         return ["read back equal to the bit"]
     if importlib.util.find_spec("transformers") is None:
-        return ["NOT checked against transformers, which is not installed: pip install 'crisol[export]', convert again"]
+        return [NOT_CHECKED]
     assumed = {"rope_theta": command.rope_theta, "ignored": command.ignore_fields}
     lines = prove(Path(command.source), model.eval(), source.layout, **assumed)
     if command.tokenizer and source.tokenizer is not None:
