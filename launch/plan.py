@@ -10,32 +10,46 @@ import subprocess
 import time
 from pathlib import Path
 
+from conf.compose import ConfigError
 from data_prep.manifest import Manifest
 from train.batch import solve_batch
 from train.config import ClusterConfig, Device, Precision, TrainConfig
 from train.data_config import DataConfig
+from train.layout_problems import layout_problems
 from train.plan import Machine, Plan, make_plan, published_peak, render
 
 
 def plan(config: TrainConfig) -> None:
-    """Prints the plan of `config`. Raises BatchError if the batch does not divide over the cluster's devices."""
+    """Prints the plan of `config`. Raises ConfigError or BatchError if it does not fit the cluster's devices."""
     print(render(planned(config)))
 
 
 def planned(config: TrainConfig) -> Plan:
-    machine = find_machine(config.cluster, config.parallel.precision)
+    ranks_a_row = config.parallel.tp_size * config.parallel.sp_size
+    machine = find_machine(config.cluster, config.parallel.precision, ranks_a_row)
+    problems = layout_problems(config)
+    if machine.n_devices % ranks_a_row:
+        problems.append(
+            f"cluster.n_devices={machine.n_devices} does not divide by parallel.tp_size={config.parallel.tp_size} x "
+            f"parallel.sp_size={config.parallel.sp_size} = {ranks_a_row}"
+        )
+    if problems:
+        raise ConfigError(problems)
     batch = solve_batch(
         global_batch_size=config.batch.global_batch_size,
         micro_batch_size=config.batch.micro_batch_size,
-        dp_size=machine.n_devices,
+        dp_size=machine.n_devices // ranks_a_row,
         seq_len=config.data.seq_len,
         total_tokens=config.total_tokens,
     )
     return make_plan(config, batch, machine, _train_tokens(config.data))
 
 
-def find_machine(cluster: ClusterConfig, precision: Precision) -> Machine:
-    """The configured devices; what the configuration leaves open is looked up on this computer."""
+def find_machine(cluster: ClusterConfig, precision: Precision, least_devices: int = 1) -> Machine:
+    """The configured devices; what the configuration leaves open is looked up on this computer.
+
+    least_devices: those that one replica of the model takes.
+    """
     gpu = None if cluster.device == Device.cpu else _gpu_here()
     name, memory = gpu or ("GPU" if cluster.device == Device.cuda else "CPU process", _memory_bytes())
     if cluster.memory_gib is not None:
@@ -46,7 +60,7 @@ def find_machine(cluster: ClusterConfig, precision: Precision) -> Machine:
         peak, source = known
     else:
         peak, source = _measured(), "measured by a matmul now"
-    return Machine(name, cluster.n_devices or 1, peak, source, memory)
+    return Machine(name, cluster.n_devices or least_devices, peak, source, memory)
 
 
 def _gpu_here() -> tuple[str, int] | None:

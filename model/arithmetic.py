@@ -1,17 +1,20 @@
 """What a network costs, from its shape alone: parameters, FLOPs, bytes. Python integers, no torch.
 
 Conventions (one place for the whole project):
-  * `n_params` counts every stored number once (a tied head is not stored twice); `n_params_matmul` counts what a
-  token is
-    multiplied with (head included, embedding look-up not); `n_params_non_embedding` leaves embedding and head out.
-  * FLOPs per token of training = 6 per matmul parameter (2 forward, 4 backward) plus the attention scores:
-    12·n_layers·n_heads·head_dim·T when the full T x T square counts (PaLM, arXiv 2204.02311, appendix B), half of that
-    when causality counts. Recompute, padding and the optimizer never count.
+  * `n_params` counts every stored number once (a tied head is not stored twice); `n_params_matmul` counts what a token
+    is multiplied with (head included, look-ups not); `n_params_non_embedding` leaves embedding, positions and head out
+    (Kaplan et al., arXiv 2001.08361, section 2.1).
+  * FLOPs per token of training = 6 per matmul parameter (2 forward, 4 backward) plus the attention scores and values,
+    12·n_layers·n_heads·head_dim for each pair of a query and a key. `flops_full` counts the full square of T x T pairs
+    (PaLM, arXiv 2204.02311, appendix B; T x window where that is less), `flops_causal` the pairs that are attended,
+    those on the diagonal as halves: a causal row without window is then half of its square. Norms, softcaps, biases,
+    rotations, recompute, padding and the optimizer never count.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from model.config import ModelConfig
+from model.config import Bias, Mlp, ModelConfig, Norm, Positions, Residual
 
 
 @dataclass(frozen=True)
@@ -19,28 +22,61 @@ class ParameterCounts:
     n_params: int
     n_params_matmul: int
     n_params_non_embedding: int
+    n_params_replicated: int
+    """of n_params, what tensor parallelism cannot cut: norms, positions, and the biases of o and down"""
+
+    def of_rank(self, tp_size: int) -> int:
+        """Stored on each of `tp_size` tensor-parallel ranks."""
+        return self.n_params_replicated + -(-(self.n_params - self.n_params_replicated) // tp_size)
 
 
 def count_parameters(config: ModelConfig) -> ParameterCounts:
-    c, f = config.d_model, config.d_ff
-    attention = c * config.q_width + 2 * c * config.kv_width + config.q_width * c
-    mlp = 3 * c * f
-    matrices = config.n_layers * (attention + mlp)
-    norms = config.n_layers * 2 * c + c
+    c, f, q, kv = config.d_model, config.d_ff, config.q_width, config.kv_width
+    into_mlp = 2 if config.mlp == Mlp.swiglu else 1
+    matrices = config.n_layers * (2 * c * (q + kv) + (into_mlp + 1) * c * f)
+    column_biases = (q + 2 * kv) * (config.bias != Bias.none) + into_mlp * f * (config.bias == Bias.all)
+    row_biases = 2 * c * (config.bias == Bias.all)
+    norm = c * (2 if config.norm == Norm.layernorm and config.bias == Bias.all else 1)
+    final_norm = norm * (config.residual != Residual.post_norm)
+    small = row_biases + 2 * norm + 2 * config.head_width * config.qk_norm
+    positions = c * (config.max_positions or 0)
     embedding = config.vocab_size * c
-    head = 0 if config.tie_embeddings else embedding
+    inside = matrices + config.n_layers * (column_biases + small) + final_norm
     return ParameterCounts(
-        n_params=matrices + norms + embedding + head,
+        n_params=inside + embedding * (1 if config.tie_embeddings else 2) + positions,
         n_params_matmul=matrices + embedding,
-        n_params_non_embedding=matrices + norms,
+        n_params_non_embedding=inside,
+        n_params_replicated=config.n_layers * small + final_norm + positions,
     )
 
 
+def attended_pairs(lengths: Iterable[int], window: int | None = None) -> int:
+    """Pairs of a query and a key that see each other in causal documents of these lengths (tokens).
+
+    window: how many positions a query sees, itself included; None means all earlier ones of its document.
+    """
+    pairs = 0
+    for length in lengths:
+        seen = length if window is None else min(window, length)
+        pairs += seen * (seen + 1) // 2 + (length - seen) * seen
+    return pairs
+
+
+def training_flops(config: ModelConfig, n_tokens: int, n_pairs: int) -> int:
+    """flops_causal of so many tokens with so many attended pairs (see `attended_pairs`), forward and backward."""
+    return 6 * count_parameters(config).n_params_matmul * n_tokens + _pair_flops(config) * (2 * n_pairs - n_tokens) // 2
+
+
 def flops_per_token(config: ModelConfig, seq_len: int) -> tuple[int, int]:
-    """(flops_full, flops_causal) of one training token, forward and backward."""
-    matmul = 6 * count_parameters(config).n_params_matmul
-    square = 12 * config.n_layers * config.q_width * seq_len
-    return matmul + square, matmul + square // 2
+    """(flops_full, flops_causal) of one token of rows of one document, forward and backward. The second is rounded
+    down to a whole FLOP."""
+    span = min(config.sliding_window or seq_len, seq_len)
+    full = 6 * count_parameters(config).n_params_matmul + _pair_flops(config) * span
+    return full, training_flops(config, seq_len, attended_pairs([seq_len], span)) // seq_len
+
+
+def _pair_flops(config: ModelConfig) -> int:
+    return 12 * config.n_layers * config.q_width
 
 
 @dataclass(frozen=True)
@@ -57,36 +93,98 @@ class StateBytes:
         return self.weights + self.gradients + self.optimizer
 
 
-def state_bytes(n_params: int, weight_bytes: int, zero_stage: int, dp_size: int) -> StateBytes:
-    """Bytes of weights, gradients and optimizer states on one of `dp_size` ranks (ZeRO, arXiv 1910.02054, section 3).
+def state_bytes(n_params: int, precision: str, zero_stage: int, n_shards: int) -> StateBytes:
+    """Bytes of weights, gradients and optimizer states on one rank that stores or shares `n_params` of them (see
+    `ParameterCounts.of_rank`), shared out over `n_shards` ranks (ZeRO, arXiv 1910.02054, section 3).
 
-    weight_bytes: 4 for fp32 (the weights are their own masters), 2 for bf16 with fp32 masters; gradients are summed in
-    fp32 either way. Stage 1 shards the optimizer, stage 2 the gradients too, stage 3 the weights too. Padding of the
-    shards to equal length is not counted.
+    precision: fp32 (the weights are their own masters), bf16 (with fp32 masters and fp32 gradient sums), bf16_states
+    (2 bytes for everything). Stage 1 shards the optimizer, stage 2 the gradients too, stage 3 the weights too. Padding
+    of the shards to equal length is not counted.
     """
-    shard = -(-n_params // dp_size)
-    masters = 0 if weight_bytes == 4 else 4
+    weight, gradient, optimizer = {"fp32": (4, 4, 8), "bf16": (2, 4, 12), "bf16_states": (2, 2, 4)}[precision]
+    shard = -(-n_params // n_shards)
     return StateBytes(
-        weights=weight_bytes * (shard if zero_stage >= 3 else n_params),
-        gradients=4 * (shard if zero_stage >= 2 else n_params),
-        optimizer=(masters + 8) * (shard if zero_stage >= 1 else n_params),
+        weights=weight * (shard if zero_stage >= 3 else n_params),
+        gradients=gradient * (shard if zero_stage >= 2 else n_params),
+        optimizer=optimizer * (shard if zero_stage >= 1 else n_params),
     )
 
 
-def activation_bytes(config: ModelConfig, micro_batch_size: int, seq_len: int, element_bytes: int) -> int:
-    """Bytes that autograd keeps from forward to backward, without recomputation, the loss left out (see `logit_bytes`).
+def activation_bytes(
+    config: ModelConfig,
+    micro_batch_size: int,
+    seq_len: int,
+    element_bytes: int,
+    *,
+    masked: bool = False,
+    recompute: str = "none",
+) -> int:
+    """Bytes that autograd keeps from forward to backward, run eagerly, the loss left out (see `logit_bytes`).
 
-    Per token, in elements, from what `model/transformer.py` saves: for each norm its fp32 input, the normalised
-    value and
-    the result; rotated q and k, v, the attention output; gate, silu(gate), up and their product. Attention scores are
-    never stored (flash attention).
+    masked: True if rows hold several documents with masks between them. recompute: none; full, where of a block only
+    its input is kept; selective, where the results of matrix products and of attention are kept too. With either, the
+    block that is run again at the time is counted in full. What each module keeps is written at its function below.
     """
-    c, f, q, kv = config.d_model, config.d_ff, config.q_width, config.kv_width
-    norm = c * (4 + 2 * element_bytes)
-    block = 2 * norm + (2 * q + 2 * kv + 4 * f) * element_bytes
-    return micro_batch_size * seq_len * (config.n_layers * block + norm)
+    n_positions, element = micro_batch_size * seq_len, element_bytes
+    norm = _norm_bytes(config, element)
+    shares_input = config.residual == Residual.parallel and (config.norm == Norm.layernorm or element == 4)
+    inside = 2 * norm - shares_input * element * config.d_model + _mlp_bytes(config, element)
+    block = n_positions * (inside + _attention_bytes(config, seq_len, element, masked))
+    if not masked and _has_mask(config, seq_len, masked):  # one mask for all rows of the micro-batch
+        block += seq_len**2 * (element if config.attention_softcap is None else 1)
+    outside = n_positions * (element * config.d_model if config.residual == Residual.post_norm else norm)
+    outside += 2 * 4 * seq_len * config.rotary_width * (config.positions == Positions.rotary)  # cos and sin
+    if recompute == "none":
+        return config.n_layers * block + outside
+    kept = element * config.d_model + (recompute == "selective") * _product_bytes(config, seq_len, element)
+    return config.n_layers * n_positions * kept + outside + block
 
 
-def logit_bytes(config: ModelConfig, micro_batch_size: int, seq_len: int, element_bytes: int) -> int:
-    """The logits as the head gives them, their fp32 log-softmax, and its gradient."""
-    return micro_batch_size * seq_len * config.vocab_size * (element_bytes + 4 + 4)
+def _product_bytes(config: ModelConfig, seq_len: int, element: int) -> int:
+    """Per position: what q, k, v, o and the MLP's matrices give, and attention (its scores, where it is by hand)."""
+    into_mlp = 2 if config.mlp == Mlp.swiglu else 1
+    widths = 2 * config.q_width + 2 * config.kv_width + 2 * config.d_model + into_mlp * config.d_ff
+    return element * widths + config.n_heads * (4 if config.attention_softcap is None else element * seq_len)
+
+
+def _norm_bytes(config: ModelConfig, element: int) -> int:
+    """Per position. RMSNorm: fp32 input, 1 / rms, normalised input, result. LayerNorm: input, mean, 1 / deviation,
+    result."""
+    if config.norm == Norm.rmsnorm:
+        return config.d_model * (4 + 2 * element) + 4
+    return config.d_model * 2 * element + 2 * element
+
+
+def _mlp_bytes(config: ModelConfig, element: int) -> int:
+    """Per position: gate, silu(gate), up and their product; or up and gelu(up)."""
+    return config.d_ff * element * (4 if config.mlp == Mlp.swiglu else 2)
+
+
+def _attention_bytes(config: ModelConfig, seq_len: int, element: int, masked: bool) -> int:
+    """Per position: q, k and v as the scores are made of them, the output; before them, with QK-norm, what that norm
+    keeps. A fused kernel keeps one fp32 number for each head, and its mask as numbers; capped scores are kept whole,
+    as tanh, as probabilities in fp32 and in the dtype of the values."""
+    q, kv, heads = config.q_width, config.kv_width, config.n_heads
+    kept = element * (
+        2 * q + 2 * (q if _has_mask(config, seq_len, masked) else kv)
+    )  # with a mask, keys and values are repeated for their groups
+    if config.qk_norm:
+        kept += (4 + element) * (q + kv) + 4 * (heads + config.n_kv_heads)
+    if config.attention_softcap is None:
+        return kept + 4 * heads + masked * element * seq_len
+    probabilities = 4 if element == 4 else 4 + element
+    return kept + heads * seq_len * (4 + probabilities) + masked * seq_len
+
+
+def _has_mask(config: ModelConfig, seq_len: int, masked: bool) -> bool:
+    """True unless attention is plainly causal and a kernel's own mask will do."""
+    windowed = config.sliding_window is not None and config.sliding_window < seq_len
+    return masked or windowed or config.attention_softcap is not None
+
+
+def logit_bytes(config: ModelConfig, n_positions: int, element_bytes: int) -> int:
+    """The most that head and loss hold at once for `n_positions` of them (of a chunk, if the loss goes by chunks): the
+    logits, with a softcap its tanh too, their exponentials or gradient in fp32, and with bf16 logits a second copy in
+    fp32 (see model/loss.py; a GPU converts as it computes, and holds half of that copy)."""
+    kept = element_bytes * (1 if config.logit_softcap is None else 2)
+    return n_positions * config.vocab_size * (kept + (4 if element_bytes == 4 else 8))

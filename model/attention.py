@@ -52,7 +52,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(config.q_width, config.d_model, bias=config.bias == Bias.all)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.core = AttentionCore(config)
+        self.core: nn.Module = AttentionCore(config)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """(B, T, C) to (B, T, C)."""

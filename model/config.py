@@ -1,6 +1,6 @@
 """The shape of one decoder-only network, and the sizes that follow from it. No torch, so that planning is instant."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
 
@@ -55,6 +55,16 @@ class Scaling(StrEnum):
     llama3 = "llama3"
 
 
+_READS = {
+    Scaling.none: (),
+    Scaling.linear: ("factor",),
+    Scaling.ntk: ("factor",),
+    Scaling.yarn: ("factor", "original_context", "beta_fast", "beta_slow"),
+    Scaling.llama3: ("factor", "original_context", "low_freq_factor", "high_freq_factor"),
+}
+"""what each kind of scaling goes by"""
+
+
 @dataclass
 class RopeScaling:
     """How rotary frequencies are stretched for contexts longer than they were trained for: see model/rope.py."""
@@ -79,8 +89,14 @@ class RopeScaling:
                 f"model.rope_scaling: factor={self.factor} and original_context={self.original_context} must be at "
                 "least 1"
             ]
-        if self.kind == Scaling.none and self.factor != 1:
-            return [f"model.rope_scaling.factor={self.factor} does nothing while model.rope_scaling.kind=none"]
+        unread = [
+            f"model.rope_scaling.{setting.name}={getattr(self, setting.name)} does nothing while "
+            f"model.rope_scaling.kind={self.kind}"
+            for setting in fields(self)
+            if setting.name not in ("kind", *_READS[self.kind]) and getattr(self, setting.name) != setting.default
+        ]
+        if unread:
+            return unread
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             return [
                 f"model.rope_scaling: low_freq_factor={self.low_freq_factor} must be above 0 and below "
@@ -212,8 +228,21 @@ class ModelConfig:
                     f"heads of width {self.rotary_width} cannot be rotated: rotary positions need an even width "
                     f"(head_dim {self.head_width} x model.rotary_fraction={self.rotary_fraction})"
                 )
-        elif self.rope_scaling.kind != Scaling.none:
-            found.append(f"model.rope_scaling does nothing while model.positions={self.positions}")
+            elif self.rotary_width == 2 and self.rope_scaling.kind == Scaling.ntk:
+                found.append(
+                    "model.rope_scaling.kind=ntk stretches slow dimensions more than fast ones, and heads of which 2 "
+                    f"columns are rotated (head_dim {self.head_width} x model.rotary_fraction={self.rotary_fraction}) "
+                    "have one; use kind=linear"
+                )
+        else:
+            found += [
+                f"model.{setting.name}={getattr(self, setting.name)} does nothing while model.positions="
+                f"{self.positions}"
+                for setting in fields(self)
+                if setting.name in ("rope_theta", "rotary_fraction") and getattr(self, setting.name) != setting.default
+            ]
+            if self.rope_scaling.kind != Scaling.none:
+                found.append(f"model.rope_scaling does nothing while model.positions={self.positions}")
         if (self.positions == Positions.learned) != (self.max_positions is not None):
             found.append(
                 f"model.positions={self.positions} and model.max_positions={self.max_positions}: learned positions "
@@ -228,6 +257,16 @@ class ModelConfig:
                 "which its settings were chosen, and no other recipe has one"
             ]
         return []
+
+
+def context_problems(config: ModelConfig, seq_len: int) -> list[str]:
+    """What is wrong with rows of `seq_len` tokens for this network."""
+    if config.max_positions is None or seq_len <= config.max_positions:
+        return []
+    return [
+        f"data.seq_len={seq_len} is longer than the table of learned positions, model.max_positions="
+        f"{config.max_positions}; set data.seq_len={config.max_positions} or less, or model.max_positions={seq_len}"
+    ]
 
 
 def _nearest_multiples(value: int, factor: int) -> tuple[int, int]:

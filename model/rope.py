@@ -34,7 +34,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turning, still = x[..., :width], x[..., width:]
     first, second = turning.float().chunk(2, dim=-1)
     turned = turning.float() * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((turned.to(x.dtype), still), dim=-1) if still.shape[-1] else turned.to(x.dtype)
+    if not still.shape[-1]:
+        return turned.to(x.dtype)
+    # in the order (B, T, H, D) of the projections: attention gives its output in the order of q, and is spared a copy
+    return torch.cat((turned.to(x.dtype).transpose(1, 2), still.transpose(1, 2)), dim=-1).transpose(1, 2)
 
 
 def rotary_frequencies(width: int, theta: float, scaling: RopeScaling, device: torch.device | str = "cpu") -> Tensor:

@@ -49,6 +49,11 @@ class Transformer(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
 
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, with their type."""
+        return list(self.blocks)  # type: ignore[arg-type]
+
     def forward(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
         """tokens: (B, T) int64 in [0, vocab_size). Returns logits (B, T, V) in the dtype of the weights.
 

@@ -33,6 +33,7 @@ ALLOWED = {
         "train.batch",
         "train.config",
         "train.data_config",
+        "train.layout_problems",
         "train.plan",
     },
     "conf": set[str](),
@@ -108,6 +109,8 @@ MODULES_WITHOUT_TORCH = [
 MODULES_WITHOUT_TORCH += [
     "train.config",
     "train.batch",
+    "train.errors",
+    "train.layout_problems",
     "train.plan",
     "train.schedule",
     "train.setup",

@@ -20,7 +20,7 @@ def run(config: TrainConfig) -> int:
     from train.setup import check, is_finished
 
     share_cores()
-    setup = check(config, rank_grid())
+    setup = check(config, rank_grid(config.parallel.tp_size, config.parallel.sp_size))
     if is_finished(setup):
         if setup.grid.is_first:
             print(f"{setup.folder.path} is finished at step {setup.batch.total_steps}; for another, choose a run.name")

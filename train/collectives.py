@@ -58,7 +58,8 @@ class _Enter(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (d,) = grad_outputs
         return sum_of(d, ctx.group), None
 
 
@@ -68,7 +69,8 @@ class _Summed(torch.autograd.Function):
         return sum_of(x, group)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (d,) = grad_outputs
         return d, None
 
 
@@ -79,7 +81,8 @@ class _Gathered(torch.autograd.Function):
         return joined(x, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (d,) = grad_outputs
         return _own_part_of_sum(d, ctx.dim, ctx.group), None, None
 
 
@@ -90,7 +93,8 @@ class _ScatteredSum(torch.autograd.Function):
         return _own_part_of_sum(x, dim, group)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (d,) = grad_outputs
         return joined(d, ctx.dim, ctx.group), None, None
 
 
@@ -101,7 +105,8 @@ class _Exchanged(torch.autograd.Function):
         return _all_to_all(x, group)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (d,) = grad_outputs
         return _all_to_all(d, ctx.group), None
 
 

@@ -203,6 +203,13 @@ class ParallelConfig:
     the first gathering of a step goes over the network; null means none (hpZ of ZeRO++, arXiv 2306.10209)"""
     offload_optimizer: bool = False
     """masters and moments live in the memory of the CPU, which also does the update"""
+    tp_size: int = 1
+    """tensor parallelism: so many neighbouring ranks share out every matrix"""
+    sequence_parallel_norms: bool = True
+    """with tp_size above 1: each of those ranks runs the norms, and keeps the residual stream, for its own part of the
+    sequence (arXiv 2205.05198)"""
+    sp_size: int = 1
+    """sequence parallelism (Ulysses, arXiv 2309.14509): so many ranks share out every row, for long contexts"""
     activation_checkpointing: Recompute = Recompute.none
     compile: Compile = Compile.off
     """torch.compile of each block"""
@@ -218,8 +225,17 @@ class ParallelConfig:
             )
         elif self.zero_stage not in (1, 2, 3):
             found.append(f"parallel.zero_stage={self.zero_stage} must be 1, 2 or 3")
+        for name in ("tp_size", "sp_size"):
+            if getattr(self, name) < 1:
+                found.append(f"parallel.{name}={getattr(self, name)} must be at least 1")
         if self.bucket_elements < 1:
             found.append(f"parallel.bucket_elements={self.bucket_elements} must be at least 1")
+        if self.compile != Compile.off and self.zero_stage == 3:
+            found.append(
+                f"parallel.compile={self.compile} does not go with parallel.zero_stage=3: DeepSpeed gathers weights in "
+                "hooks that break every block's graph some twenty times, so hardly anything would be compiled; use "
+                "zero_stage=2 (with tp_size, where weights do not fit), or compile=off"
+            )
         if self.hpz_size is not None and self.hpz_size < 2:
             found.append(f"parallel.hpz_size={self.hpz_size} must be at least 2 (the ranks of a node), or null")
         if self.hpz_size is not None and self.zero_stage != 3:
@@ -283,6 +299,10 @@ class CheckpointConfig:
     """a checkpoint after every so many steps, and always after the last"""
     keep_last: int = 2
     """older checkpoints are removed after a new one is complete"""
+    keep_every_steps: int | None = None
+    """those of every multiple of this step are never removed"""
+    keep_best: bool = False
+    """never removes the one with the lowest validation loss, among those made at a step with an evaluation"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
@@ -293,7 +313,18 @@ class CheckpointConfig:
                 f"checkpoint.keep_last={self.keep_last} must be at least 2: with a single one, a fault while it is "
                 "replaced would leave none"
             )
+        if self.keep_every_steps is not None and self.every_steps >= 1:
+            found += self._spacing_problems(self.keep_every_steps)
         return found
+
+    def _spacing_problems(self, keep_every_steps: int) -> list[str]:
+        multiple = max(1, round(keep_every_steps / self.every_steps)) * self.every_steps
+        if keep_every_steps >= 1 and keep_every_steps % self.every_steps == 0:
+            return []
+        return [
+            f"checkpoint.keep_every_steps={keep_every_steps} must be a multiple of "
+            f"checkpoint.every_steps={self.every_steps}, or there is no checkpoint to keep: {multiple} would do"
+        ]
 
 
 @dataclass
@@ -395,7 +426,21 @@ class TrainConfig:
                     f"(schedule.decay_fraction={self.schedule.decay_fraction}) overlap: "
                     f"total_tokens={self.total_tokens:_}"
                 )
-        return found
+        return found + self._best_problems()
+
+    def _best_problems(self) -> list[str]:
+        saved, measured = self.checkpoint.every_steps, self.evaluation.every_steps
+        if (
+            not self.checkpoint.keep_best
+            or min(saved, measured) < 1
+            or max(saved, measured) % min(saved, measured) == 0
+        ):
+            return []
+        return [
+            "checkpoint.keep_best chooses among checkpoints with a validation loss, but "
+            f"checkpoint.every_steps={saved} and evaluation.every_steps={measured} seldom meet: let one be a multiple "
+            "of the other"
+        ]
 
 
 FREE_TO_CHANGE = (
@@ -405,11 +450,18 @@ FREE_TO_CHANGE = (
     "data.sources.*.folder",
     "data.pack_folder",
     "data.rebase",
-    "batch.micro_batch_size",  # this one and the next two change the order of sums, nothing else
+    "batch.micro_batch_size",  # this one and the parallel ones change the order of sums, nothing else
     "parallel.zero_stage",
     "parallel.bucket_elements",
     "parallel.hpz_size",
     "parallel.offload_optimizer",
+    "parallel.tp_size",
+    "parallel.sp_size",
+    "parallel.sequence_parallel_norms",
+    "parallel.activation_checkpointing",
+    "parallel.compile",
+    "parallel.attention_kernel",
+    "loss.chunk_tokens",
     "checkpoint.",
     "log.",
     "sample.",

@@ -27,14 +27,13 @@ class Evaluation:
     n_tokens: int
 
 
-def evaluate(logits: Callable, batches: Iterable, token_bytes, sum_over_ranks: Callable, device: str) -> Evaluation:
-    """Runs `logits` over this rank's (tokens, targets) or (tokens, targets, segments) and adds up over all ranks.
+def evaluate(losses: Callable, batches: Iterable, token_bytes, sum_over_rows: Callable, device: str) -> Evaluation:
+    """Runs `losses` over this rank's (tokens, targets) or (tokens, targets, segments) and adds up over all rows.
 
-    logits: (B, T) int64, and segments where there are any, to (B, T, V); token_bytes: (V',) bytes of text that each id
-    stands for.
+    losses: such a batch to the nats of each target (B, T) fp32, 0 where there is none; sum_over_rows: adds up over the
+    ranks that have different rows; token_bytes: (V',) bytes of text that each id stands for.
     """
     import torch
-    import torch.nn.functional as F
 
     from model.loss import IGNORED_TARGET
 
@@ -43,10 +42,7 @@ def evaluate(logits: Callable, batches: Iterable, token_bytes, sum_over_ranks: C
     n_rows = torch.zeros((), dtype=torch.float64, device=device)
     for tokens, targets, *segments in batches:
         targets = targets.to(device)
-        scores = logits(tokens, *segments)
-        nats = F.cross_entropy(
-            scores.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_TARGET, reduction="none"
-        ).view(targets.shape)
+        nats = losses(tokens, targets, *segments)
         real = targets != IGNORED_TARGET
         per_row = real.sum(1)
         nonempty = per_row > 0
@@ -57,8 +53,8 @@ def evaluate(logits: Callable, batches: Iterable, token_bytes, sum_over_ranks: C
         sums[3] += row_means.square().sum()
         sums[4] += row_means.sum()
         n_rows += nonempty.sum()
-    total, n_tokens, n_bytes, squares, means = sum_over_ranks(sums).tolist()
-    rows = float(sum_over_ranks(n_rows))
+    total, n_tokens, n_bytes, squares, means = sum_over_rows(sums).tolist()
+    rows = float(sum_over_rows(n_rows))
     return Evaluation(
         val_loss=total / n_tokens,
         val_loss_stderr=_standard_error(squares, means, rows),
@@ -116,7 +112,7 @@ def _run(command: EvaluateCommand) -> None:
         mask_documents=trained.config.data.mask_documents,
     )
     token_bytes = np.load(corpora[0].folder / "token_bytes.npy", allow_pickle=False)
-    result = evaluate(trained.logits, batches.batches(0), token_bytes, lambda sums: sums, trained.device)
+    result = evaluate(trained.losses, batches.batches(0), token_bytes, lambda sums: sums, trained.device)
     error = "" if result.val_loss_stderr is None else f" ± {result.val_loss_stderr:.4f}"
     print(
         f"step {trained.step}: val loss {result.val_loss:.4f}{error} nats/token, {result.bits_per_byte:.4f} bits/byte "

@@ -28,8 +28,17 @@ _BACKENDS = {
 }
 
 
+KERNEL_NAMES = {
+    AttentionKernel.flash: "flash",
+    AttentionKernel.efficient: "efficient",
+    AttentionKernel.cudnn: "cudnn",
+    AttentionKernel.math: "by hand",
+}
+"""what is in the name of each kernel's operation"""
+
+
 def apply(model: Transformer, parallel: ParallelConfig) -> None:
-    for block in model.blocks:
+    for block in model.layers:
         if parallel.attention_kernel != AttentionKernel.auto:
             _use_kernel(block.attention.core, _BACKENDS[parallel.attention_kernel])
         _recompute(block, parallel.activation_checkpointing)
@@ -55,13 +64,14 @@ def _recompute(block: nn.Module, policy: Recompute) -> None:
         case Recompute.none:
             return
         case Recompute.full:
-            options = {}
+            options: dict[str, Any] = {}
         case Recompute.selective:
             options = {"context_fn": functools.partial(create_selective_checkpoint_contexts, _kept_or_not)}
 
     def forward(*arguments: Any) -> Tensor:  # a function of ours: torch.compile passes torch's own checkpoint by
         return checkpoint(plain, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
 
+    setattr(forward, "policy", policy)  # noqa: B010 (functions have no declared attributes)
     block.forward = forward
 
 
@@ -97,7 +107,7 @@ def attention_kernel_in_force(
     segments = torch.zeros(n_rows, seq_len, dtype=torch.int32, device=device) if masked else None
     context = make_context(config, seq_len, segments, torch.device(device))
     with _operations() as seen:
-        model.blocks[0].attention.core(q, k, v, context)
+        model.layers[0].attention.core(q, k, v, context)
     return next((name.removeprefix("_") for name in seen if name.startswith("_scaled_dot_product")), "by hand")
 
 
@@ -115,8 +125,19 @@ def _operations() -> Iterator[list[str]]:
         yield seen
 
 
-def compiled_blocks() -> tuple[int, dict[str, int]]:
-    """(graphs that torch.compile has made so far in this process, reasons for breaks in them with their number)."""
+def policies_in_force(model: Transformer) -> set[str]:
+    """What the blocks do with their activations."""
+    return {getattr(block.forward, "policy", Recompute.none) for block in model.layers}
+
+
+def compilation_in_force(model: Transformer) -> str:
+    """How many blocks torch.compile has taken up, and at how many places it had to give up. Valid after a step."""
     from torch._dynamo.utils import counters
 
-    return counters["stats"]["unique_graphs"], dict(counters["graph_break"])
+    n_blocks = sum(block._compiled_call_impl is not None for block in model.layers)
+    n_graphs, breaks = counters["stats"]["unique_graphs"], counters["graph_break"]
+    if n_blocks == 0:
+        return "none"
+    if n_graphs and not breaks:
+        return f"{n_blocks}, without a break"
+    return f"{n_blocks} marked, {n_graphs} graphs made, {sum(breaks.values())} breaks: {'; '.join(breaks)}"

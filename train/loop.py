@@ -8,7 +8,7 @@ import math
 import time
 
 from train.engine.core import StepResult
-from train.engine.errors import NumericsError
+from train.errors import NumericsError
 from train.parallel import choose_device, prepare_environment
 from train.session import Session
 from train.setup import Setup
@@ -37,6 +37,7 @@ def train(setup: Setup) -> int:
 def _refuse_nonfinite(session: Session, result: StepResult) -> None:
     if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
         return
+    session.finish_save()
     raise NumericsError(
         f"step {session.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}. Nothing of it was saved; the "
         f"last checkpoint is of step {session.saved_step}. A lower optimizer.peak_lr or a longer warm-up is the usual "

@@ -22,6 +22,7 @@ class Mesh:
         self.grid = grid
         self.tp_size, self.tp_rank = grid.tp_size, grid.tp_rank
         self.sp_size, self.sp_rank = grid.sp_size, grid.sp_rank
+        self.dp_size, self.dp_rank = grid.dp_size, grid.dp_rank
         self.cuts_norms = sequence_parallel_norms and grid.tp_size > 1
         tp, together = grid.tp_size, grid.tp_size * grid.sp_size
         first = grid.dp_rank * together
@@ -55,10 +56,10 @@ class Mesh:
     get_tensor_model_parallel_group = get_model_parallel_group
 
     def get_data_parallel_rank(self) -> int:
-        return self.grid.dp_rank * self.sp_size + self.sp_rank
+        return self.dp_rank * self.sp_size + self.sp_rank
 
     def get_data_parallel_world_size(self) -> int:
-        return self.grid.dp_size * self.sp_size
+        return self.dp_size * self.sp_size
 
     def get_data_parallel_group(self) -> ProcessGroup:
         return self.data_group

@@ -1,4 +1,4 @@
-"""What DeepSpeed is given as the model: rows in, the loss of each target out.
+"""What DeepSpeed is given as the model: rows in, the loss of each target out (or the logits, to look at).
 
 The head and the loss can go over the row in chunks, each run again in backward instead of kept, so that logits exist
 for `chunk_tokens` positions at a time. Shapes: B batch, T positions, C d_model.
@@ -25,9 +25,15 @@ class Objective(nn.Module):
         self.own_part: Callable[[Tensor], Tensor] = lambda targets: targets
         """(B, T) targets of a row to those of this rank's part of it"""
 
-    def forward(self, tokens: Tensor, targets: Tensor, segments: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """tokens, targets, segments: (B, T). Returns (nats, log_z) as `token_losses` does, of this rank's part."""
-        hidden, targets = self.model.hidden(tokens, segments), self.own_part(targets)
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, segments: Tensor | None = None
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """tokens, targets, segments: (B, T). Returns (nats, log_z) as `token_losses` does, of this rank's part; or
+        without targets its logits."""
+        hidden = self.model.hidden(tokens, segments)
+        if targets is None:
+            return self.model.logits(hidden)
+        targets = self.own_part(targets)
         if self.chunk_tokens is None or self.chunk_tokens >= targets.numel():
             return self._losses(hidden, targets)
         shape = targets.shape

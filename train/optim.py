@@ -30,11 +30,11 @@ def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.op
 
 
 def fresh_state(optimizer: torch.optim.Optimizer, group: dict[str, Any], flat: Tensor) -> dict[str, Tensor]:
-    """What `optimizer` remembers of a tensor of `group` that it has never updated: as it would make it at its first step.
+    """What `optimizer` remembers of a tensor of `group` that it has never updated, as its first step would make it.
 
     Made beforehand, it can be filled from a checkpoint, and is known in full before the first step.
     """
-    if not isinstance(optimizer, torch.optim.AdamW):
+    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one of them
         raise TypeError(f"the state of {type(optimizer).__name__} is not known here")
     on_device = group["fused"] or group["capturable"]
     return {

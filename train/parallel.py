@@ -179,7 +179,7 @@ def prepare_environment(device: str, grid: RankGrid) -> None:
         "WORLD_SIZE": str(grid.world_size),
         "LOCAL_RANK": str(grid.local_rank),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()) if grid.world_size == 1 else "29500",
+        "MASTER_PORT": str(free_port()) if grid.world_size == 1 else "29500",
         "DS_ACCELERATOR": "cpu" if device == "cpu" else "cuda",
     }
     for name, value in defaults.items():
@@ -190,7 +190,22 @@ def prepare_environment(device: str, grid: RankGrid) -> None:
         torch.cuda.set_device(grid.local_rank)
 
 
-def _free_port() -> int:
+def become_rank(rank: int, world_size: int, port: int, device: str) -> None:
+    """Lets this process be one of `world_size` ranks of this machine, as a launcher would."""
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": device,
+    }
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

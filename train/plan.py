@@ -3,7 +3,7 @@
 `make_plan` is used by `launch plan` and printed (and saved as plan.json) by every run at its start.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from model.arithmetic import activation_bytes, count_parameters, flops_per_token, logit_bytes, state_bytes
@@ -132,17 +132,37 @@ def make_plan(config: TrainConfig, batch: BatchPlan, machine: Machine, train_tok
 
 
 def _memory(config: TrainConfig, batch: BatchPlan) -> MemoryPlan:
-    element = 4 if config.parallel.precision == Precision.fp32 else 2
-    n_params = count_parameters(config.model).n_params
-    state = state_bytes(n_params, element, config.parallel.zero_stage, batch.dp_size)
-    shape = (config.model, batch.micro_batch_size, batch.seq_len, element)
-    buckets = 0 if batch.dp_size == 1 else 2 * 4 * min(config.parallel.bucket_elements, n_params)
+    """Of one rank. Counted whole, though sequence-parallel norms share it out: what norms keep. Not counted: the
+    buffers of collectives, the second copy of weights of hpZ, and that Muon has one moment, not two."""
+    parallel, whole = config.parallel, config.model
+    tp, n_shards = parallel.tp_size, batch.dp_size * parallel.sp_size
+    element = 4 if parallel.precision == Precision.fp32 else 2
+    n_params = count_parameters(whole).of_rank(tp)
+    state = state_bytes(n_params, parallel.precision, parallel.zero_stage, n_shards)
+    own = replace(  # the network as one tensor-parallel rank has it
+        whole,
+        vocab_size=-(-whole.vocab_size // tp),
+        n_heads=-(-whole.n_heads // tp),
+        n_kv_heads=-(-whole.n_kv_heads // tp),
+        head_dim=whole.head_width,
+        d_ff=-(-whole.d_ff // tp),
+    )
+    activations = activation_bytes(
+        own,
+        batch.micro_batch_size,
+        batch.seq_len,
+        element,
+        masked=config.data.mask_documents,
+        recompute=parallel.activation_checkpointing,
+    )
+    n_positions = batch.micro_batch_size * batch.seq_len // parallel.sp_size
+    buckets = 0 if n_shards == 1 else 2 * 4 * min(parallel.bucket_elements, n_params)
     return MemoryPlan(
         weights=state.weights,
         gradients=state.gradients,
-        optimizer=state.optimizer,
-        activations=activation_bytes(*shape),
-        logits=logit_bytes(*shape),
+        optimizer=0 if parallel.offload_optimizer else state.optimizer,
+        activations=activations // parallel.sp_size,
+        logits=logit_bytes(own, min(n_positions, config.loss.chunk_tokens or n_positions), element),
         buckets=buckets,
     )
 

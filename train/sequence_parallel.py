@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import Context
-from model.transformer import Transformer
+from model.transformer import Block, Transformer
 from train.collectives import exchanged, joined
 from train.mesh import Mesh, sequence_part
 
@@ -33,7 +33,8 @@ def apply(model: Transformer, mesh: Mesh) -> None:
         if table is not None:
             table.register_forward_pre_hook(own_positions, prepend=True)  # before tensor parallelism cuts t in turn
     for block in model.blocks:
-        block.attention.core = UlyssesCore(block.attention.core, mesh)
+        assert isinstance(block, Block)
+        block.attention.set_submodule("core", UlyssesCore(block.attention.core, mesh))
 
 
 class UlyssesCore(nn.Module):
@@ -61,8 +62,8 @@ def whole_rows(parts: Tensor, mesh: Mesh) -> Tensor:
 def whole_logits(forward: Callable[..., Tensor], mesh: Mesh, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
     """(B, T) to (B, T, V), on every rank of the row, for any T. A collective without gradient.
 
-    forward: the parallel model, (tokens, segments) to (B, t, V / tp_size). Rows are padded at the right to a length that
-    can be cut; what is there is seen by no earlier position.
+    forward: the parallel model, (tokens, segments) to (B, t, V / tp_size). Rows are padded at the right to a length
+    that can be cut; what is there is seen by no earlier position.
     """
     n_positions = tokens.shape[1]
     missing = -n_positions % mesh.sequence_multiple

@@ -8,23 +8,24 @@ import math
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import numpy as np
-import torch
 
 from data_prep.files import publish_bytes, publish_json
 from data_prep.tokenizer import Tokenizer
-from model.init import initial_value
-from model.transformer import Transformer
-from train import checkpoint
-from train.checkpoint import Checkpoint, CheckpointError
+from train.assemble import Initial, assemble, effective_run
+from train.checkpoint.folders import remove_leftovers
+from train.checkpoint.peers import Peers
+from train.checkpoint.reader import Checkpoint
+from train.checkpoint.saver import Outcome, Saver
+from train.checkpoint.verify import newest_valid
 from train.curve import write_curve
 from train.data import TrainBatches, ValidationBatches
-from train.engine.core import StepResult, start
-from train.engine.errors import NumericsError
+from train.engine.core import StepResult
+from train.engine.library import join_ranks, sum_over_ranks
+from train.errors import CheckpointError, NumericsError
 from train.evaluate import evaluate
 from train.machine import find_machine
 from train.metrics import DeviceSeconds, Metrics, MetricsFile, Stopwatch
@@ -57,17 +58,14 @@ class Session:
         self._plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
         self._stop = _StopSignals()
         self._open_data()
-        found = self._claim() if self._is_first else None
         self._provenance = provenance()
-        self.engine = start(
-            lambda: Transformer(self._config.model),
-            self._initial(),
-            plan=setup.batch,
-            optimizer=self._config.optimizer,
-            parallel=self._config.parallel,
-            grid=setup.grid,
-            device=device,
-        )
+        join_ranks(device)
+        self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
+        found = self._claimed()
+        self.engine = assemble(self._config, setup.batch, setup.grid, device, self._initial())
+        self._saver = Saver(setup.folder.checkpoints, self._config.checkpoint, self._peers)
+        self._val_loss: tuple[int, float] | None = None
+        self._is_checked = False
         self._take_up(found, started)
 
     # --- the verbs of the loop ---------------------------------------------------------------------------------------
@@ -92,53 +90,58 @@ class Session:
     def finish_step(self, result: StepResult, lr: float) -> None:
         self.step += 1
         seconds = self._watch.charge("train")
+        if not self._is_checked:
+            self._say("in force:\n" + effective_run(self._config, self.engine, self._setup.grid))
+            self._is_checked = True
         if self._is_first:
             self._metrics.step(self.step, result, lr, seconds, self._consumed())
+        self._note_end(self._saver.poll())
 
     def evaluate(self) -> None:
         result = evaluate(
-            self.engine.logits,
+            self.engine.losses,
             self._validation.batches(self._setup.grid.dp_rank),
             self._token_bytes,
-            self.engine.sum_over_ranks,
+            self.engine.sum_over_rows,
             self.engine.device,
         )
         self._watch.charge("eval")
         if not math.isfinite(result.val_loss):
+            self.finish_save()
             raise NumericsError(
                 f"validation after step {self.step} gives a loss of {result.val_loss}; it was not saved"
             )
+        self._val_loss = self.step, result.val_loss
         if self._is_first:
             self._metrics.evaluation(self.step, result)
 
-    def save(self) -> str | None:
-        """Writes a checkpoint. If the disk is full or away: a warning, the older ones stay, and the next save tries
-        again.
+    def save(self) -> None:
+        """Begins a checkpoint and goes on; how it ended is said and noted a few steps later.
 
-        Returns None, or why it could not be written. Raises NumericsError if the weights are not finite.
+        If the disk is full or away: a warning, the older ones stay, and the next save tries again. Waits for the save
+        before, if that still runs. Raises NumericsError if the weights are not finite.
         """
-        folder = self._setup.folder
+        self.finish_save()
         if self._is_first:
             self._metrics.file.sync()
-        problem = checkpoint.save(folder.checkpoints, self.step, self.engine, self._state(), is_first=self._is_first)
-        if problem:
-            self._say(f"warning: {problem}\n         the newest checkpoint stays that of step {self.saved_step}")
-            self._note("save_failed", step=self.step, problem=problem)
-        else:
-            self.saved_step = self.step
-            self._note("saved", step=self.step)
-        if self._is_first and not problem:
-            keep_last = self._config.checkpoint.keep_last
-            self._warned(lambda: checkpoint.remove_old(folder.checkpoints, self.step, keep_last))
-            self._write_summary(Status.running)
+        self._saver.save(self.step, self.engine.fragments(), self._state())
         self._watch.charge("checkpoint")
-        return problem
+
+    def finish_save(self) -> str | None:
+        """Waits for a save that runs. Returns why it could not be written, or None."""
+        outcome = self._saver.wait()
+        self._watch.charge("checkpoint")
+        self._note_end(outcome)
+        return outcome.problem if outcome else None
 
     def conclude(self) -> int:
         """Ends the run, or leaves it ready to be continued. Returns the exit code."""
         finished = self.step == self._setup.batch.total_steps
-        if self.step > self.saved_step and (problem := self.save()):
-            raise CheckpointError(problem)
+        self.finish_save()
+        if self.step > self.saved_step:
+            self.save()
+            if problem := self.finish_save():
+                raise CheckpointError(problem)
         if finished:
             self._warned(self._write_samples)
         if self._is_first:
@@ -152,11 +155,9 @@ class Session:
 
     # --- start -------------------------------------------------------------------------------------------------------
 
-    def _initial(self) -> Callable[[str, torch.Size], torch.Tensor]:
-        """What gives the first value of each parameter."""
-        if self._setup.starts_from is not None:
-            return start_weights(self._setup.starts_from)
-        return partial(initial_value, config=self._config.model, seed=self._config.run.seed)
+    def _initial(self) -> Initial | None:
+        """What gives the first value of each parameter; None: it is drawn."""
+        return None if self._setup.starts_from is None else start_weights(self._setup.starts_from)
 
     def _open_data(self) -> None:
         config, grid, setup = self._config, self._setup.grid, self._setup
@@ -172,20 +173,43 @@ class Session:
         )
         self._token_bytes = np.load(self._setup.data / "token_bytes.npy", allow_pickle=False)
 
-    def _claim(self) -> Checkpoint | None:
-        """Rank 0: holds the run folder, and finds the checkpoint to go on from. Writes only when nothing is refused."""
+    def _claimed(self) -> Checkpoint | None:
+        """The checkpoint to go on from; the run folder is this run's then. Refused on one rank, refused on all."""
+        found, problem = None, None
+        try:
+            if self._is_first:
+                print(introduce(self._setup, self._plan), flush=True)
+                self._setup.folder.hold()
+                remove_leftovers(self._setup.folder.checkpoints)
+        except Exception as error:
+            problem = error
+        self._agree_on(problem)
+        found, damaged = newest_valid(self._setup.folder.checkpoints, self._peers)
+        try:
+            if self._is_first:
+                self._claim(found, damaged)
+        except Exception as error:
+            problem = error
+        self._agree_on(problem)
+        return found
+
+    def _agree_on(self, problem: Exception | None) -> None:
+        """Raises on every rank what one of them has met."""
+        message = self._peers.first_message(None if problem is None else str(problem))
+        if problem is not None:
+            raise problem
+        if message is not None:
+            raise CheckpointError(message)
+
+    def _claim(self, found: Checkpoint | None, damaged: list[str]) -> None:
+        """Rank 0: writes only when nothing is refused."""
         folder = self._setup.folder
-        print(introduce(self._setup, self._plan), flush=True)
-        folder.hold()
-        checkpoint.remove_leftovers(folder.checkpoints)
-        found, damaged = checkpoint.newest_valid(folder.checkpoints)
         self._refuse_strangers(found)
         for message in damaged:
             print(f"warning: {message}; an older checkpoint is used", flush=True)
             folder.note("checkpoint_damaged", problem=message)
         folder.describe(self._config, self._setup.data / "tokenizer.model")
         publish_json(folder.plan_json, self._plan.to_tree())
-        return found
 
     def _refuse_strangers(self, found: Checkpoint | None) -> None:
         """A checkpoint belongs to one configuration and one dataset; and a run that had some does not begin anew."""
@@ -213,18 +237,16 @@ class Session:
             )
 
     def _take_up(self, found: Checkpoint | None, started: float) -> None:
-        """All ranks: state from rank 0's checkpoint, or a fresh start; then the logs."""
+        """All ranks: state from the checkpoint, or a fresh start; then the logs."""
         total_steps = self._setup.batch.total_steps
         asked = self._config.run.stop_at_step
         self.last_step = total_steps if asked is None else min(asked, total_steps)
-        step = torch.tensor(found.step if found else 0, device=self.engine.device)
-        self.step = self.saved_step = int(self.engine.sum_over_ranks(step))
+        self.step = self.saved_step = found.step if found else 0
         spent = DeviceSeconds()
-        if self.step:
-            checkpoints = self._setup.folder.checkpoints
-            taken = found or checkpoint.opened(checkpoints, self.step)
-            self.engine.write_state(taken.tensors(), self.step)
-            spent = DeviceSeconds(**taken.state["device_seconds"])
+        if found:
+            found.require(self.engine.expected())
+            self.engine.load(found.read, self.step)
+            spent = DeviceSeconds(**found.state["device_seconds"])
         self._watch = Stopwatch(spent, self._setup.grid.world_size, started)
         if self._is_first:
             self._start_logs(spent)
@@ -254,6 +276,7 @@ class Session:
             "step": self.step,
             "tokens_seen": self._setup.batch.tokens_seen(self.step),
             "world_size": self._setup.grid.world_size,
+            "val_loss": self._val_loss[1] if self._val_loss and self._val_loss[0] == self.step else None,
             "config_sha256": config_sha256(self._config),
             "rest_sha256": rest_sha256(self._config),
             "data": {
@@ -262,6 +285,24 @@ class Session:
             },
             "device_seconds": vars(self._watch.spent),
         }
+
+    def _note_end(self, outcome: Outcome | None) -> None:
+        """Of a save that has just ended."""
+        if outcome is None:
+            return
+        if outcome.problem:
+            self._say(
+                f"warning: {outcome.problem}\n         the newest checkpoint stays that of step {self.saved_step}"
+            )
+            self._note("save_failed", step=outcome.step, problem=outcome.problem)
+            return
+        self.saved_step = outcome.step
+        self._note("saved", step=outcome.step)
+        if outcome.warning:
+            self._say(f"warning: {outcome.warning}")
+            self._note("old_checkpoints_stay", problem=outcome.warning)
+        if self._is_first:
+            self._write_summary(Status.running)
 
     def _consumed(self) -> dict[str, int]:
         """Slots of each source used so far: predictions, and for best fit their padding."""

@@ -17,6 +17,7 @@ from train.batch import BatchError, BatchPlan, solve_batch
 from train.config import TrainConfig
 from train.corpus import Corpus, load_corpora
 from train.data_config import DataConfig, Packing
+from train.layout_problems import layout_problems
 from train.lineage import Phase, begin, over_the_cap, rebased, refuse_other_data
 from train.mixture import integer_weights
 from train.parallel import RankGrid
@@ -117,7 +118,14 @@ def _problems(config: TrainConfig, grid: RankGrid, folder: RunFolder) -> list[st
         problems.append(str(error))
     if config.cluster.n_devices not in (None, grid.world_size):
         problems.append(f"cluster.n_devices={config.cluster.n_devices}, but {grid.world_size} processes were started")
-    return problems + _weight_problems(config.data) + folder.differences(config)
+    parallel = config.parallel
+    return [
+        *problems,
+        *layout_problems(config),
+        *parallel.problems_on(grid.dp_size * grid.sp_size),
+        *_weight_problems(config.data),
+        *folder.differences(config),
+    ]
 
 
 def _weight_problems(data: DataConfig) -> list[str]:
@@ -197,10 +205,11 @@ def introduce(setup: Setup, plan: Plan) -> str:
     config, grid, batch = setup.config, setup.grid, setup.batch
     rows = {
         "data": "\n              ".join(_described(setup)),
-        "layout": f"{grid.dp_size} data-parallel, ZeRO {config.parallel.zero_stage}, {config.parallel.precision}; "
-        f"{batch.micro_batch_size} sequences x {batch.gradient_accumulation_steps} accumulated x {grid.dp_size} ranks "
+        "layout": f"ZeRO {config.parallel.zero_stage}, {config.parallel.precision}; "
+        f"{batch.micro_batch_size} sequences x {batch.gradient_accumulation_steps} accumulated x {grid.dp_size} dp "
         f"= {batch.global_batch_size} of {batch.seq_len} tokens",
     }
+    rows["ranks"] = grid.describe().replace("\n", "\n              ")
     if setup.starts_from is not None:
         rows["start"] = f"weights of {setup.starts_from}"
     lines = [f"run {setup.folder.path}", render(plan), *(f"  {name:<11} {text}" for name, text in rows.items())]

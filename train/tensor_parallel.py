@@ -2,8 +2,8 @@
 
 `apply` takes a whole model (on the meta device, or with values) and leaves this rank's: `table` says for each parameter
 name how it is cut, the layers below say what a cut layer computes. Then the engine gives every parameter its values,
-and `seal` checks the marks that DeepSpeed goes by and lets gradients that are partial be summed. `token_losses` is the
-loss of logits that are cut along the vocabulary.
+and `seal` sees that they are still marked, and lets partial gradients be summed. `token_losses` is the loss of logits
+that are cut along the vocabulary.
 
 | cut        | weight (out, in)    | bias                       | output                                              |
 |------------|---------------------|----------------------------|-----------------------------------------------------|
@@ -11,16 +11,16 @@ loss of logits that are cut along the vocabulary.
 | row        | columns             | replicated, added once     | summed over ranks                                   |
 | vocabulary | rows                |                            | embedding: summed; head: this rank's logits         |
 
-Two collectives a block and direction (Shoeybi et al., Megatron-LM, arXiv 1909.08053). With sequence-parallel norms
-(Korthikanti et al., arXiv 2205.05198) the residual stream is cut along the sequence between them, sums become
-reduce-scatters, and regions begin with an all-gather.
+Attention and MLP are a region each: one sum forward at its end, one backward at its beginning (Shoeybi et al.,
+Megatron-LM, arXiv 1909.08053). With sequence-parallel norms (Korthikanti et al., arXiv 2205.05198) the residual stream
+is cut along the sequence between regions: sums become reduce-scatters, and regions begin with an all-gather.
 
 Shapes: B batch, T positions of this rank (T / sp_size of a row), C d_model, V vocab; t = T / tp_size with
 sequence-parallel norms, else T.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -33,7 +33,7 @@ from torch.distributed import ProcessGroup
 
 from model.config import Bias, ModelConfig, Positions, Residual
 from model.loss import IGNORED_TARGET
-from model.transformer import Transformer
+from model.transformer import Block, Transformer
 from train.collectives import enter, gathered, scattered_sum, sum_of, summed
 from train.mesh import Mesh, sequence_part
 from train.sequence_parallel import UlyssesCore
@@ -88,7 +88,7 @@ def table(config: ModelConfig) -> list[Rule]:
     return rules
 
 
-def match(names: Iterable[str], rules: list[Rule]) -> dict[str, Cut]:
+def cuts_of(names: Iterable[str], rules: list[Rule]) -> dict[str, Cut]:
     """The cut of each name. Raises LayoutError, which lists every name without a rule or with two, and every rule
     without a name."""
     found: dict[str, list[Rule]] = {
@@ -110,42 +110,40 @@ def match(names: Iterable[str], rules: list[Rule]) -> dict[str, Cut]:
 def apply(model: Transformer, mesh: Mesh) -> None:
     """Leaves this rank's share of the model, in place. Raises LayoutError.
 
-    Every cut parameter, bias or matrix, carries `tensor_model_parallel` = True (DeepSpeed's norm and clipping go by it),
-    `tp_dim`, `tp_start`, `tp_stop` (its slice of the whole) and `tp_whole_shape`.
+    Every cut parameter, bias or matrix, carries `tensor_model_parallel` = True (DeepSpeed's gradient norm and clipping
+    go by it), `tp_dim`, `tp_start`, `tp_stop` (its slice of the whole) and `tp_whole_shape`.
     """
     if mesh.tp_size == 1:
         return
     if any(isinstance(module, UlyssesCore) for module in model.modules()):
-        raise LayoutError(
-            "tensor parallelism comes before sequence parallelism: it replaces layers that have hooks then"
-        )
+        raise LayoutError("tensor parallelism comes before sequence parallelism, whose hooks its layers would lose")
     cuts = _cuts(model)
     _cut_parameters(model, cuts, mesh)
-    for name, cut in cuts.items():
-        path = name.removesuffix(".weight")
-        layer = model.get_submodule(path) if name.endswith(".weight") else None
-        if cut == Cut.row and isinstance(layer, nn.Linear):
-            model.set_submodule(path, RowLinear(layer.weight, layer.bias, mesh))
-        elif cut == Cut.vocabulary and isinstance(layer, nn.Embedding):
-            model.set_submodule(path, VocabularyEmbedding(layer.weight, mesh))
-        elif cut == Cut.column and isinstance(layer, nn.Linear):
-            layer.out_features = layer.weight.shape[0]
+    _replace_layers(model, cuts, mesh)
     if model.position is not None and mesh.cuts_norms:
         model.position.register_forward_pre_hook(_cut_last(mesh))
     for block in model.blocks:
+        assert isinstance(block, Block)
         for region in (block.attention, block.mlp):
-            region.register_forward_pre_hook(lambda _, inputs: (_whole(inputs[0], mesh), *inputs[1:]))
-    model.norm.register_forward_hook(lambda _, __, output: _whole(output, mesh))
+            region.register_forward_pre_hook(_enter_region(mesh))
+    model.norm.register_forward_hook(lambda _, __, output: _whole(output, mesh))  # pyright: ignore[reportArgumentType]
 
 
 def seal(model: Transformer, mesh: Mesh) -> None:
-    """To be called once, when the parameters are those that will be trained: raises LayoutError if a cut parameter does
-    not say so, or another does, and lets partial gradients be summed over the tensor-parallel ranks."""
+    """To be called once, on the model as it is handed to DeepSpeed, whose parameters are new ones since `apply`.
+
+    Raises LayoutError that names every parameter which is cut and does not say so, or says so and is not: DeepSpeed
+    takes an unmarked slice for a replica, in silence. Then lets the gradients that are partial be summed over the
+    tensor-parallel ranks.
+    """
     if mesh.tp_size == 1:
         return
     cuts = _cuts(model)
-    _check_marks(model, cuts, mesh)
-    for name, parameter in model.named_parameters():
+    named = list(model.named_parameters())
+    problems = [problem for name, parameter in named for problem in _problems(name, parameter, cuts[name])]
+    if problems:
+        raise LayoutError("gradient norm and clipping would be silently wrong:\n  " + "\n  ".join(problems))
+    for name, parameter in named:
         if cuts[name] == Cut.per_head or (cuts[name] == Cut.replicated and mesh.cuts_norms):
             parameter.register_hook(lambda gradient: sum_of(gradient, mesh.tp_group))
 
@@ -163,7 +161,7 @@ def own_slice(whole: Tensor, parameter: nn.Parameter) -> Tensor:
 
 
 def _cuts(model: Transformer) -> dict[str, Cut]:
-    return match([name for name, _ in model.named_parameters()], table(model.config))
+    return cuts_of([name for name, _ in model.named_parameters()], table(model.config))
 
 
 def _cut_parameters(model: nn.Module, cuts: dict[str, Cut], mesh: Mesh) -> None:
@@ -197,28 +195,33 @@ def _slice(name: str, parameter: nn.Parameter, dim: int, mesh: Mesh) -> nn.Param
     return part
 
 
-def _check_marks(model: nn.Module, cuts: dict[str, Cut], mesh: Mesh) -> None:
-    problems: list[str] = []
-    for name, parameter in model.named_parameters():
-        marked = getattr(parameter, "tensor_model_parallel", False)
-        if cuts[name] not in _DIM and marked:
-            problems.append(f"{name} is marked tensor_model_parallel, but every rank holds all of it")
-        elif cuts[name] in _DIM and not marked:
-            problems.append(f"{name} is cut ({cuts[name]}) but not marked tensor_model_parallel")
-        elif cuts[name] in _DIM:
-            problems += _shape_problems(name, parameter, mesh)
-    if problems:
-        raise LayoutError(
-            "gradient norm and clipping would be silently wrong (DeepSpeed goes by the marks):\n  "
-            + "\n  ".join(problems)
+def _replace_layers(model: nn.Module, cuts: dict[str, Cut], mesh: Mesh) -> None:
+    """The layers of matrices that need more than a narrower weight."""
+    for name, cut in cuts.items():
+        path, _, kind = name.rpartition(".")
+        layer = model.get_submodule(path)
+        match layer, cut:
+            case nn.Linear(), Cut.row:
+                model.set_submodule(path, RowLinear(layer, mesh))
+            case nn.Embedding(), Cut.vocabulary:
+                model.set_submodule(path, VocabularyEmbedding(layer, mesh))
+            case nn.Linear(), Cut.column | Cut.vocabulary if kind == "weight":
+                layer.out_features = layer.weight.shape[0]
+
+
+def _problems(name: str, parameter: Any, cut: Cut) -> Iterator[str]:
+    marked = getattr(parameter, "tensor_model_parallel", False)
+    if marked != (cut in _DIM):
+        yield (
+            f"{name} is marked tensor_model_parallel, but every rank holds all of it"
+            if marked
+            else f"{name} is cut ({cut}) but not marked tensor_model_parallel"
         )
-
-
-def _shape_problems(name: str, parameter: Any, mesh: Mesh) -> list[str]:
-    expected = list(parameter.tp_whole_shape)
-    expected[parameter.tp_dim] //= mesh.tp_size
-    shape = list(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO-3 leaves shape empty
-    return [] if shape == expected else [f"{name} has shape {shape}, its marks say {expected}"]
+    elif marked:
+        expected = list(parameter.tp_whole_shape)
+        expected[parameter.tp_dim] = parameter.tp_stop - parameter.tp_start
+        if (shape := list(getattr(parameter, "ds_shape", parameter.shape))) != expected:  # ZeRO 3 leaves shape empty
+            yield f"{name} has shape {shape}, its marks say {expected}"
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -234,6 +237,11 @@ def _total(x: Tensor, mesh: Mesh) -> Tensor:
     return scattered_sum(x, 1, mesh.tp_group) if mesh.cuts_norms else summed(x, mesh.tp_group)
 
 
+def _enter_region(mesh: Mesh) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """A forward_pre_hook on attention or MLP: the residual stream is its first argument."""
+    return lambda _, inputs: (_whole(inputs[0], mesh), *inputs[1:])
+
+
 def _cut_last(mesh: Mesh) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:
     """A forward_pre_hook that cuts position numbers (T,) or (B, T) like the residual stream."""
     return lambda _, inputs: sequence_part(inputs[0], -1, mesh.tp_rank, mesh.tp_size)
@@ -242,9 +250,9 @@ def _cut_last(mesh: Mesh) -> Callable[[nn.Module, tuple[Tensor, ...]], Tensor]:
 class RowLinear(nn.Module):
     """x W^T + b, x (B, T, F / tp_size) with the features of this rank, to (B, t, C)."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, mesh: Mesh):
+    def __init__(self, layer: nn.Linear, mesh: Mesh):
         super().__init__()
-        self.weight, self.bias, self.mesh = weight, bias, mesh
+        self.weight, self.bias, self.mesh = layer.weight, layer.bias, mesh
 
     def forward(self, x: Tensor) -> Tensor:
         y = _total(F.linear(x, self.weight), self.mesh)
@@ -254,9 +262,9 @@ class RowLinear(nn.Module):
 class VocabularyEmbedding(nn.Module):
     """Rows of a table of which each rank has V / tp_size: (B, T) to (B, t, C). Ids of other ranks give zeros here."""
 
-    def __init__(self, weight: nn.Parameter, mesh: Mesh):
+    def __init__(self, layer: nn.Embedding, mesh: Mesh):
         super().__init__()
-        self.weight, self.mesh = weight, mesh
+        self.weight, self.mesh = layer.weight, mesh
 
     def forward(self, tokens: Tensor) -> Tensor:
         own, index = _own_ids(tokens, self.weight.shape[0], self.mesh)
@@ -277,8 +285,8 @@ def _own_ids(ids: Tensor, n_own: int, mesh: Mesh) -> tuple[Tensor, Tensor]:
 def token_losses(logits: Tensor, targets: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
     """(nats, log_z), each (...) fp32 and equal on all tensor-parallel ranks, as `model.loss.token_losses` gives them.
 
-    logits: (..., V / tp_size) of this rank; targets: (...). Three numbers a position are reduced: the largest logit, the
-    sum of exponentials, the target's logit. Kept for backward: the logits as they came, and (...)-shaped tensors.
+    logits: (..., V / tp_size) of this rank; targets: (...). Three numbers a position are reduced: the largest logit,
+    the sum of exponentials, the target's logit. Kept for backward: the logits as they came, and (...)-shaped tensors.
     """
     own, index = _own_ids(targets, logits.shape[-1], mesh)
     return _TokenLosses.apply(logits, targets != IGNORED_TARGET, own, index, mesh.tp_group)  # pyright: ignore[reportReturnType]
@@ -300,8 +308,9 @@ class _TokenLosses(torch.autograd.Function):
         return (log_z - target).where(real, 0), log_z.where(real, 0)
 
     @staticmethod
-    def backward(ctx: Any, d_nats: Tensor, d_log_z: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         """d nats / d logits = softmax - one-hot of the target; d log_z / d logits = softmax."""
+        d_nats, d_log_z = grad_outputs
         logits, real, own, index, log_z = ctx.saved_tensors
         softmax = (logits.float() - log_z.unsqueeze(-1)).exp()
         d = softmax * (d_nats + d_log_z).where(real, 0).unsqueeze(-1)

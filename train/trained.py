@@ -9,9 +9,11 @@ from torch import Tensor
 
 from conf.compose import from_yaml
 from model.transformer import Transformer
-from train import checkpoint
-from train.checkpoint import CheckpointError
+from train.checkpoint.folders import folder_name
+from train.checkpoint.verify import newest_valid, verify
 from train.config import TrainConfig
+from train.errors import CheckpointError
+from train.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,10 @@ class Trained:
     tokenizer_sha256: str
     device: str
     model: Transformer
-    logits: Callable[..., Tensor]
-    """(B, T) int64, and segments if there are any, to (B, T, V), no gradients"""
+    logits: Callable[[Tensor], Tensor]
+    """(B, T) int64 to (B, T, V), no gradients"""
+    losses: Callable[..., Tensor]
+    """(tokens, targets), and segments if there are any, (B, T) each, to the nats of each target (B, T), no gradients"""
 
 
 def load_trained(run: Path, step: int | None = None) -> Trained:
@@ -33,11 +37,11 @@ def load_trained(run: Path, step: int | None = None) -> Trained:
         raise CheckpointError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
     folder = run / "checkpoints"
     if step is None:
-        found, skipped = checkpoint.newest_valid(folder)
+        found, skipped = newest_valid(folder)
         for message in skipped:
             print(f"skipped: {message}")
     else:
-        found = checkpoint.verify(folder / checkpoint.folder_name(step))
+        found = verify(folder / folder_name(step))
     if found is None:
         raise CheckpointError(f"{run} holds no checkpoint yet")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,9 +50,14 @@ def load_trained(run: Path, step: int | None = None) -> Trained:
     for _, name, tensor in found.tensors(("master",)):
         parameters[name].data.copy_(tensor)
     model = model.to(device).eval()
+    objective = Objective(model, config.loss.chunk_tokens)
 
-    def logits(tokens: Tensor, *segments: Tensor) -> Tensor:
+    def logits(tokens: Tensor) -> Tensor:
         with torch.no_grad():
-            return model(*(part.to(device) for part in (tokens, *segments)))
+            return model(tokens.to(device))
 
-    return Trained(config, found.step, found.state["data"]["tokenizer_sha256"], device, model, logits)
+    def losses(*parts: Tensor) -> Tensor:
+        with torch.no_grad():
+            return objective(*(part.to(device) for part in parts))[0]
+
+    return Trained(config, found.step, found.state["data"]["tokenizer_sha256"], device, model, logits, losses)

@@ -113,6 +113,8 @@ def test_code_cannot_be_named():
         ("model.n_kv_heads=3", "n_kv_heads can be one of"),
         ("schedule.warmup_tokens=9000000", "longer than total_tokens"),
         ("checkpoint.keep_last=1", "at least 2"),
+        ("checkpoint.keep_every_steps=250", "must be a multiple of checkpoint.every_steps=100"),
+        ("checkpoint={keep_best: true, every_steps: 30}", "seldom meet"),
         ("optimizer.beta2=1", r"must lie in \[0, 1\)"),
         ("cluster.usd_per_device_hour=2.0", "needs cluster.price_date"),
     ],

@@ -34,7 +34,15 @@ def make_mesh(tp_size: int, sp_size: int, sequence_parallel_norms: bool = True) 
 def make_config(**settings: Any) -> Any:
     from model.config import ModelConfig
 
-    shape = {"vocab_size": 64, "n_layers": 2, "d_model": 24, "n_heads": 8, "n_kv_heads": 4, "head_dim": 4, "d_ff": 40}
+    shape: dict[str, Any] = {
+        "vocab_size": 64,
+        "n_layers": 2,
+        "d_model": 24,
+        "n_heads": 8,
+        "n_kv_heads": 4,
+        "head_dim": 4,
+        "d_ff": 40,
+    }
     config = ModelConfig(**(shape | settings))
     assert not config.problems()
     return config
@@ -70,7 +78,7 @@ def parallel_model(config: Any, mesh: Any, values: dict[str, Any]) -> Any:
     for name, old in model.named_parameters():
         new = torch.nn.Parameter(tensor_parallel.own_slice(values[name], old).clone())
         assert new.shape == old.shape
-        new.__dict__.update(old.__dict__)
+        vars(new).update(vars(old))
         filled[id(old)] = new
     for module in model.modules():
         for key, parameter in list(module.named_parameters(recurse=False)):
@@ -107,7 +115,13 @@ def make_rows(n_rows: int, vocab_size: int, seed: int = 0) -> tuple[Any, Any, An
 
 
 def _errors(
-    settings: dict[str, Any], mesh: Any, *, masked: bool = True, chunk_tokens: int | None = None, compiled: bool = False
+    settings: dict[str, Any],
+    mesh: Any,
+    *,
+    masked: bool = True,
+    chunk_tokens: int | None = None,
+    compiled: bool = False,
+    recomputed: bool = False,
 ) -> dict[str, float]:
     import torch.distributed as dist
 
@@ -127,6 +141,8 @@ def _errors(
     model = parallel_model(config, mesh, {name: p.detach() for name, p in whole.named_parameters()})
     if compiled:
         compile_blocks(model)
+    if recomputed:
+        recompute_blocks(model)
     rows = slice(ROWS * mesh.grid.dp_rank, ROWS * (mesh.grid.dp_rank + 1))
     own_segments = None if segments is None else segments[rows]
     own_nats, own_log_z = make_objective(model, mesh, chunk_tokens)(tokens[rows], targets[rows], own_segments)
@@ -163,6 +179,13 @@ def compile_blocks(model: Any) -> None:
     torch._dynamo.reset()
     for block in model.blocks:
         block.compile(backend="aot_eager", fullgraph=True)
+
+
+def recompute_blocks(model: Any) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _loss(nats: Any, log_z: Any, n_targets: Any) -> Any:

@@ -1,5 +1,6 @@
 """Tensor and sequence parallelism against the same model whole: logits, losses and every gradient, for each layout."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,14 +42,37 @@ LAYOUTS = [  # world size, tp, sp, sequence-parallel norms
     (4, 2, 1, True),
 ]
 
+EVERY_NETWORK = [(2, 1, True), (2, 1, False), (1, 2, True), (2, 2, True)]
+"""the other layouts differ from these in nothing that a network's options could meet"""
+TWO_OF_IT = dict(list(FAMILY.items())[2:4])
+
 BOUND = 1e-5
-"""fp32, and only the order of sums differs from the whole model: partial sums of 2 or 4 ranks. Every quantity is measured
-beside the largest number of its tensor."""
+"""fp32, and only the order of sums differs from the whole model: partial sums of 2 or 4 ranks. Every quantity is
+measured beside the largest number of its tensor."""
 
 
 @pytest.mark.parametrize(("world_size", "tp_size", "sp_size", "norms"), LAYOUTS)
 def test_layout_gives_the_numbers_of_the_whole_model(world_size: int, tp_size: int, sp_size: int, norms: bool):
-    check(run_ranks(parallel_errors, world_size, FAMILY, tp_size, sp_size, norms))
+    cases = FAMILY if (tp_size, sp_size, norms) in EVERY_NETWORK else TWO_OF_IT
+    check(run_ranks(parallel_errors, world_size, cases, tp_size, sp_size, norms))
+
+
+LOADED = {"biases, query-key norm": {"n_layers": 1, "bias": "all", "qk_norm": True}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"masked": False}, {"chunk_tokens": 5}, {"recomputed": True}, {"compiled": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_layout_goes_with(options: dict[str, Any]):
+    """Rows without segments (attention without a mask), a loss in uneven chunks, recomputed activations, and blocks
+    compiled as one graph each (`fullgraph`: a graph break would be an error)."""
+    check(run_ranks(partial(parallel_errors, **options), 4, LOADED, 2, 2, True))
+
+
+def test_replicas_without_sequence_parallel_norms_go_with_compiled_blocks():
+    check(run_ranks(partial(parallel_errors, compiled=True), 2, LOADED, 2, 1, False))
 
 
 def check(ranks: list[dict[str, dict[str, float]]]) -> None:

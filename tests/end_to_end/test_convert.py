@@ -58,6 +58,15 @@ def weights(workplace: Path) -> Path:
     return workplace / "weights"
 
 
+@pytest.fixture(scope="module")
+def continued(weights: Path, workplace: Path) -> Path:
+    """A run that starts from those weights."""
+    code, message = outcome(workplace, "run.name=on", f"run.start_from={weights.name}", MODEL, *SHORT)
+    assert code == 0, message
+    assert "weights of weights" in message
+    return workplace / "runs" / "on"
+
+
 def test_the_command_says_ok_after_transformers_did(hello: Path, workplace: Path):
     code, printed = finish(
         start(workplace, "source=runs/hello", "out=hf", "dtype=bf16", module="train.convert"), timeout_seconds=300
@@ -97,44 +106,37 @@ def first_batch(folder: Path, *overrides: str) -> tuple[torch.Tensor, torch.Tens
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
-def test_the_first_loss_is_that_of_the_model_it_starts_from(weights: Path, workplace: Path):
+def test_the_first_loss_is_that_of_the_model_it_starts_from(continued: Path, weights: Path, workplace: Path):
     """fp32 on both sides, sums in another order: 1e-5."""
-    words = ("run.name=on", "run.start_from=weights", MODEL, *SHORT)
-    code, message = outcome(workplace, *words)
-    assert code == 0, message
-    assert "weights of weights" in message
-    event = next(
-        line for line in (workplace / "runs" / "on" / "events.jsonl").read_text().splitlines() if "sha" in line
-    )
+    event = next(line for line in (continued / "events.jsonl").read_text().splitlines() if "sha" in line)
     assert json.loads(event)["sha256"] == sha256_file(weights / "manifest.json")
     tokens, targets = first_batch(workplace, "run.name=other", MODEL)
     model = transformers.AutoModelForCausalLM.from_pretrained(workplace / "theirs")
     with torch.no_grad():
         logits = model(tokens).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-    found = rows(workplace / "runs" / "on")[0]["loss"]
+    found = rows(continued)[0]["loss"]
     assert found == pytest.approx(float(expected), rel=1e-5)
     assert abs(found - np.log(410)) > 0.05  # what fresh weights would give, so that this test can fail
 
 
-def test_a_run_goes_on_without_the_folder_it_started_from(weights: Path, workplace: Path, tmp_path: Path):
+def test_a_run_goes_on_without_the_folder_it_started_from(continued: Path, workplace: Path, tmp_path: Path):
     (tmp_path / "data").symlink_to(workplace / "data")
-    shutil.copytree(weights, tmp_path / "weights")
+    shutil.copytree(workplace / "weights", tmp_path / "weights")
     words = ("run.name=on", "run.start_from=weights", MODEL, "checkpoint.every_steps=2")
     assert outcome(tmp_path, *words, "run.stop_at_step=2")[0] == 0
     shutil.rmtree(tmp_path / "weights")
     code, message = outcome(tmp_path, *words, "run.stop_at_step=4")
     assert code == 0, message
     assert "resumed at step 2" in message
-    straight = rows(workplace / "runs" / "on")
-    assert [row["loss"] for row in rows(tmp_path / "runs" / "on")] == [row["loss"] for row in straight]
+    assert [row["loss"] for row in rows(tmp_path / "runs" / "on")] == [row["loss"] for row in rows(continued)]
 
 
-def test_two_ranks_start_from_the_same_weights(weights: Path, workplace: Path):
+def test_two_ranks_start_from_the_same_weights(continued: Path, workplace: Path):
     words = ("run.name=ranks", "run.start_from=weights", MODEL, "parallel.zero_stage=3", *SHORT)
     code, message = outcome(workplace, *words, ranks=2)
     assert code == 0, message
-    first, second = (rows(workplace / "runs" / name)[0]["loss"] for name in ("on", "ranks"))
+    first, second = (rows(run)[0]["loss"] for run in (continued, workplace / "runs" / "ranks"))
     assert second == pytest.approx(first, rel=1e-5)
 
 

@@ -313,7 +313,7 @@ DAMAGE = {
     "manifest empty": lambda folder: (folder / "manifest.json").write_text("{}"),
     "manifest not a mapping": lambda folder: (folder / "manifest.json").write_text("[1]"),
     "manifest of nothing": lambda folder: (folder / "manifest.json").write_text(
-        '{"schema_version": 1, "step": 20, "files": {}}'
+        '{"schema_version": 2, "step": 20, "files": {}}'
     ),
 }
 

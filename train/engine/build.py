@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.engine.errors import EngineError
+from train.errors import EngineError
 
 Initial = Callable[[str, torch.Size], Tensor]
 """(logical name, whole shape) to the whole first value of a parameter, fp32 on the CPU, the same on every rank"""
@@ -77,7 +77,7 @@ def logical_name(name: str) -> str:
     return name.removeprefix("model.")
 
 
-def _value(name: str, empty: nn.Parameter, initial: Initial) -> Tensor:
+def _value(name: str, empty: Any, initial: Initial) -> Tensor:
     """This rank's slice of the parameter's whole first value."""
     value = initial(name, torch.Size(getattr(empty, "tp_whole_shape", empty.shape)))
     if (dim := getattr(empty, "tp_dim", None)) is not None:

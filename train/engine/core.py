@@ -8,47 +8,28 @@ in_force.py (asked and in force).
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.loss import IGNORED_TARGET, cross_entropy
+from model.loss import IGNORED_TARGET
 from train.batch import BatchPlan
-from train.config import OptimizerConfig, ParallelConfig, Precision
-from train.engine import whole
+from train.config import LossConfig, OptimizerConfig, ParallelConfig, Precision
 from train.engine.build import Initial, logical_name, materialise, on_meta, zero_3
-from train.engine.errors import EngineError, NumericsError
 from train.engine.in_force import Row, effective_rows, refuse_differences
 from train.engine.library import join_ranks, quiet
 from train.engine.settings import deepspeed_settings
-from train.engine.state import TrainingState, true_shape
+from train.engine.state import TrainingState
+from train.errors import EngineError, NumericsError
 from train.fingerprint import fingerprint, from_pieces, pieces_of
 from train.fragment import Fragment
+from train.mesh import Mesh
 from train.optim import adamw
 from train.parallel import RankGrid
-
-
-class Mesh(Protocol):
-    """Where this rank stands among tensor-, sequence- and data-parallel ranks, and their process groups.
-
-    DeepSpeed's "data-parallel" ranks are those of both data and sequence: they hold the same slices of the weights.
-    """
-
-    tp_rank: int
-    sp_rank: int
-    dp_rank: int
-
-    def get_data_parallel_rank(self) -> int: ...
-    def get_data_parallel_world_size(self) -> int: ...
-    def get_data_parallel_group(self) -> Any: ...
-    def get_tensor_model_parallel_rank(self) -> int: ...
-    def get_tensor_model_parallel_world_size(self) -> int: ...
-    def get_tensor_model_parallel_group(self) -> Any: ...
-    def get_model_parallel_rank(self) -> int: ...
-    def get_model_parallel_world_size(self) -> int: ...
-    def get_model_parallel_group(self) -> Any: ...
+from train.sequence_parallel import whole_logits, whole_rows
 
 
 @dataclass(frozen=True)
@@ -70,21 +51,23 @@ def start(
     plan: BatchPlan,
     optimizer: OptimizerConfig,
     parallel: ParallelConfig,
+    loss: LossConfig,
     grid: RankGrid,
     device: str,
-    mesh: Mesh | None = None,
+    mesh: Mesh,
+    ready: Callable[[nn.Module], None] = lambda module: None,
 ) -> "Engine":
     """Joins the ranks, builds the model, and hands it to DeepSpeed. Raises EngineError if what is in force is not what
     was asked.
 
-    build: makes the module that DeepSpeed runs. It is called with the meta device as default, and is the place where
-    parallel layers are put into the model (`tensor_parallel.apply`, `sequence_parallel.apply`): a parameter that they
-    cut carries tp_dim, tp_start, tp_stop and tp_whole_shape.
+    build: makes the module that DeepSpeed runs (`train/objective.py`). It is called with the meta device as default,
+    and is the place where parallel layers are put into the model: a parameter that they cut carries tp_dim, tp_start,
+    tp_stop and tp_whole_shape.
     initial: gives the whole first value of each parameter.
-    mesh: needs process groups, so `join_ranks` comes first; None: every rank is a data-parallel rank.
+    mesh: needs process groups, so `join_ranks` comes first.
+    ready: is called with the module when its parameters have their numbers, before DeepSpeed gets it.
     """
-    data_ranks = grid.world_size if mesh is None else mesh.get_data_parallel_world_size()
-    _refuse(parallel, data_ranks, mesh)
+    _refuse(parallel, mesh)
     deepspeed = join_ranks(device)
     settings = deepspeed_settings(plan, optimizer, parallel)
     module = on_meta(build)
@@ -96,18 +79,19 @@ def start(
             dtype=torch.float32 if parallel.precision == Precision.fp32 else torch.bfloat16,
             share_out=zero_3(deepspeed, settings, mesh) if parallel.zero_stage == 3 else None,
         )
+        ready(module)
         inner = adamw(module, optimizer, fused=device != "cpu")
         initialised, *_ = deepspeed.initialize(model=module, optimizer=inner, config=settings, mpu=mesh)
-    engine = Engine(initialised, plan, optimizer, parallel, grid, mesh, device)
+    engine = Engine(initialised, plan, optimizer, parallel, loss, grid, mesh, device)
     refuse_differences(engine.effective_run())
     return engine
 
 
-def _refuse(parallel: ParallelConfig, data_ranks: int, mesh: Mesh | None) -> None:
+def _refuse(parallel: ParallelConfig, mesh: Mesh) -> None:
     """What depends on the number of ranks. DeepSpeed takes a smaller hpZ for one that does not fit, and counts its
     groups from rank 0 of the world on, across tensor-parallel ranks."""
-    problems = parallel.problems_on(data_ranks)
-    if parallel.hpz_size is not None and mesh is not None and mesh.get_tensor_model_parallel_world_size() > 1:
+    problems = parallel.problems_on(mesh.get_data_parallel_world_size())
+    if parallel.hpz_size is not None and mesh.get_tensor_model_parallel_world_size() > 1:
         problems.append("parallel.hpz_size does not go with tensor parallelism: DeepSpeed would mix slices; set null")
     if problems:
         raise EngineError("\n".join(problems))
@@ -122,18 +106,18 @@ class Engine:
         plan: BatchPlan,
         optimizer: OptimizerConfig,
         parallel: ParallelConfig,
+        loss: LossConfig,
         grid: RankGrid,
-        mesh: Mesh | None,
+        mesh: Mesh,
         device: str,
     ):
         self._deepspeed = deepspeed_engine
-        self._plan, self._optimizer, self._parallel = plan, optimizer, parallel
+        self._plan, self._optimizer, self._parallel, self._loss = plan, optimizer, parallel, loss
         self._grid, self._mesh = grid, mesh
         self.device = device
-        self._data_ranks = grid.world_size if mesh is None else mesh.get_data_parallel_world_size()
-        self._dp_rank = grid.dp_rank if mesh is None else mesh.dp_rank
+        self._data_ranks = mesh.get_data_parallel_world_size()
         named = [(logical_name(name), parameter) for name, parameter in deepspeed_engine.module.named_parameters()]
-        self._state = TrainingState(deepspeed_engine.optimizer, named, tp_rank=0 if mesh is None else mesh.tp_rank)
+        self._state = TrainingState(deepspeed_engine.optimizer, named, tp_rank=mesh.tp_rank)
         self._is_checked = False
 
     def train_step(self, micro_batches: Iterable[tuple[Tensor, ...]], lr: float) -> StepResult:
@@ -151,13 +135,15 @@ class Engine:
         scale = self._data_ranks / n_targets
         nats = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches:
-            tokens, targets, *segments = (part.to(self.device, non_blocking=True) for part in batch)
-            loss, _ = cross_entropy(self._deepspeed(tokens, *segments), targets)
-            self._deepspeed.backward(loss * scale, scale_wrt_gas=False)
+            losses, log_z = self._deepspeed(*(part.to(self.device, non_blocking=True) for part in batch))
+            loss = losses.sum()
             nats += loss.detach()
+            if self._loss.z_loss:
+                loss = loss + self._loss.z_loss * log_z.square().sum()
+            self._deepspeed.backward(loss * scale, scale_wrt_gas=False)
             self._deepspeed.step()  # updates on the last micro-batch only
         norm = self._deepspeed.get_global_grad_norm()
-        total = float(self.sum_over_ranks(nats if self._counts_loss else torch.zeros_like(nats)))
+        total = float(self.sum_over_ranks(nats if self._grid.tp_rank == 0 else torch.zeros_like(nats)))
         if not self._is_checked:
             refuse_differences(self.effective_run())  # what the first step has made of it
             self._is_checked = True
@@ -166,32 +152,38 @@ class Engine:
     def _count(self, batches: list[tuple[Tensor, ...]]) -> tuple[int, str]:
         """(targets, hash) of the whole step. A collective, in integers, so it is exact."""
         targets = sum(int((batch[1] != IGNORED_TARGET).sum()) for batch in batches)
-        mine = fingerprint(batches, self._dp_rank * self._plan.sequences_per_rank)
+        mine = fingerprint(batches, self._grid.dp_rank * self._plan.sequences_per_rank)
         counts = torch.tensor([targets, *pieces_of(mine)], device=self.device)
-        sums = self.sum_over_ranks(counts if self._counts_rows else torch.zeros_like(counts)).tolist()
+        sums = self.sum_over_rows(counts).tolist()
         if sums[0] == 0:
             raise NumericsError("a step holds no prediction at all: every document in it is a single token")
         return sums[0], from_pieces(sums[1:])
 
-    @property
-    def _counts_rows(self) -> bool:
-        """One rank of those that are given the same rows."""
-        return self._mesh is None or self._mesh.tp_rank == self._mesh.sp_rank == 0
+    def losses(self, tokens: Tensor, targets: Tensor, *segments: Tensor) -> Tensor:
+        """(B, T) int64 each, and segments if there are any, to the nats of each target (B, T) fp32, without gradients.
 
-    @property
-    def _counts_loss(self) -> bool:
-        """One rank of those that compute the same losses: sequence-parallel ranks have different positions."""
-        return self._mesh is None or self._mesh.tp_rank == 0
-
-    def logits(self, tokens: Tensor, *segments: Tensor) -> Tensor:
-        """(B, T) int64, and segments if there are any, to (B, T, V), without gradients.
-
-        Every rank must call it equally often (ZeRO-3 gathers weights).
+        Every rank must call it equally often.
         """
+        with self._looking():
+            losses, _ = self._deepspeed(*(part.to(self.device) for part in (tokens, targets, *segments)))
+            return whole_rows(losses, self._mesh)
+
+    def logits(self, tokens: Tensor, segments: Tensor | None = None) -> Tensor:
+        """(B, T) int64 to (B, T, V), without gradients. Every rank must call it equally often, with the same rows."""
+
+        def forward(tokens: Tensor, segments: Tensor | None) -> Tensor:
+            return self._deepspeed(tokens, None, segments)
+
+        with self._looking():
+            segments = None if segments is None else segments.to(self.device)
+            return whole_logits(forward, self._mesh, tokens.to(self.device), segments)
+
+    @contextmanager
+    def _looking(self) -> Iterator[None]:
         self._deepspeed.eval()
         try:
             with torch.no_grad():
-                return self._deepspeed(*(part.to(self.device) for part in (tokens, *segments)))
+                yield
         finally:
             self._deepspeed.train()
 
@@ -199,6 +191,16 @@ class Engine:
         if self._grid.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
+
+    def sum_over_rows(self, values: Tensor) -> Tensor:
+        """Over one rank of those that are given the same rows."""
+        is_one = self._grid.tp_rank == self._grid.sp_rank == 0
+        return self.sum_over_ranks(values if is_one else torch.zeros_like(values))
+
+    @property
+    def module(self) -> Any:
+        """The module that `build` made."""
+        return self._deepspeed.module
 
     def barrier(self) -> None:
         if self._grid.world_size > 1:
@@ -230,25 +232,13 @@ class Engine:
         """
         return self._state.fragments()
 
+    def expected(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """(kind, name, whole shape) of everything that all ranks together hold, the same on each."""
+        return self._state.expected()
+
     def load(self, read: Callable[[str, Fragment], Tensor], step: int) -> None:
         """Asks `read` for everything that this rank holds, and sets the weights of forward. A collective.
 
         read: the numbers of a fragment, flat, of any float type and device. step: optimizer updates done so far.
         """
         self._state.load(read, step)
-
-    # --- whole tensors (small models): until checkpoints are written from fragments -----------------------------------
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Whole shape of each parameter."""
-        return {
-            logical_name(name): torch.Size(getattr(parameter, "tp_whole_shape", true_shape(parameter)))
-            for name, parameter in self._deepspeed.module.named_parameters()
-        }
-
-    def read_state(self) -> Iterator[tuple[str, str, Tensor]]:
-        return whole.read_state(self)
-
-    def write_state(self, states: Iterable[tuple[str, str, Tensor]], step: int) -> None:
-        whole.write_state(self, states, step)

@@ -13,8 +13,8 @@ from torch import nn
 
 from train.batch import BatchPlan
 from train.config import OptimizerConfig, ParallelConfig, Precision
-from train.engine.errors import EngineError
 from train.engine.state import TrainingState, flats_by_group, parameters_by_flat, true_shape
+from train.errors import EngineError
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _zero_rows(engine: Any, parallel: ParallelConfig) -> list[Row]:
     from deepspeed.utils import groups
 
     optimizer = engine.optimizer
-    hpz_group = groups._get_zero_param_intra_parallel_group()
+    hpz_group: Any = groups._get_zero_param_intra_parallel_group()
     hpz = 1 if hpz_group is None else torch.distributed.get_world_size(hpz_group)
     return [
         Row("ZeRO stage", parallel.zero_stage, _stage(optimizer)),

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from train.engine.errors import EngineError
+from train.errors import EngineError
 
 DEEPSPEED_VERSION = "0.19.8"
 
@@ -25,6 +25,15 @@ def join_ranks(device: str) -> Any:
     with quiet():
         deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
     return deepspeed
+
+
+def sum_over_ranks(numbers: list[int], device: str) -> list[int]:
+    """Element by element, over all ranks. A collective, valid after `join_ranks`."""
+    import torch
+
+    sums = torch.tensor(numbers, device=device)
+    torch.distributed.all_reduce(sums)
+    return sums.tolist()
 
 
 @contextlib.contextmanager
@@ -52,10 +61,11 @@ def _import_deepspeed(device: str) -> Any:
             f"deepspeed {deepspeed.__version__} is installed; this project is made for {DEEPSPEED_VERSION}"
         )
     if device == "cpu":
-        # Only inference uses this op; compiling it takes minutes, needs a compiler, and a killed build leaves a lock on
-        # which every later start hangs. Marked incompatible, DeepSpeed falls back to gloo.
-        table = getattr(deepspeed.ops, "__compatible_ops__", None)
-        if table is None or "deepspeed_shm_comm" not in table:
-            raise EngineError("deepspeed no longer lists its shared-memory op where this version did")
-        table["deepspeed_shm_comm"] = False
+        # Asked which compiled ops could work here, DeepSpeed runs compilers, and then builds one for inference that
+        # nobody calls: minutes, and a killed build leaves a lock on which every later start hangs. With a table in
+        # place it looks no further; with an empty one it builds nothing and falls back to gloo.
+        ops: Any = deepspeed.ops
+        if not hasattr(ops, "_probe_compatible_ops"):
+            raise EngineError("deepspeed no longer looks for its compiled ops where this version did")
+        ops.__compatible_ops__ = {}
     return deepspeed

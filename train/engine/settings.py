@@ -47,7 +47,11 @@ def _precision(parallel: ParallelConfig) -> dict[str, Any]:
             return {"bf16": {"enabled": False}}
         case Precision.bf16:
             # Gradients summed in fp32: more exact and half the host time of DeepSpeed's default path.
-            return {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+            return {"bf16": _BF16, "data_types": {"grad_accum_dtype": "fp32"}}
         case Precision.bf16_states:
             states = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
-            return {"bf16": {"enabled": True, **states}, "data_types": {"grad_accum_dtype": "bf16"}}
+            return {"bf16": {**_BF16, **states}, "data_types": {"grad_accum_dtype": "bf16"}}
+
+
+_BF16 = {"enabled": True, "check_grad_overflow": True}
+"""Without the check, ZeRO 2, and ZeRO 1 with bf16 states, apply a step whose gradients are NaN."""

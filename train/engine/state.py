@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.engine.errors import EngineError, StateError
+from train.errors import EngineError, StateError
 from train.fragment import Fragment
 from train.optim import fresh_state
 
@@ -41,7 +41,8 @@ class TrainingState:
         self._optimizer = optimizer
         self._inner = optimizer.optimizer
         self.flats = [flat for _, flat in flats_by_group(optimizer)]
-        self.pieces = list(_pieces(optimizer, dict(named_parameters), tp_rank))
+        self._names = {parameter: name for name, parameter in named_parameters}
+        self.pieces = list(_pieces(optimizer, self._names, tp_rank))
         for group, flat in flats_by_group(optimizer):
             self._inner.state[flat] = fresh_state(self._inner, group, flat)
 
@@ -73,6 +74,14 @@ class TrainingState:
             self._inner.state[flat]["step"].fill_(step)
         refresh_forward_weights(self._optimizer)
 
+    def expected(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """(kind, name, whole shape) of all numbers that the ranks together hold."""
+        for flat, parameters in zip(self.flats, parameters_by_flat(self._optimizer), strict=True):
+            for parameter in parameters:
+                shape = tuple(getattr(parameter, "tp_whole_shape", true_shape(parameter)))
+                for kind in self.kinds(flat):
+                    yield kind, self._names[parameter], shape
+
     def kinds(self, flat: Tensor) -> tuple[str, ...]:
         """The kinds of numbers that are kept for a flat tensor."""
         state = self._inner.state[flat]
@@ -102,7 +111,7 @@ def flats_by_group(optimizer: Any) -> list[tuple[dict[str, Any], Tensor]]:
             raise EngineError(f"DeepSpeed chose {other}, whose state this project cannot read")
 
 
-def parameters_by_flat(optimizer: Any) -> list[list[nn.Parameter]]:
+def parameters_by_flat(optimizer: Any) -> list[list[Any]]:
     """The parameters of which each flat tensor holds a part, in the order of `flats_by_group`."""
     match type(optimizer).__name__:
         case "DeepSpeedZeroOptimizer":
@@ -126,8 +135,7 @@ def refresh_forward_weights(optimizer: Any) -> None:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-def _pieces(optimizer: Any, parameters: dict[str, nn.Parameter], tp_rank: int) -> Iterator[Piece]:
-    names = {parameter: name for name, parameter in parameters.items()}
+def _pieces(optimizer: Any, names: dict[nn.Parameter, str], tp_rank: int) -> Iterator[Piece]:
     places = _stage_3_places if type(optimizer).__name__ == "DeepSpeedZeroOptimizer_Stage3" else _places
     flats = [flat for _, flat in flats_by_group(optimizer)]
     for parameter, index, offset, start, stop in places(optimizer):
@@ -135,7 +143,7 @@ def _pieces(optimizer: Any, parameters: dict[str, nn.Parameter], tp_rank: int) -
         yield Piece(fragment, flats[index], offset, owned=fragment.tp_dim is not None or tp_rank == 0)
 
 
-def _places(optimizer: Any) -> Iterator[tuple[nn.Parameter, int, int, int, int]]:
+def _places(optimizer: Any) -> Iterator[tuple[Any, int, int, int, int]]:
     """(parameter, number of its flat tensor, offset there, start and stop in the parameter) at ZeRO 1 and 2.
 
     DeepSpeed notes it on each parameter of which this rank has a part.
@@ -147,7 +155,7 @@ def _places(optimizer: Any) -> Iterator[tuple[nn.Parameter, int, int, int, int]]
                 yield parameter, index, kept.start, held.start, held.start + held.numel
 
 
-def _stage_3_places(optimizer: Any) -> Iterator[tuple[nn.Parameter, int, int, int, int]]:
+def _stage_3_places(optimizer: Any) -> Iterator[tuple[Any, int, int, int, int]]:
     """The same at ZeRO 3, where every parameter is cut evenly: rank r holds its r-th part, the last ones padded."""
     for index, group in enumerate(parameters_by_flat(optimizer)):
         offset = 0
@@ -160,7 +168,7 @@ def _stage_3_places(optimizer: Any) -> Iterator[tuple[nn.Parameter, int, int, in
             offset += size
 
 
-def _fragment(name: str, parameter: nn.Parameter, start: int, stop: int) -> Fragment:
+def _fragment(name: str, parameter: Any, start: int, stop: int) -> Fragment:
     dim = getattr(parameter, "tp_dim", None)
     if dim is None:
         return Fragment(name, tuple(true_shape(parameter)), None, 0, 0, start, stop)

@@ -1,0 +1,25 @@
+"""What can end a run, by exit code. No torch."""
+
+
+class EngineError(RuntimeError):
+    """What was asked for and what DeepSpeed does are not the same thing."""
+
+    exit_code = 2
+
+
+class CheckpointError(Exception):
+    """No usable checkpoint, or none could be written."""
+
+    exit_code = 4
+
+
+class StateError(Exception):
+    """A checkpoint's tensors are not those of this model."""
+
+    exit_code = 4
+
+
+class NumericsError(Exception):
+    """Loss, gradients or weights are no longer numbers. Nothing after the last checkpoint was kept."""
+
+    exit_code = 5

@@ -1,0 +1,120 @@
+"""Runs a case and its reference, each in processes of its own, and says how far apart they lie."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from train.config import Device
+from train.fragment import Fragment
+from train.verify.cases import Case, Family
+from train.verify.ranks import RankFailedError, Ranks
+from train.verify.runs import Outcome, by_engine, by_torch, leak
+
+WIDTH = 40
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A line of the table."""
+
+    name: str
+    ranks: int
+    against: str
+    distances: tuple[float | None, float | None, float | None]
+    """largest relative distance of losses, norms and weights; None where they are not compared"""
+    bound: float
+    why: str
+
+    @property
+    def holds(self) -> bool:
+        return all(distance is None or distance <= self.bound for distance in self.distances)
+
+    @staticmethod
+    def header() -> str:
+        return f"{'case':<{WIDTH}} ranks  {'loss':>8} {'norm':>8} {'weights':>8}  {'bound':>6}       why not closer"
+
+    def line(self) -> str:
+        loss, norm, weights = (f"{'-' if d is None else f'{d:.1e}':>8}" for d in self.distances)
+        verdict = "ok" if self.holds else "FAIL"
+        name = f"{self.name:<{WIDTH}}"
+        return f"{name} {self.ranks:>5}  {loss} {norm} {weights}  {self.bound:>6.0e}  {verdict:<4} {self.why}"
+
+
+class Comparison:
+    """References are run once and kept."""
+
+    def __init__(self, device: Device):
+        self._device = device
+        self._references: dict[str, Outcome] = {}
+
+    def of(self, case: Case, reference: Case) -> Verdict:
+        key = repr(reference)
+        if key not in self._references:
+            self._references[key] = _run(by_torch, reference, self._device)[0]
+        expected = self._references[key]
+        try:
+            found = _run(by_engine, case, self._device)
+        except RankFailedError as failure:
+            return Verdict(case.name, case.ranks, case.against, (np.inf, None, None), 0, str(failure))
+        distances = (
+            _relative(found[0].losses, expected.losses),
+            _relative(found[0].norms, expected.norms),
+            _weights_apart(found, expected) if case.compares_weights else None,
+        )
+        return Verdict(case.name, case.ranks, case.against, distances, case.bound.relative, case.bound.why)
+
+
+def isolation(device: Device) -> Iterator[Verdict]:
+    """A change in one document of a packed row leaves the others' logits as they were, to the bit."""
+    for family in Family:
+        case = Case(f"no leak between documents, {family}", family=family)
+        same, is_seen = Ranks(leak, 1, case, device).results()[0]
+        distance = 0.0 if same and is_seen else np.inf
+        yield Verdict(case.name, 1, "itself", (distance, None, None), 0.0, "to the bit: not one operation mixes them")
+
+
+def whole_weights(ranks: list[Outcome]) -> dict[str, np.ndarray]:
+    """The parameters put together from what each rank answers for. Raises ValueError if a number comes twice or
+    never."""
+    found: dict[str, np.ndarray] = {}
+    for fragment, values in (part for outcome in ranks for part in outcome.weights):
+        whole = found.setdefault(fragment.name, np.full(fragment.shape, np.nan, np.float32))
+        part = _slice(whole, fragment)
+        flat = part.ravel()
+        if not np.isnan(flat[fragment.start : fragment.stop]).all():
+            raise ValueError(f"{fragment} is held twice")
+        flat[fragment.start : fragment.stop] = values
+        part[...] = flat.reshape(part.shape)
+    if holes := [name for name, whole in found.items() if np.isnan(whole).any()]:
+        raise ValueError(f"no rank holds all of {', '.join(holes)}, or it is not a number")
+    return found
+
+
+def _slice(whole: np.ndarray, fragment: Fragment) -> np.ndarray:
+    """A view of the tensor-parallel slice that the fragment lies in."""
+    if fragment.tp_dim is None:
+        return whole
+    return whole[(slice(None),) * fragment.tp_dim + (slice(fragment.tp_start, fragment.tp_stop),)]
+
+
+def _run(function, case: Case, device: Device) -> list[Outcome]:
+    kind = "cuda" if device == Device.cuda else "cpu" if device == Device.cpu else _found()
+    return Ranks(function, case.ranks, case, device, device=kind).results(300)
+
+
+def _found() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _relative(found: list[float], expected: list[float]) -> float:
+    return max(abs(a - b) / abs(b) if np.isfinite(a) else np.inf for a, b in zip(found, expected, strict=True))
+
+
+def _weights_apart(found: list[Outcome], expected: Outcome) -> float:
+    ours, theirs = whole_weights(found), whole_weights([expected])
+    if ours.keys() != theirs.keys():
+        return np.inf
+    return max(float(abs(ours[name] - theirs[name]).max() / abs(theirs[name]).max()) for name in theirs)
