@@ -64,6 +64,8 @@ class Tokenizer:
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
+        self.pad_id: int = self._model.pad_id()
+        self.unk_id: int = self._model.unk_id()
         if self.eos_id < 0:
             raise DataError(f"{name} has no end-of-text symbol (eos_id is -1); documents could not be told apart")
         self._mark_ids = self._byte_ids(BLANK_MARK)

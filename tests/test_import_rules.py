@@ -42,6 +42,8 @@ ALSO = {
     "launch/__main__.py": {"data_prep.__main__"},
     "launch/data_array.py": {"data_prep.jobs", "data_prep.pipeline", "data_prep.plan"},
     "launch/slurm.py": {"data_prep.jobs"},
+    "train/convert/sources.py": {"data_prep.tokenizer"},
+    "train/convert/tokenizer_files.py": {"data_prep.tokenizer"},
     "train/sample.py": {"data_prep.tokenizer"},
     "train/session.py": {"data_prep.tokenizer"},
     "train/trace.py": {"data_prep.tokenizer"},

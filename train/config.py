@@ -63,6 +63,8 @@ class RunConfig:
     """decides the initial weights and the order of the data"""
     stop_at_step: int | None = None
     """stop after this many steps, with a checkpoint, as if the time were up; null means go on to the end"""
+    start_from: str | None = None
+    """a folder of weights (`python -m train.convert`) that the first step starts from; null means they are drawn"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
@@ -75,6 +77,8 @@ class RunConfig:
             found.append(f"run.seed={self.seed} must be 0 or more")
         if self.stop_at_step is not None and self.stop_at_step < 1:
             found.append(f"run.stop_at_step={self.stop_at_step} must be at least 1, or null")
+        if self.start_from == "":
+            found.append("run.start_from is empty: name a folder of weights, or null to draw them")
         return found
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.files import publish_bytes, publish_json
 from data_prep.tokenizer import Tokenizer
-from train.assemble import assemble, effective_run
+from train.assemble import Initial, assemble, effective_run
 from train.checkpoint.folders import remove_leftovers
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
@@ -36,6 +36,7 @@ from train.sample import SampleCommand, write_sample
 from train.schedule import lr_at
 from train.setup import Setup, introduce, phases_of
 from train.summary import Status, baselines, provenance, summarize
+from train.weights import open_weights, start_weights
 
 EXIT_PREEMPTED = 143  # "saved; run me again": the code of a process that SIGTERM ended
 
@@ -61,7 +62,7 @@ class Session:
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
         found = self._claimed()
-        self.engine = assemble(self._config, setup.batch, setup.grid, device)
+        self.engine = assemble(self._config, setup.batch, setup.grid, device, self._initial())
         self._saver = Saver(setup.folder.checkpoints, self._config.checkpoint, self._peers)
         self._val_loss: tuple[int, float] | None = None
         self._is_checked = False
@@ -153,6 +154,10 @@ class Session:
         return 0 if reached else EXIT_PREEMPTED
 
     # --- start -------------------------------------------------------------------------------------------------------
+
+    def _initial(self) -> Initial | None:
+        """What gives the first value of each parameter; None: it is drawn."""
+        return None if self._setup.starts_from is None else start_weights(self._setup.starts_from)
 
     def _open_data(self) -> None:
         config, grid, setup = self._config, self._setup.grid, self._setup
@@ -254,6 +259,8 @@ class Session:
         repeated = file.rewind(self.step)
         spent.idle += world_size * sum(row.get("seconds", 0.0) for row in repeated)
         self._metrics = Metrics(file, folder.tensorboard, self._setup.batch, self._plan, self._config.log.every_steps)
+        if (folder := self._setup.starts_from) is not None:
+            self._note("start_weights", folder=str(folder), sha256=open_weights(folder, every_byte=False).sha256)
         if self._setup.rebases:
             self._note("rebased", step=self.step, phase=len(self._setup.phases))
         self._note("started", step=self.step, world_size=world_size, repeated_steps=sum("loss" in r for r in repeated))

@@ -24,6 +24,7 @@ from train.parallel import RankGrid
 from train.plan import Plan, render
 from train.rows import Packs
 from train.run_folder import RunFolder
+from train.weights import start_problems
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class Setup:
         return sum(corpus.tokens("train") for corpus in self.corpora)
 
     @property
+    def starts_from(self) -> Path | None:
+        """The folder that the weights come from with this start, if it is not a checkpoint or a draw."""
+        asked = self.config.run.start_from
+        return None if asked is None or self.resumes is not None else Path(asked)
+
+    @property
     def rebases(self) -> bool:
         """True if a phase begins with this start."""
         return self.resumes is not None and self.resumes[1] != self.phases
@@ -86,11 +93,20 @@ def check(config: TrainConfig, grid: RankGrid) -> Setup:
         raise ConfigError(problems)
     packs = Packs(config.data.pack_folder, makes=grid.is_first, verify=grid.is_first)
     resumes = _resumes(folder)
+    if resumes is None and config.run.start_from is not None:
+        _check_start(config, corpora[0].manifest.tokenizer_sha256, grid)
     phases = _phases(config, corpora, packs, resumes)
     batch = _batch(config, grid, phases[-1])
     if over := over_the_cap(phases[-1], batch.total_steps, config.run.seed):
         raise ConfigError(over)
     return Setup(config, grid, batch, tuple(corpora), tuple(phases), resumes, packs, folder)
+
+
+def _check_start(config: TrainConfig, tokenizer_sha256: str, grid: RankGrid) -> None:
+    """One process reads every byte of the weights; the others, and a run that is continued, need not."""
+    path = Path(str(config.run.start_from))
+    if found := start_problems(path, config.model, tokenizer_sha256, every_byte=grid.is_first):
+        raise ConfigError(found)
 
 
 def _problems(config: TrainConfig, grid: RankGrid, folder: RunFolder) -> list[str]:
@@ -194,6 +210,8 @@ def introduce(setup: Setup, plan: Plan) -> str:
         f"= {batch.global_batch_size} of {batch.seq_len} tokens",
     }
     rows["ranks"] = grid.describe().replace("\n", "\n              ")
+    if setup.starts_from is not None:
+        rows["start"] = f"weights of {setup.starts_from}"
     lines = [f"run {setup.folder.path}", render(plan), *(f"  {name:<11} {text}" for name, text in rows.items())]
     return "\n".join(lines)
 

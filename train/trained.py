@@ -22,6 +22,7 @@ class Trained:
     step: int
     tokenizer_sha256: str
     device: str
+    model: Transformer
     logits: Callable[[Tensor], Tensor]
     """(B, T) int64 to (B, T, V), no gradients"""
     losses: Callable[..., Tensor]
@@ -59,4 +60,4 @@ def load_trained(run: Path, step: int | None = None) -> Trained:
         with torch.no_grad():
             return objective(*(part.to(device) for part in parts))[0]
 
-    return Trained(config, found.step, found.state["data"]["tokenizer_sha256"], device, logits, losses)
+    return Trained(config, found.step, found.state["data"]["tokenizer_sha256"], device, model, logits, losses)
