@@ -1,6 +1,6 @@
-"""DeepSpeed in every stage, precision and accumulation against plain torch, and its state in and out bit for bit."""
+"""What the engine does with uneven rows, with numbers that are none, and without a compiler. That its layouts train
+alike is shown in test_verify.py."""
 
-import functools
 import math
 
 import pytest
@@ -18,9 +18,6 @@ from tests.distributed.engines import (
 )
 from tests.distributed.ranks import run_ranks
 
-STEPS = 6
-PEAK_LR, CLIP, DECAY = 1e-2, 0.5, 0.1
-
 
 def build():
     """The model of the reference: plain torch."""
@@ -30,118 +27,6 @@ def build():
     model = Transformer(config())
     initialize(model, 0)
     return model
-
-
-def lr_of(step: int) -> float:
-    return PEAK_LR * (step + 1) / STEPS
-
-
-def plain_torch() -> tuple[list[tuple[float, float]], dict]:
-    """The reference: one process, no DeepSpeed, the whole batch at once, torch's own clipping and AdamW."""
-    import torch
-
-    from model.loss import cross_entropy
-
-    model = build()
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    norms = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": norms, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.95), eps=1e-8)
-    curve = []
-    for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = lr_of(step)
-        ids = rows(step)
-        nats, count = cross_entropy(model(ids[:, :-1]), ids[:, 1:])
-        loss = nats / count
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        curve.append((float(loss.detach()), float(norm)))
-    return curve, {name: p.detach().numpy() for name, p in model.named_parameters()}
-
-
-def engine_run(accumulation: int, interrupted_after: int | None = None, **parallel):
-    """(curve, weights) of the same steps through the engine; after `interrupted_after` steps a new engine takes
-    over.
-    """
-    from train.config import OptimizerConfig
-
-    grid, plan = plan_of_step(accumulation)
-    optimizer = OptimizerConfig(peak_lr=PEAK_LR, weight_decay=DECAY, max_grad_norm=CLIP)
-    engine, curve = start_engine(plan, grid, optimizer, **parallel), []
-    for step in range(STEPS):
-        if step == interrupted_after:
-            state = list(engine.read_state())
-            engine = start_engine(plan, grid, optimizer, **parallel)
-            engine.write_state(state, step)
-            again = list(engine.read_state())
-            assert all(a[:2] == b[:2] and bool((a[2] == b[2]).all()) for a, b in zip(state, again, strict=True))
-        result = engine.train_step(micro_batches(plan, grid, step), lr_of(step))
-        curve.append((result.loss, result.grad_norm))
-    return curve, {name: tensor.numpy() for kind, name, tensor in engine.read_state() if kind == "master"}
-
-
-@functools.cache
-def reference():
-    return run_ranks(plain_torch, 1)[0]
-
-
-def on_ranks(n_ranks: int, accumulation: int, interrupted_after: int | None = None, **parallel):
-    return run_ranks(functools.partial(engine_run, **parallel), n_ranks, accumulation, interrupted_after)[0]
-
-
-CASES = [(dp, {"zero_stage": stage}, ga) for dp, ga in ((1, 1), (2, 1), (2, 2)) for stage in (1, 2, 3)]
-CASES += [(2, {"zero_stage": stage, "offload_optimizer": True}, 2) for stage in (1, 2, 3)]
-CASES += [(4, {"zero_stage": 3, "hpz_size": 2}, 2)]
-
-
-@pytest.mark.parametrize(("dp_size", "parallel", "accumulation"), CASES)
-def test_fp32_equals_plain_torch(dp_size: int, parallel: dict, accumulation: int):
-    """The same operations; only the order of the sums over sequences differs, hence 1e-5 on the weights after six
-    steps.
-
-    Adam divides by the root of the second moment: where a gradient is nearly zero, its rounding decides the sign of the
-    update, so weights get an absolute bound of a thousandth of the summed learning rates beside the relative one.
-    """
-    curve, weights = on_ranks(dp_size, accumulation, **parallel)
-    expected_curve, expected_weights = reference()
-    for (loss, norm), (expected_loss, expected_norm) in zip(curve, expected_curve, strict=True):
-        assert loss == pytest.approx(expected_loss, rel=1e-6)
-        assert norm == pytest.approx(expected_norm, rel=1e-5)
-    for name, tensor in expected_weights.items():
-        bound = 1e-3 * sum(lr_of(step) for step in range(STEPS)) + 1e-5 * float(abs(tensor).max())
-        assert float(abs(weights[name] - tensor).max()) < bound, name
-
-
-BF16_CASES = [(dp, {"zero_stage": stage}) for dp, stage in ((1, 1), (2, 1), (2, 2), (2, 3))]
-BF16_CASES += [(2, {"zero_stage": stage, "offload_optimizer": True}) for stage in (1, 3)]
-
-
-@pytest.mark.parametrize(("dp_size", "parallel"), BF16_CASES)
-def test_bf16_stays_near_plain_torch(dp_size: int, parallel: dict):
-    """bf16 keeps 8 bits of a number: losses near 5 agree to about 1e-3 over a few steps."""
-    curve, _ = on_ranks(dp_size, 2, precision="bf16", **parallel)
-    expected, _ = reference()
-    assert [loss for loss, _ in curve] == pytest.approx([loss for loss, _ in expected], abs=5e-3)
-    assert [norm for _, norm in curve] == pytest.approx([norm for _, norm in expected], rel=2e-2)
-
-
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bf16_states_learn_like_plain_torch(stage: int):
-    """A weight of bf16 moves in steps of 1/256 of itself: losses near 5 agree to about 1e-2 over a few steps."""
-    curve, _ = on_ranks(2, 2, precision="bf16_states", zero_stage=stage)
-    expected, _ = reference()
-    assert [loss for loss, _ in curve] == pytest.approx([loss for loss, _ in expected], abs=2e-2)
-
-
-@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (3, "bf16")])
-def test_whole_tensors_read_out_and_put_back_continue_bit_for_bit(stage: int, precision: str):
-    whole = on_ranks(2, 1, zero_stage=stage, precision=precision)
-    halves = on_ranks(2, 1, 3, zero_stage=stage, precision=precision)
-    assert whole[0] == halves[0]
-    assert all(bool((whole[1][name] == halves[1][name]).all()) for name in whole[1])
 
 
 def uneven_rows(step: int):
@@ -259,14 +144,14 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
-def without_a_compiler() -> int:
-    """A start of the engine where no program can be found at all."""
+def without_a_compiler() -> float:
+    """A start of the engine, and a step, where no program can be found at all."""
     import os
 
     os.environ["PATH"] = "/nonexistent"
-    curve, _ = engine_run(1)
-    return len(curve)
+    grid, plan = plan_of_step()
+    return start_engine(plan, grid).train_step(micro_batches(plan, grid, 0), 1e-3).loss
 
 
 def test_no_compiler_is_needed():
-    assert run_ranks(without_a_compiler, 1) == [STEPS]
+    assert math.isfinite(run_ranks(without_a_compiler, 1)[0])

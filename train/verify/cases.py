@@ -153,16 +153,20 @@ def _rows() -> list[Case]:
 
 
 def _states() -> list[Case]:
+    def case(name: str, ranks: int, bound: Bound, **layout: object) -> Case:
+        parallel = ParallelConfig(**layout)  # type: ignore[arg-type]
+        return Case(name, ranks, parallel, accumulation=2, bound=bound, compares_weights=bound == SUMS)
+
     bf16, pure = Precision.bf16, Precision.bf16_states
     return [
-        Case("optimizer on the CPU, ZeRO 2, 2 ranks", 2, ParallelConfig(zero_stage=2, offload_optimizer=True)),
-        Case("hpZ 2 of 4 ranks", 4, ParallelConfig(zero_stage=3, hpz_size=2)),
-        Case("bf16, fp32 masters, 2 ranks", 2, ParallelConfig(precision=bf16), bound=BF16, compares_weights=False),
-        Case("bf16, DP 2 x TP 2, ZeRO 3", 4, ParallelConfig(precision=bf16, tp_size=2, zero_stage=3), bound=BF16,
-             compares_weights=False),
-        Case("bf16 states, ZeRO 2, 2 ranks", 2, ParallelConfig(precision=pure, zero_stage=2), bound=BF16_STATES,
-             compares_weights=False),
-    ]  # fmt: skip
+        *(case(f"optimizer on the CPU, ZeRO {n}", 2, SUMS, zero_stage=n, offload_optimizer=True) for n in (1, 2, 3)),
+        case("hpZ 2 of 4 ranks", 4, SUMS, zero_stage=3, hpz_size=2),
+        *(case(f"bf16, ZeRO {n}, 2 ranks", 2, BF16, precision=bf16, zero_stage=n) for n in (1, 2, 3)),
+        case("bf16, optimizer on the CPU", 2, BF16, precision=bf16, zero_stage=2, offload_optimizer=True),
+        case("bf16, DP 2 x TP 2, ZeRO 3", 4, BF16, precision=bf16, zero_stage=3, tp_size=2),
+        case("bf16, SP 2 x TP 2", 4, BF16, precision=bf16, sp_size=2, tp_size=2),
+        *(case(f"bf16 states, ZeRO {n}, 2 ranks", 2, BF16_STATES, precision=pure, zero_stage=n) for n in (1, 2, 3)),
+    ]
 
 
 def references() -> list[Case]:
