@@ -20,7 +20,7 @@ from pathlib import Path
 
 from conf.compose import App, entry
 from model.config import Init, ModelConfig
-from train.config import Device, OptimizerConfig
+from train.config import Device, OptimizerConfig, OptimizerKind
 
 FLAT = 0.25
 """A slope below this is flat. Every rule of muP is a power of sqrt(m), so one that is missing, or applied twice, shows
@@ -66,6 +66,8 @@ class CoordinatesCommand:
             found.append(
                 "model.init and model.mup_base_* are set by the check itself, both recipes in turn; leave them"
             )
+        if self.optimizer.kind != OptimizerKind.adamw:
+            found.append(f"optimizer.kind={self.optimizer.kind}: muP is made for AdamW here, and so is its check")
         limit = self.model.max_positions
         if limit is not None and self.seq_len > limit:
             found.append(f"seq_len={self.seq_len} is longer than model.max_positions={limit}")

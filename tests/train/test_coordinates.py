@@ -100,6 +100,7 @@ APP = App("coordinates", CoordinatesCommand, {})
         ("widths=[64,90]", "at d_model=90, head_dim would be no whole number"),
         ("widths=[4,64]", "at d_model=4: heads of width 1 cannot be rotated"),
         ("steps=0", "steps=0 must be at least 1"),
+        ("optimizer=muon", "optimizer.kind=muon: muP is made for AdamW"),
     ],
 )
 def test_a_check_that_cannot_be_made_is_refused(override: str, message: str):
