@@ -96,7 +96,7 @@ def nonfinite_steps(stage: int) -> list[tuple[str, float, float, bool]]:
         engine.train_step(batches, 1e-3)
         before = kept(engine)
         if grid.rank == 0:
-            victim = engine._deepspeed.module.blocks[0].mlp.down
+            victim = engine.module.model.blocks[0].mlp.down
             victim.register_full_backward_hook(lambda module, inputs, outputs: (inputs[0] * math.nan,))
         result = engine.train_step(batches, 1e-3)
         outcomes.append((precision, result.loss, result.grad_norm, same(before, kept(engine))))
