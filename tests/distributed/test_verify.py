@@ -44,7 +44,7 @@ def test_a_rank_that_raises_fails_its_case_with_its_traceback():
     case = Case("eight rows on three ranks", ranks=3)
     verdict = comparison.of(case, reference_of(case))
     assert not verdict.holds
-    assert "Traceback" in verdict.why
+    assert "Traceback" in verdict.bound.why
 
 
 def test_weights_that_come_twice_or_never_are_seen():

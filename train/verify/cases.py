@@ -57,8 +57,10 @@ class Bound:
     """How far apart two runs may lie, and why."""
 
     relative: float
-    """of losses and gradient norms; of weights against the largest of their tensor (see compare.py)"""
+    """of losses and gradient norms"""
     why: str
+    weights: float = 1e-5
+    """of weights, against the largest of their tensor (see compare.py): ten updates' roundings add up"""
 
 
 SAME = Bound(1e-6, "the same operations in the same order, but for the sums of a matrix product")

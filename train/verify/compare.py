@@ -7,7 +7,7 @@ import numpy as np
 
 from train.config import Device
 from train.fragment import Fragment
-from train.verify.cases import STEPS, Case, Family, lr_of
+from train.verify.cases import STEPS, Bound, Case, Family, lr_of
 from train.verify.ranks import RankFailedError, Ranks
 from train.verify.runs import Outcome, by_engine, by_torch, leak
 
@@ -23,22 +23,23 @@ class Verdict:
     against: str
     distances: tuple[float | None, float | None, float | None]
     """largest relative distance of losses, norms and weights; None where they are not compared"""
-    bound: float
-    why: str
+    bound: Bound
 
     @property
     def holds(self) -> bool:
-        return all(distance is None or distance <= self.bound for distance in self.distances)
+        bounds = (self.bound.relative, self.bound.relative, self.bound.weights)
+        return all(d is None or d <= bound for d, bound in zip(self.distances, bounds, strict=True))
 
     @staticmethod
     def header() -> str:
-        return f"{'case':<{WIDTH}} ranks  {'loss':>8} {'norm':>8} {'weights':>8}  {'bound':>6}       why not closer"
+        return f"{'case':<{WIDTH}} ranks  {'loss':>8} {'norm':>8} {'weights':>8}  {'bounds':>11}       why not closer"
 
     def line(self) -> str:
         loss, norm, weights = (f"{'-' if d is None else f'{d:.1e}':>8}" for d in self.distances)
         verdict = "ok" if self.holds else "FAIL"
         name = f"{self.name:<{WIDTH}}"
-        return f"{name} {self.ranks:>5}  {loss} {norm} {weights}  {self.bound:>6.0e}  {verdict:<4} {self.why}"
+        bounds = f"{self.bound.relative:.0e}/{self.bound.weights:.0e}"
+        return f"{name} {self.ranks:>5}  {loss} {norm} {weights}  {bounds:>11}  {verdict:<4} {self.bound.why}"
 
 
 class Comparison:
@@ -56,13 +57,13 @@ class Comparison:
         try:
             found = _run(by_engine, case, self._device)
         except RankFailedError as failure:
-            return Verdict(case.name, case.ranks, case.against, (np.inf, None, None), 0, str(failure))
+            return Verdict(case.name, case.ranks, case.against, (np.inf, None, None), Bound(0, str(failure)))
         distances = (
             _relative(found[0].losses, expected.losses),
             _relative(found[0].norms, expected.norms),
             _weights_apart(found, expected) if case.compares_weights else None,
         )
-        return Verdict(case.name, case.ranks, case.against, distances, case.bound.relative, case.bound.why)
+        return Verdict(case.name, case.ranks, case.against, distances, case.bound)
 
 
 def accelerator(device: Device) -> str:
@@ -79,7 +80,7 @@ def isolation(device: Device) -> Iterator[Verdict]:
         case = Case(f"no leak between documents, {family}", family=family)
         same, is_seen = Ranks(leak, 1, case, device).results()[0]
         distance = 0.0 if same and is_seen else np.inf
-        yield Verdict(case.name, 1, "itself", (distance, None, None), 0.0, "to the bit: not one operation mixes them")
+        yield Verdict(case.name, 1, "itself", (distance, None, None), Bound(0, "to the bit"))
 
 
 def whole_weights(ranks: list[Outcome]) -> dict[str, np.ndarray]:
