@@ -86,7 +86,7 @@ class StateBytes:
     weights: int
     gradients: int
     optimizer: int
-    """fp32 master weights (mixed precision only) and the two Adam moments"""
+    """master weights, which DeepSpeed keeps in every precision, and the two Adam moments"""
 
     @property
     def total(self) -> int:
@@ -97,11 +97,11 @@ def state_bytes(n_params: int, precision: str, zero_stage: int, n_shards: int) -
     """Bytes of weights, gradients and optimizer states on one rank that stores or shares `n_params` of them (see
     `ParameterCounts.of_rank`), shared out over `n_shards` ranks (ZeRO, arXiv 1910.02054, section 3).
 
-    precision: fp32 (the weights are their own masters), bf16 (with fp32 masters and fp32 gradient sums), bf16_states
+    precision: fp32 (DeepSpeed keeps masters beside the weights here too), bf16 (with fp32 masters and fp32 gradient sums), bf16_states
     (2 bytes for everything). Stage 1 shards the optimizer, stage 2 the gradients too, stage 3 the weights too. Padding
     of the shards to equal length is not counted.
     """
-    weight, gradient, optimizer = {"fp32": (4, 4, 8), "bf16": (2, 4, 12), "bf16_states": (2, 2, 4)}[precision]
+    weight, gradient, optimizer = {"fp32": (4, 4, 12), "bf16": (2, 4, 12), "bf16_states": (2, 2, 6)}[precision]
     shard = -(-n_params // n_shards)
     return StateBytes(
         weights=weight * (shard if zero_stage >= 3 else n_params),

@@ -133,13 +133,13 @@ def test_causal_flops_are_half_of_the_square_and_fewer_in_a_window_or_in_short_d
 @pytest.mark.parametrize(
     ("stage", "shards", "precision", "expected"),
     [
-        (1, 1, "fp32", (4000, 4000, 8000)),
+        (1, 1, "fp32", (4000, 4000, 12000)),
         (1, 1, "bf16", (2000, 4000, 12000)),
         (1, 4, "bf16", (2000, 4000, 3000)),
         (2, 4, "bf16", (2000, 1000, 3000)),
         (3, 4, "bf16", (500, 1000, 3000)),
-        (1, 4, "bf16_states", (2000, 2000, 1000)),
-        (3, 4, "bf16_states", (500, 500, 1000)),
+        (1, 4, "bf16_states", (2000, 2000, 1500)),
+        (3, 4, "bf16_states", (500, 500, 1500)),
     ],
 )
 def test_state_bytes_table(stage: int, shards: int, precision: str, expected: tuple[int, int, int]):
