@@ -97,9 +97,9 @@ def state_bytes(n_params: int, precision: str, zero_stage: int, n_shards: int) -
     """Bytes of weights, gradients and optimizer states on one rank that stores or shares `n_params` of them (see
     `ParameterCounts.of_rank`), shared out over `n_shards` ranks (ZeRO, arXiv 1910.02054, section 3).
 
-    precision: fp32 (DeepSpeed keeps masters beside the weights here too), bf16 (with fp32 masters and fp32 gradient sums), bf16_states
-    (2 bytes for everything). Stage 1 shards the optimizer, stage 2 the gradients too, stage 3 the weights too. Padding
-    of the shards to equal length is not counted.
+    precision: fp32 (DeepSpeed keeps masters beside the weights here too), bf16 (with fp32 masters and fp32 gradient
+    sums), bf16_states (2 bytes for everything). Stage 1 shards the optimizer, stage 2 the gradients too, stage 3 the
+    weights too. Padding of the shards to equal length is not counted.
     """
     weight, gradient, optimizer = {"fp32": (4, 4, 12), "bf16": (2, 4, 12), "bf16_states": (2, 2, 6)}[precision]
     shard = -(-n_params // n_shards)

@@ -80,9 +80,12 @@ class Trial:
         mine = [part[first : first + self._batch.sequences_per_rank] for part in rows(self._case.rows, step)]
         result = self.engine.train_step(zip(*(part.split(size) for part in mine), strict=True), lr_of(step))
         if not self._is_checked:
-            effective_run(self._config, self.engine, self._grid)
+            self.effective_run()
             self._is_checked = True
         return result
+
+    def effective_run(self) -> str:
+        return effective_run(self._config, self.engine, self._grid)
 
 
 def by_torch(case: Case, device: Device) -> Outcome:
