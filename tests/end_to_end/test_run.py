@@ -179,7 +179,33 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_another_zero_stage(here:
     assert losses(here / "runs" / "moved") == pytest.approx(losses(undisturbed), rel=1e-4)
 
 
+def test_a_run_goes_on_under_other_layouts_while_its_checkpoints_are_being_written(here: Path, undisturbed: Path):
+    layouts = [
+        (2, ["parallel.tp_size=2", "parallel.zero_stage=3"]),
+        (2, ["parallel.sp_size=2", "batch.micro_batch_size=8"]),
+        (1, ["parallel.activation_checkpointing=full", "loss.chunk_tokens=20"]),
+    ]
+    for stop, (ranks, words) in zip((15, 30, 50), layouts, strict=True):
+        code, message = outcome(here, "run.name=moved", f"run.stop_at_step={stop}", *words, ranks=ranks)
+        assert code == 0, message
+    assert losses(here / "runs" / "moved") == pytest.approx(losses(undisturbed), rel=1e-4)
+    hashes = [row.get("batch_hash") for row in rows(here / "runs" / "moved") if "loss" in row]
+    assert hashes == [row.get("batch_hash") for row in rows(undisturbed) if "loss" in row]
+
+
 # --- what a run refuses, with nothing lost
+
+
+def test_a_layout_that_cannot_be_cut_is_refused_with_sizes_that_can(here: Path):
+    words = ["parallel.tp_size=4", "model.d_ff=66", "parallel.zero_stage=0"]
+    code, message = outcome(here, "run.name=a", *words[:2], ranks=4)
+    assert code == 2
+    assert "model.n_kv_heads=2 (model.n_heads=4) does not divide by parallel.tp_size=4" in message
+    assert "nearest sizes 64 and 68" in message
+    code, message = outcome(here, "run.name=a", *words[2:])
+    assert code == 2
+    assert "parallel.zero_stage=0 is refused" in message
+    assert not (here / "runs").exists()
 
 
 def test_a_run_name_that_holds_another_configuration_is_refused_with_the_difference(undisturbed: Path, workplace: Path):
