@@ -33,6 +33,8 @@ def planned(config: TrainConfig) -> Plan:
             f"cluster.n_devices={machine.n_devices} does not divide by parallel.tp_size={config.parallel.tp_size} x "
             f"parallel.sp_size={config.parallel.sp_size} = {ranks_a_row}"
         )
+    else:
+        problems += config.parallel.problems_on(machine.n_devices // config.parallel.tp_size)
     if problems:
         raise ConfigError(problems)
     batch = solve_batch(

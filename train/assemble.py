@@ -90,6 +90,12 @@ def _execution_rows(config: TrainConfig, engine: Engine, grid: RankGrid) -> list
     )
     return [
         Row("tensor-parallel ranks of a matrix", {parallel.tp_size}, _tensor_parallel_ranks(model)),
+        Row(
+            "norms cut over tensor-parallel ranks",
+            {parallel.sequence_parallel_norms} if parallel.tp_size > 1 else set(),
+            tensor_parallel.norms_in_force(model),
+        ),
+        Row("attention stays inside documents", config.data.mask_documents, engine.saw_segments),
         Row("sequence-parallel ranks of a row", {parallel.sp_size}, _sequence_parallel_ranks(model)),
         Row("activation checkpointing", {parallel.activation_checkpointing}, execution.policies_in_force(model)),
         Row("blocks compiled", _compilation(parallel, model), execution.compilation_in_force(model)),

@@ -262,6 +262,11 @@ class ParallelConfig:
                 f"parallel.hpz_size={self.hpz_size} needs parallel.zero_stage=3: at stage {self.zero_stage} every rank "
                 "holds all weights anyway"
             )
+        if self.hpz_size is not None and self.tp_size > 1:
+            found.append(
+                f"parallel.hpz_size={self.hpz_size} does not go with parallel.tp_size={self.tp_size}: DeepSpeed counts "
+                "hpZ's groups across tensor-parallel ranks and would mix their slices; set hpz_size=null or tp_size=1"
+            )
         if self.offload_optimizer and self.precision == Precision.bf16_states:
             found.append(
                 "parallel.offload_optimizer=true does not go with parallel.precision=bf16_states: DeepSpeed then wants "

@@ -13,6 +13,10 @@ class CheckpointError(Exception):
     exit_code = 4
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint that may be good, but cannot be looked at from here, or by this version: never passed over."""
+
+
 class StateError(Exception):
     """A checkpoint's tensors are not those of this model."""
 

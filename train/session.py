@@ -204,9 +204,10 @@ class Session:
     def _claim(self, found: Checkpoint | None, damaged: list[str]) -> None:
         """Rank 0: writes only when nothing is refused."""
         folder = self._setup.folder
-        self._refuse_strangers(found)
         for message in damaged:
             print(f"warning: {message}; an older checkpoint is used", flush=True)
+        self._refuse_strangers(found)
+        for message in damaged:
             folder.note("checkpoint_damaged", problem=message)
         folder.describe(self._config, self._setup.data / "tokenizer.model")
         publish_json(folder.plan_json, self._plan.to_tree())

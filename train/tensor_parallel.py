@@ -148,6 +148,11 @@ def seal(model: Transformer, mesh: Mesh) -> None:
             parameter.register_hook(lambda gradient: sum_of(gradient, mesh.tp_group))
 
 
+def norms_in_force(model: Transformer) -> set[bool]:
+    """Whether sums of the blocks leave each rank its own positions; empty without tensor parallelism."""
+    return {layer.mesh.cuts_norms for layer in model.modules() if isinstance(layer, RowLinear)}
+
+
 def own_slice(whole: Tensor, parameter: nn.Parameter) -> Tensor:
     """A view of what a rank keeps of the whole tensor of `parameter`, whose marks say which slice that is."""
     dim = getattr(parameter, "tp_dim", None)

@@ -9,14 +9,14 @@ from train.checkpoint.commit import SCHEMA_VERSION
 from train.checkpoint.folders import folder_name, steps_found
 from train.checkpoint.peers import ALONE, Peers
 from train.checkpoint.reader import Checkpoint
-from train.errors import CheckpointError
+from train.errors import CheckpointError, UnreadableError
 
 
 def newest_valid(folder: Path, peers: Peers = ALONE) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a message for each newer one that does not. A collective.
 
     (None, []) if there is none at all. Raises CheckpointError if there are some and none verifies: a run never starts
-    again from step 0 unasked.
+    again from step 0 unasked; and UnreadableError, rather than going back behind it, for one that may be good.
     """
     messages: list[str] = []
     steps = steps_found(folder) if peers.is_first else []
@@ -24,6 +24,8 @@ def newest_valid(folder: Path, peers: Peers = ALONE) -> tuple[Checkpoint | None,
         step = peers.from_first(steps[position] if peers.is_first else 0)
         try:
             return verify(folder / folder_name(step), peers), messages
+        except UnreadableError:
+            raise
         except CheckpointError as error:
             messages.append(str(error))
     if messages:
@@ -40,16 +42,18 @@ def verify(path: Path, peers: Peers = ALONE) -> Checkpoint:
 
     A file that the manifest does not name is not part of the checkpoint, and is never read.
     """
-    checkpoint, problem = None, None
+    checkpoint, problem, may_be_good = None, None, False
     try:
         checkpoint = _opened(path, peers)
     except CheckpointError as error:
-        problem = str(error)
+        problem, may_be_good = str(error), isinstance(error, UnreadableError)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         problem = f"{path / 'manifest.json'} is not a checkpoint's manifest: {error!r}"
     except OSError as error:
-        problem = f"{path} cannot be read: {error}"
+        problem, may_be_good = f"{path} cannot be read: {error}", True
     message = peers.first_message(problem)
+    if peers.agree([int(may_be_good)])[0]:
+        raise UnreadableError(f"{message}. Nothing was changed: it may be good, so an older one is not taken unasked")
     if checkpoint is None or message is not None:
         raise CheckpointError(message or "")
     return checkpoint
@@ -59,7 +63,7 @@ def _opened(path: Path, peers: Peers) -> Checkpoint:
     """This rank's view of the checkpoint, after a look at this rank's share of its files."""
     manifest = _read_json(path / "manifest.json")
     if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(_other_schema(path, manifest.get("schema_version")))
+        raise UnreadableError(_other_schema(path, manifest.get("schema_version")))
     files = manifest["files"]
     for name in ("state.json", "index.jsonl"):
         if name not in files:
@@ -92,7 +96,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UnreadableError(f"{path} cannot be read: {error}") from None
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")

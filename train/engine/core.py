@@ -86,6 +86,8 @@ def start(
         inner = _updating(module, optimizer, parallel, width_ratio, device)
         initialised, *_ = deepspeed.initialize(model=module, optimizer=inner, config=settings, mpu=mesh)
     engine = Engine(initialised, plan, optimizer, parallel, loss, grid, mesh, width_ratio, device)
+    if parallel.precision == Precision.bf16:
+        engine.set_masters(initial)
     refuse_differences(engine.effective_run())
     return engine
 
@@ -137,6 +139,7 @@ class Engine:
         if isinstance(inner := deepspeed_engine.optimizer.optimizer, MuonAdamW):
             inner.use_layout(self._state.flats, [(p.fragment, p.flat, p.offset) for p in self._state.pieces])
         self._is_checked = False
+        self.saw_segments = False
 
     def train_step(self, micro_batches: Iterable[tuple[Tensor, ...]], lr: float) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one update with learning rate `lr`.
@@ -147,6 +150,7 @@ class Engine:
         """
         set_learning_rate(self._deepspeed.optimizer.param_groups, lr)
         batches = list(micro_batches)
+        self.saw_segments = any(len(batch) > 2 for batch in batches)
         n_targets, batch_hash = self._count(batches)
         scale = self._data_ranks / n_targets
         nats = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -248,6 +252,10 @@ class Engine:
         Views: copy them before the next step. Moments are zeros before the first.
         """
         return self._state.fragments()
+
+    def set_masters(self, initial: Initial) -> None:
+        """Gives fp32 masters the first values that forward has rounded."""
+        self._state.set_masters(initial)
 
     def expected(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         """(kind, name, whole shape) of everything that all ranks together hold, the same on each."""

@@ -125,6 +125,7 @@ def _optimizer_rows(
     return [
         Row("optimizer", _OPTIMIZERS[optimizer.kind], type(inner).__name__),
         Row("updated by Muon", *_muon_matrices(engine, optimizer)),
+        Row("Muon's momentum and iterations", *_muon_settings(inner, optimizer)),
         Row("betas, eps", {((optimizer.beta1, optimizer.beta2), optimizer.eps / width_ratio)}, hyper),
         Row("device of masters and moments", {where}, devices),
         Row("groups", _groups_asked(engine.module, optimizer, width_ratio), _groups_in_force(engine.optimizer)),
@@ -143,6 +144,12 @@ def _muon_matrices(engine: Any, config: OptimizerConfig) -> tuple[str, str]:
     groups = zip(flats_by_group(optimizer), parameters_by_flat(optimizer), strict=True)
     used = [p for (group, _), members in groups if group.get("kind") == OptimizerKind.muon for p in members]
     return _tensors(asked), _tensors(used)
+
+
+def _muon_settings(inner: Any, config: OptimizerConfig) -> tuple[set, set]:
+    asked = {(config.muon_momentum, config.ns_steps)} if config.kind == OptimizerKind.muon else set()
+    groups = [group for group in inner.param_groups if group.get("kind") == OptimizerKind.muon]
+    return asked, {(group["momentum"], group["ns_steps"]) for group in groups}
 
 
 def _stage(optimizer: Any) -> int:

@@ -75,6 +75,15 @@ class TrainingState:
                 self._inner.state[flat]["step"].fill_(step)
         refresh_forward_weights(self._optimizer)
 
+    def set_masters(self, initial: Callable[[str, torch.Size], Tensor]) -> None:
+        """Gives masters the first values as they are, unrounded: DeepSpeed makes them from the weights of forward."""
+        for piece in self.pieces:
+            where = piece.fragment
+            value = initial(where.name, torch.Size(where.shape))
+            if where.tp_dim is not None:
+                value = value.narrow(where.tp_dim, where.tp_start, where.tp_stop - where.tp_start)
+            self._view(MASTER, piece).copy_(value.reshape(-1)[where.start : where.stop])
+
     def expected(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         """(kind, name, whole shape) of all numbers that the ranks together hold."""
         for flat, parameters in zip(self.flats, parameters_by_flat(self._optimizer), strict=True):

@@ -50,20 +50,23 @@ class Comparison:
         self._references: dict[str, Outcome] = {}
 
     def of(self, case: Case, reference: Case) -> Verdict:
+        try:
+            expected = self._reference(reference)
+            found = _run(by_engine, case, self._device)
+            distances = (
+                _relative(found[0].losses, expected.losses),
+                _relative(found[0].norms, expected.norms),
+                _weights_apart(found, expected) if case.compares_weights else None,
+            )
+        except (RankFailedError, ValueError) as failure:
+            return Verdict(case.name, case.ranks, case.against, (np.inf, None, None), Bound(0, str(failure)))
+        return Verdict(case.name, case.ranks, case.against, distances, case.bound)
+
+    def _reference(self, reference: Case) -> Outcome:
         key = repr(reference)
         if key not in self._references:
             self._references[key] = _run(by_torch, reference, self._device)[0]
-        expected = self._references[key]
-        try:
-            found = _run(by_engine, case, self._device)
-        except RankFailedError as failure:
-            return Verdict(case.name, case.ranks, case.against, (np.inf, None, None), Bound(0, str(failure)))
-        distances = (
-            _relative(found[0].losses, expected.losses),
-            _relative(found[0].norms, expected.norms),
-            _weights_apart(found, expected) if case.compares_weights else None,
-        )
-        return Verdict(case.name, case.ranks, case.against, distances, case.bound)
+        return self._references[key]
 
 
 def accelerator(device: Device) -> str:
@@ -112,7 +115,8 @@ def _run(function, case: Case, device: Device) -> list[Outcome]:
 
 
 def _relative(found: list[float], expected: list[float]) -> float:
-    return max(abs(a - b) / abs(b) if np.isfinite(a) else np.inf for a, b in zip(found, expected, strict=True))
+    pairs = zip(found, expected, strict=True)
+    return max(abs(a - b) / abs(b) if np.isfinite(a) and np.isfinite(b) else np.inf for a, b in pairs)
 
 
 def _weights_apart(found: list[Outcome], expected: Outcome) -> float:
