@@ -237,6 +237,8 @@ class ModelConfig:
         """What is set must be read: an option of one kind of positions is refused under another."""
         found: list[str] = []
         if self.positions == Positions.rotary:
+            if self.rope_theta <= 1:
+                found.append(f"model.rope_theta={self.rope_theta} must be above 1: frequencies fall by its powers")
             if not 0 < self.rotary_fraction <= 1:
                 found.append(f"model.rotary_fraction={self.rotary_fraction} must lie in (0, 1]")
             elif self.rotary_width < 2 or self.rotary_width % 2:
@@ -267,6 +269,8 @@ class ModelConfig:
         return found
 
     def _recipe_problems(self) -> list[str]:
+        if self.init == Init.scaled and self.init_std != ModelConfig.init_std:
+            return [f"model.init_std={self.init_std} does nothing while model.init=scaled"]
         return [
             f"model.init={self.init} and model.{name}={getattr(self, name)}: init=mup needs the {what} at which its "
             "settings were chosen, and no other recipe has one"

@@ -41,9 +41,10 @@ def cutting_problems(
     ]
     for key, value, what in cut_by_tp:
         if value % tp_size:
+            sizes = str(-(-value // tp_size) * tp_size) if key == "model.vocab_size" else _nearest(value, tp_size)
             found.append(
                 f"{key}={value} does not divide by parallel.tp_size={tp_size}: each rank takes as many {what}; "
-                f"nearest sizes {_nearest(value, tp_size)}"
+                f"nearest sizes {sizes}"
             )
     parts = sp_size * (tp_size if sequence_parallel_norms else 1)
     if seq_len % parts:

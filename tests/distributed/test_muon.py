@@ -104,7 +104,13 @@ def test_momentum_goes_from_layout_to_layout_without_losing_a_bit():
 
 # --- without DeepSpeed: any cuts --------------------------------------------------------------------------------------
 
-SHAPES = {"blocks.0.a": (7, 5), "blocks.0.b": (5, 11), "blocks.1.a": (8, 8), "blocks.1.b": (1, 9), "blocks.2.a": (6, 4)}
+SHAPES = {
+    "blocks.0.a.weight": (7, 5),
+    "blocks.0.b.weight": (5, 11),
+    "blocks.1.a.weight": (8, 8),
+    "blocks.1.b.weight": (1, 9),
+    "blocks.2.a.weight": (6, 4),
+}
 
 
 @pytest.mark.parametrize("seed", range(4))

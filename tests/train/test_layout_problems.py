@@ -40,7 +40,7 @@ def test_all_problems_come_at_once_with_the_nearest_sizes():
     assert "model.d_ff=66" in mlp
     assert "64 and 68" in mlp
     assert "model.vocab_size=131" in vocabulary
-    assert "128 and 132" in vocabulary
+    assert "nearest sizes 132" in vocabulary
     assert "data.seq_len=65" in row
     assert "64 and 68, or parallel.sequence_parallel_norms=false" in row
 

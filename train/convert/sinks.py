@@ -12,6 +12,7 @@ from torch import Tensor
 from conf.compose import to_yaml
 from data_prep.files import DataError, publish_bytes, publish_json, sha256_file
 from data_prep.manifest import TOKENIZER
+from model.config import Scaling
 from model.names import Layout, parts_of, place_of, to_theirs
 from model.transformer import Transformer
 from train.convert.command import ConvertCommand, Dtype
@@ -65,6 +66,12 @@ def _context(source: Source, command: ConvertCommand) -> int:
         raise DataError(
             f"context={command.context}: the model has a table of {source.model.max_positions} learned positions"
         )
+    scaling = source.model.rope_scaling
+    if scaling.kind == Scaling.yarn:  # readers before transformers 5 take the factor from the ratio of the two
+        whole = round(scaling.factor * scaling.original_context)
+        if command.context not in (None, whole):
+            raise DataError(f"context={command.context}: with yarn it is factor x original_context = {whole}")
+        return whole
     return command.context or source.context
 
 

@@ -127,7 +127,10 @@ def _from_weights(path: Path) -> Source:
 
 
 def _from_hugging_face(path: Path, command: ConvertCommand) -> Source:
-    found = understood(read_object(path / "config.json"), rope_theta=command.rope_theta, ignored=command.ignore_fields)
+    tree = read_object(path / "config.json")
+    if absent := [key for key in command.ignore_fields if key not in tree]:
+        raise DataError(f"ignore_fields={absent}: {path / 'config.json'} has no such field")
+    found = understood(tree, rope_theta=command.rope_theta, ignored=command.ignore_fields)
     _refuse_pickles(path)
     held, shapes = tensors_in(path)
     _same_as_index(path, shapes)
@@ -170,7 +173,9 @@ def _same_as_index(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if not (path / SINGLE).is_file():
             raise DataError(f"{path} holds neither {SINGLE} nor {INDEX}")
         return
-    listed = read_object(path / INDEX).get("weight_map", {})
+    listed = read_object(path / INDEX).get("weight_map")
+    if not isinstance(listed, dict):
+        raise DataError(f"{path / INDEX} has no weight_map")
     if absent := sorted(set(map(str, listed.values())) - {file.name for file in path.glob("*.safetensors")}):
         raise DataError(f"{path / INDEX} names files that are missing: {', '.join(absent)}")
     if listed.keys() != shapes.keys():

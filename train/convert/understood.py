@@ -133,6 +133,7 @@ class _Fields:
         return value
 
     def close(self, ignored: Sequence[str]) -> None:
+        self.problems += [f"`{key}` is read here and cannot be ignored" for key in ignored if key in self.seen]
         unknown = sorted(set(self.tree) - self.seen - NO_EFFECT)
         for key in unknown:
             if key in ignored:
@@ -201,6 +202,8 @@ def _window(fields: _Fields, n_layers: int) -> int | None:
     window, first = fields.tree.get("sliding_window"), fields.tree.get("max_window_layers")
     kinds = fields.tree.get("layer_types")
     fields.seen |= {"sliding_window", "max_window_layers", "layer_types"}
+    if kinds is None and slides and window is not None and first is None:
+        fields.problems.append("`max_window_layers` is not stated: which layers slide depends on the reader")
     if kinds is None:
         kinds = [
             "sliding_attention" if slides and i >= (first or 0) else "full_attention" for i in range(n_layers or 0)
@@ -220,9 +223,20 @@ def _window(fields: _Fields, n_layers: int) -> int | None:
 def _rope_choices(fields: _Fields, assumed: float | None) -> dict[str, Any]:
     """Of rope_theta, rope_scaling (before transformers 5) and rope_parameters (since), which may say the same twice."""
     fields.seen |= {"rope_theta", "rope_scaling", "rope_parameters"}
-    sections = [dict(fields.tree[key]) for key in ("rope_parameters", "rope_scaling") if fields.tree.get(key)]
-    thetas = {section.pop("rope_theta", None) for section in sections} | {fields.tree.get("rope_theta")}
-    stated = {float(theta) for theta in thetas if theta is not None} or ({assumed} if assumed else set())
+    given = [fields.tree[key] for key in ("rope_parameters", "rope_scaling") if fields.tree.get(key)]
+    if not all(isinstance(section, Mapping) for section in given):
+        fields.problems.append(f"`rope_parameters` and `rope_scaling` must be objects, not {given}")
+        return {}
+    sections = [dict(section) for section in given]
+    thetas = [section.pop("rope_theta", None) for section in sections] + [fields.tree.get("rope_theta")]
+    thetas = [theta for theta in thetas if theta is not None]
+    if not all(isinstance(theta, int | float) for theta in thetas):
+        fields.problems.append(f"`rope_theta` must be a number, not {thetas}")
+        return {}
+    stated = {float(theta) for theta in thetas}
+    if assumed is not None and stated and stated != {assumed}:
+        fields.problems.append(f"rope_theta={assumed} was given, but the file states {sorted(stated)}")
+    stated = stated or ({assumed} if assumed else set())
     if not stated:
         fields.problems.append(
             "`rope_theta` is not stated, and transformers would take 10000 without a word (right for Llama 1 and 2). "
@@ -292,7 +306,9 @@ def _first_id(value: Any) -> Any:
 def _built(own: dict[str, Any], problems: list[str]) -> ModelConfig:
     if problems:
         raise DataError("config.json cannot be followed:\n  " + "\n  ".join(problems))
-    if own.get("head_dim") and own["head_dim"] * own["n_heads"] == own["d_model"]:
+    sizes = [own.get(key) for key in ("head_dim", "n_heads", "d_model")]
+    head, heads, width = (size if isinstance(size, int) else 0 for size in sizes)
+    if head and head * heads == width:
         own["head_dim"] = None  # the usual width, said in the usual way
     try:
         return build(ModelConfig, defaults_of(ModelConfig) | own)

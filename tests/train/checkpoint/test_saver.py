@@ -11,7 +11,7 @@ import pytest
 from tests.distributed.ranks import Ranks, run_ranks
 from tests.train.checkpoint.layouts import LAYOUTS, SHAPES, fragments_of, same_bits, slices, tensors
 from train.config import CheckpointConfig
-from train.errors import CheckpointError
+from train.errors import CheckpointError, UnreadableError
 
 
 def peers() -> Any:
@@ -360,3 +360,23 @@ def test_checkpoints_of_the_first_schema_are_refused_in_words(saved: Path):
     manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 1'))
     with pytest.raises(CheckpointError, match="written by an earlier version of this program"):
         verify(saved / "step-00000002")
+
+
+@pytest.mark.parametrize("why", ["a newer schema", "an input error"])
+def test_a_checkpoint_that_may_be_good_is_never_passed_over(saved: Path, why: str, monkeypatch: pytest.MonkeyPatch):
+    """Else the run would go back behind it, and its next save would remove it."""
+    from train.checkpoint import verify
+
+    newest = saved / "step-00000002"
+    if why == "a newer schema":
+        manifest = newest / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 3'))
+    else:
+
+        def unreadable(file: Path) -> str:
+            raise OSError(5, "Input/output error", str(file))
+
+        monkeypatch.setattr(verify, "sha256_file", unreadable)
+    with pytest.raises(UnreadableError, match="Nothing was changed"):
+        verify.newest_valid(saved)
+    assert newest.is_dir()
