@@ -196,7 +196,7 @@ def laid_out(fragments: list[Any]) -> tuple[list[Any], list[tuple[Any, Any, int]
 
     flats, pieces = [], []
     for kind in "ab":
-        mine = [fragment for fragment in fragments if fragment.name.endswith(kind)]
+        mine = [fragment for fragment in fragments if fragment.name.endswith(f"{kind}.weight")]
         flat = torch.nn.Parameter(torch.zeros(sum(2 + f.stop - f.start for f in mine)))
         flat.grad = torch.zeros_like(flat)
         offset = 0
