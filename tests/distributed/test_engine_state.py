@@ -111,18 +111,19 @@ def expected_names() -> set[str]:
         return {name for name, _ in Transformer(config()).named_parameters()}
 
 
-def before_a_step(stage: int):
+def before_a_step(stage: int, precision: str):
     grid, plan = plan_of_step()
-    return sent(kept(start_engine(plan, grid, zero_stage=stage)))
+    return sent(kept(start_engine(plan, grid, zero_stage=stage, precision=precision)))
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_before_the_first_step_masters_are_the_initial_values_and_moments_are_zero(stage: int):
+@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")])
+def test_before_the_first_step_masters_are_the_initial_values_and_moments_are_zero(stage: int, precision: str):
+    """With bf16 too: masters are not made from the rounded weights of forward."""
     import torch
 
     from model.init import initial_value
 
-    for (kind, name), whole in assembled(run_ranks(before_a_step, 2, stage)).items():
+    for (kind, name), whole in assembled(run_ranks(before_a_step, 2, stage, precision)).items():
         value = initial_value(name, torch.Size(whole.shape), config(), 0) if kind == "master" else torch.zeros(1)
         assert bool((torch.from_numpy(whole) == value).all()), (kind, name)
 

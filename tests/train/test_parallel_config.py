@@ -10,6 +10,8 @@ from train.config import ParallelConfig, Precision
     [
         (ParallelConfig(zero_stage=1, hpz_size=2), "needs parallel.zero_stage=3"),
         (ParallelConfig(zero_stage=3, hpz_size=1), "must be at least 2"),
+        (ParallelConfig(zero_stage=3, hpz_size=2, tp_size=2), "would mix their slices"),
+        (ParallelConfig(zero_stage=1, tp_size=0), "parallel.tp_size=0 must be at least 1"),
         (ParallelConfig(offload_optimizer=True, precision=Precision.bf16_states), "does not go with"),
     ],
 )
