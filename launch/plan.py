@@ -13,9 +13,10 @@ from pathlib import Path
 from conf.compose import ConfigError
 from data_prep.manifest import Manifest
 from train.batch import solve_batch
-from train.config import ClusterConfig, Device, Precision, TrainConfig
+from train.config import ClusterConfig, Device, TrainConfig
 from train.data_config import DataConfig
 from train.layout_problems import layout_problems
+from train.parallel_config import Precision
 from train.plan import Machine, Plan, make_plan, published_peak, render
 
 

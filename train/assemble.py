@@ -15,13 +15,14 @@ from model.init import initial_value
 from model.transformer import Transformer
 from train import execution, sequence_parallel, tensor_parallel
 from train.batch import BatchPlan
-from train.config import AttentionKernel, Compile, ParallelConfig, Precision, TrainConfig
+from train.config import TrainConfig
 from train.engine.core import Engine, start
 from train.engine.in_force import Row, refuse_differences, render
 from train.engine.library import join_ranks
 from train.mesh import Mesh
 from train.objective import Objective
 from train.parallel import RankGrid
+from train.parallel_config import AttentionKernel, Compile, ParallelConfig, Precision
 
 Initial = Callable[[str, torch.Size], Tensor]
 

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from model.attention import make_context
 from model.transformer import Transformer
-from train.config import AttentionKernel, Compile, ParallelConfig, Recompute
 from train.parallel import RankGrid
+from train.parallel_config import AttentionKernel, Compile, ParallelConfig, Recompute
 
 _BACKENDS = {
     AttentionKernel.flash: SDPBackend.FLASH_ATTENTION,

@@ -5,7 +5,8 @@ import time
 
 import torch
 
-from train.config import ClusterConfig, Precision
+from train.config import ClusterConfig
+from train.parallel_config import Precision
 from train.plan import Machine, published_peak
 
 

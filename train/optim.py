@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from model.init import is_hidden_matrix
-from train.config import OptimizerConfig, OptimizerKind, Precision
+from train.config import OptimizerConfig, OptimizerKind
 from train.muon import MuonAdamW, fresh_momentum
+from train.parallel_config import Precision
 
 
 def parameter_groups(

@@ -8,7 +8,8 @@ from typing import Any
 
 from model.arithmetic import activation_bytes, count_parameters, flops_per_token, logit_bytes, state_bytes
 from train.batch import BatchPlan
-from train.config import Precision, TrainConfig
+from train.config import TrainConfig
+from train.parallel_config import Precision
 
 GIB = 2**30
 

@@ -16,11 +16,10 @@ import numpy as np
 from data_prep.files import publish_bytes, publish_json
 from data_prep.tokenizer import Tokenizer
 from train.assemble import Initial, assemble, effective_run
-from train.checkpoint.folders import remove_leftovers
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
 from train.checkpoint.saver import Outcome, Saver
-from train.checkpoint.verify import newest_valid
+from train.claim import claim
 from train.curve import write_curve
 from train.data import TrainBatches, ValidationBatches
 from train.engine.core import StepResult
@@ -34,7 +33,7 @@ from train.rows import open_rows
 from train.run_folder import config_sha256, rest_sha256
 from train.sample import SampleCommand, write_sample
 from train.schedule import lr_at
-from train.setup import Setup, introduce, phases_of
+from train.setup import Setup
 from train.summary import Status, baselines, provenance, summarize
 from train.weights import open_weights, start_weights
 
@@ -61,7 +60,7 @@ class Session:
         self._provenance = provenance()
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
-        found = self._claimed()
+        found = claim(setup, self._plan, self._peers)
         self.engine = assemble(self._config, setup.batch, setup.grid, device, self._initial())
         self._saver = Saver(setup.folder.checkpoints, self._config.checkpoint, self._peers)
         self._val_loss: tuple[int, float] | None = None
@@ -172,70 +171,6 @@ class Session:
             mask_documents=config.data.mask_documents,
         )
         self._token_bytes = np.load(self._setup.data / "token_bytes.npy", allow_pickle=False)
-
-    def _claimed(self) -> Checkpoint | None:
-        """The checkpoint to go on from; the run folder is this run's then. Refused on one rank, refused on all."""
-        found, problem = None, None
-        try:
-            if self._is_first:
-                print(introduce(self._setup, self._plan), flush=True)
-                self._setup.folder.hold()
-                remove_leftovers(self._setup.folder.checkpoints)
-        except Exception as error:
-            problem = error
-        self._agree_on(problem)
-        found, damaged = newest_valid(self._setup.folder.checkpoints, self._peers)
-        try:
-            if self._is_first:
-                self._claim(found, damaged)
-        except Exception as error:
-            problem = error
-        self._agree_on(problem)
-        return found
-
-    def _agree_on(self, problem: Exception | None) -> None:
-        """Raises on every rank what one of them has met."""
-        message = self._peers.first_message(None if problem is None else str(problem))
-        if problem is not None:
-            raise problem
-        if message is not None:
-            raise CheckpointError(message)
-
-    def _claim(self, found: Checkpoint | None, damaged: list[str]) -> None:
-        """Rank 0: writes only when nothing is refused."""
-        folder = self._setup.folder
-        for message in damaged:
-            print(f"warning: {message}; an older checkpoint is used", flush=True)
-        self._refuse_strangers(found)
-        for message in damaged:
-            folder.note("checkpoint_damaged", problem=message)
-        folder.describe(self._config, self._setup.data / "tokenizer.model")
-        publish_json(folder.plan_json, self._plan.to_tree())
-
-    def _refuse_strangers(self, found: Checkpoint | None) -> None:
-        """A checkpoint belongs to one configuration and one dataset; and a run that had some does not begin anew."""
-        folder = self._setup.folder
-        if found is None:
-            if folder.count("saved"):
-                raise CheckpointError(
-                    f"{folder.events_jsonl} tells of checkpoints, but {folder.checkpoints} holds none, and the run is "
-                    f"not started from step 0 unasked. To begin anew, remove {folder.path} or choose another run.name."
-                )
-            return
-        rebases = self._config.data.rebase
-        digest = rest_sha256(self._config) if rebases else config_sha256(self._config)
-        if found.state.get("rest_sha256" if rebases else "config_sha256") != digest:
-            raise CheckpointError(
-                f"{found.path} was made under another configuration (config_sha256 in its state.json). Choose another "
-                "run.name; or, if only the data were to change from here on, data.rebase=true."
-            )
-        expected = self._setup.resumes
-        moved = self._setup.rebases and expected is not None and expected[0] != found.step
-        if moved or expected is None or phases_of(found.state) != expected[1]:
-            raise CheckpointError(
-                f"a newer checkpoint than {found.path} is damaged, and a new phase of the data was to begin after it, "
-                f"or began between the two. Move the damaged one away from {folder.checkpoints}, and start again."
-            )
 
     def _take_up(self, found: Checkpoint | None, started: float) -> None:
         """All ranks: state from the checkpoint, or a fresh start; then the logs."""

@@ -7,7 +7,8 @@ import pytest
 from model.transformer import Transformer
 from tests.distributed.ranks import run_ranks
 from train.checkpoint.verify import verify
-from train.config import Device, ParallelConfig
+from train.config import Device
+from train.parallel_config import ParallelConfig
 from train.verify.cases import SUMS, Case, Family, model_of
 
 TRAINED, LONGER = 3, 6

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.distributed.ranks import run_ranks
-from train.config import AttentionKernel, Compile, Device, LossConfig, ParallelConfig, Recompute
+from train.config import Device, LossConfig
+from train.parallel_config import AttentionKernel, Compile, ParallelConfig, Recompute
 from train.verify.cases import Case
 
 

@@ -10,8 +10,9 @@ from tests.distributed.ranks import run_ranks
 
 def started(build, initial=None, **parallel):
     """An engine around any module, with first values that tell where they belong."""
-    from train.config import LossConfig, OptimizerConfig, ParallelConfig
+    from train.config import LossConfig, OptimizerConfig
     from train.engine.core import start
+    from train.parallel_config import ParallelConfig
 
     grid, plan = plan_of_step()
     mesh = parallel.pop("mesh", None) or mesh_of(grid)
@@ -157,9 +158,10 @@ def cut_in_two(stage: int):
 
 def one_row_engine(build, mesh, stage: int):
     from train.batch import solve_batch
-    from train.config import LossConfig, OptimizerConfig, ParallelConfig
+    from train.config import LossConfig, OptimizerConfig
     from train.engine.core import start
     from train.parallel import rank_grid
+    from train.parallel_config import ParallelConfig
 
     mesh = mesh or mesh_of(rank_grid())
     plan = solve_batch(global_batch_size=1, micro_batch_size=1, dp_size=1, seq_len=1, total_tokens=1)

@@ -21,7 +21,7 @@ PRECISIONS = ("fp32", "bf16", "bf16_states")
 
 def taken_over(stage: int) -> list[str]:
     """Two steps, state into a second engine, one step of both: names of the precisions in which anything differs."""
-    from train.config import Precision
+    from train.parallel_config import Precision
 
     grid, plan = plan_of_step(accumulation=2)
     different = []
@@ -47,7 +47,7 @@ def stepped(stage: int, precision: str, wholes=None, change=None, **parallel):
     """(what this rank owns, forward weights) after two steps, or after `wholes` were loaded instead."""
     import deepspeed
 
-    from train.config import Precision
+    from train.parallel_config import Precision
 
     if change:
         changed_settings(change)

@@ -29,7 +29,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "tie_embeddings": False,
     },
     "norms after, biases of q, k, v, sliding window": {"residual": "post_norm", "bias": "qkv", "sliding_window": 5},
-    "muP": {"init": "mup", "mup_base_width": 12},
+    "muP": {"init": "mup", "mup_base_width": 12, "mup_base_head_dim": 4},
 }
 
 LAYOUTS = [  # world size, tp, sp, sequence-parallel norms

@@ -23,8 +23,8 @@ from model.attention import attention_mask
 from model.config import Bias, Mlp, ModelConfig, Norm, Positions, Residual
 from model.loss import token_losses
 from model.transformer import Transformer
-from train.config import ParallelConfig, Recompute
 from train.execution import apply
+from train.parallel_config import ParallelConfig, Recompute
 
 LLAMA = ModelConfig(vocab_size=97, n_layers=3, d_model=40, n_heads=5, n_kv_heads=1, d_ff=77, tie_embeddings=False)
 GPT2 = ModelConfig(

@@ -11,9 +11,9 @@ from model.config import ModelConfig
 from model.init import initialize
 from model.transformer import Transformer
 from train import execution
-from train.config import AttentionKernel, Compile, ParallelConfig, Recompute
 from train.objective import Objective
 from train.parallel import RankGrid
+from train.parallel_config import AttentionKernel, Compile, ParallelConfig, Recompute
 
 ALONE = RankGrid(0, 1, 0, 1)
 PLAIN = ParallelConfig()

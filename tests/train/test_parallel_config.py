@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.config import ParallelConfig, Precision
+from train.parallel_config import ParallelConfig, Precision
 
 
 @pytest.mark.parametrize(

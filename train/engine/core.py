@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from model.loss import IGNORED_TARGET
 from train.batch import BatchPlan
-from train.config import LossConfig, OptimizerConfig, OptimizerKind, ParallelConfig, Precision
+from train.config import LossConfig, OptimizerConfig, OptimizerKind
 from train.engine.build import Initial, logical_name, materialise, on_meta, zero_3
 from train.engine.in_force import Row, effective_rows, refuse_differences
 from train.engine.library import join_ranks, quiet
@@ -30,6 +30,7 @@ from train.mesh import Mesh
 from train.muon import MuonAdamW
 from train.optim import adamw, muon, set_learning_rate
 from train.parallel import RankGrid
+from train.parallel_config import ParallelConfig, Precision
 from train.sequence_parallel import whole_logits, whole_rows
 
 

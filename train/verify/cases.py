@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from model.config import Bias, Mlp, ModelConfig, Norm, Positions
-from train.config import Compile, LossConfig, ParallelConfig, Precision, Recompute
+from train.config import LossConfig
+from train.parallel_config import Compile, ParallelConfig, Precision, Recompute
 
 STEPS, ROWS, SEQ_LEN, VOCAB = 10, 8, 32, 256
 CLIP, DECAY = 0.5, 0.1
