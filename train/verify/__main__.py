@@ -3,6 +3,7 @@
     python -m train.verify                       # all cases; ranks share this machine's cores or GPUs
     python -m train.verify only="*TP*"           # those whose name matches
     python -m train.verify ranks=2 device=cpu    # those of up to two ranks, without the GPU
+    python -m train.verify only="compiled*" compiler=inductor
 
 Exit code 0 if every case keeps its bound, 5 if one does not.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from conf.compose import App, entry
 from train.config import Device
+from train.parallel_config import Compile
 from train.verify.cases import Case, cases, reference_of
 
 EXIT_NUMERICS = 5
@@ -25,11 +27,15 @@ class VerifyCommand:
     """cases of more ranks are left out, and listed"""
     only: str = "*"
     """shell pattern: cases whose name it matches"""
+    compiler: Compile = Compile.aot_eager
+    """of the compiled cases; inductor needs a compiler, and minutes"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
         if self.ranks < 1:
             found.append(f"ranks={self.ranks} must be at least 1")
+        if self.compiler == Compile.off:
+            found.append("compiler=off: the compiled cases need one; to leave them out, choose others with only=")
         names = [case.name for case in cases()]
         if not fnmatch.filter(names, self.only):
             found.append(f"only={self.only!r} matches no case; there are: {'; '.join(names)}")
@@ -46,7 +52,7 @@ def run(command: VerifyCommand) -> int:
 
     name_accelerator(accelerator(command.device))
     preload(PRELOAD)
-    chosen = [case for case in cases() if fnmatch.fnmatch(case.name, command.only)]
+    chosen = [case for case in cases(command.compiler) if fnmatch.fnmatch(case.name, command.only)]
     left_out = [case.name for case in chosen if case.ranks > command.ranks]
     verdicts: list[Verdict] = []
     print(Verdict.header(), flush=True)
