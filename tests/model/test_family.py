@@ -174,7 +174,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sliding_window": {"sliding_window": 8},
     "attention_softcap": {"attention_softcap": 2.0},
     "logit_softcap": {"logit_softcap": 3.0},
-    "init": {"init": Init.mup, "mup_base_width": 24},
+    "init": {"init": Init.mup, "mup_base_width": 24, "mup_base_head_dim": 4},
 }
 
 

@@ -62,8 +62,11 @@ def verify(path: Path, peers: Peers = ALONE) -> Checkpoint:
 def _opened(path: Path, peers: Peers) -> Checkpoint:
     """This rank's view of the checkpoint, after a look at this rank's share of its files."""
     manifest = _read_json(path / "manifest.json")
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise UnreadableError(_other_schema(path, manifest.get("schema_version")))
+    version = manifest.get("schema_version")
+    if not isinstance(version, int):
+        raise CheckpointError(f"{path / 'manifest.json'} is not a checkpoint's manifest: it states no schema_version")
+    if version != SCHEMA_VERSION:
+        raise UnreadableError(_other_schema(path, version))
     files = manifest["files"]
     for name in ("state.json", "index.jsonl"):
         if name not in files:
