@@ -101,8 +101,3 @@ def their_shape(shape: Sequence[int], place: Place) -> tuple[int, ...]:
     """Of the tensor that holds ours, which has this `shape`."""
     whole = (place.parts * shape[0], *shape[1:])
     return whole[::-1] if place.transposed else whole
-
-
-def llama_name(name: str) -> str:
-    """The name that Hugging Face's Llama gives our parameter `name`. Raises KeyError for a name that has none."""
-    return place_of(name, Layout.llama).name

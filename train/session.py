@@ -1,7 +1,7 @@
 """One process's share of a run in progress: the verbs of the loop, and how a run starts, saves, stops and ends.
 
-Rank 0 alone writes files and speaks; it takes the decisions that the other ranks follow (which checkpoint to take up,
-whether a save succeeded), and tells them through a sum over ranks.
+Rank 0 alone speaks and writes logs and reports; of a checkpoint every rank writes its own part. What all must
+decide alike (which checkpoint to take up, whether a save succeeded, whether to stop) goes through a sum over ranks.
 """
 
 import math

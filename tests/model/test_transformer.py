@@ -7,7 +7,7 @@ from model.attention import _attended, attention_mask
 from model.config import ModelConfig
 from model.init import initial_value, initialize
 from model.loss import IGNORED_TARGET, cross_entropy
-from model.names import llama_name
+from model.names import Layout, place_of
 from model.rope import rotary_tables, rotate
 from model.transformer import Transformer
 
@@ -58,7 +58,7 @@ def test_logits_and_gradients_equal_hugging_face_llama(config: ModelConfig):
     with torch.no_grad():
         for name, parameter in ours.named_parameters():
             parameter.mul_(3)  # far from the tiny initial weights, so that every part of the network matters
-            theirs.get_parameter(llama_name(name)).copy_(parameter)
+            theirs.get_parameter(place_of(name, Layout.llama).name).copy_(parameter)
     tokens = torch.randint(0, config.vocab_size, (2, 33), generator=torch.Generator().manual_seed(0))
 
     logits = ours(tokens[:, :-1])
@@ -69,7 +69,7 @@ def test_logits_and_gradients_equal_hugging_face_llama(config: ModelConfig):
     (nats / count).backward()
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), tokens[:, 1:].flatten()).backward()
     for name, parameter in ours.named_parameters():
-        reference = theirs.get_parameter(llama_name(name)).grad
+        reference = theirs.get_parameter(place_of(name, Layout.llama).name).grad
         torch.testing.assert_close(
             parameter.grad, reference, rtol=2e-4, atol=2e-6 * float(reference.abs().max()) + 1e-9
         )
