@@ -5,7 +5,9 @@ torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MA
 process that needs no launcher, and the same variables are filled in for it.
 """
 
+import contextlib
 import os
+import random
 import socket
 from dataclasses import dataclass, replace
 
@@ -210,7 +212,12 @@ def become_rank(rank: int, world_size: int, port: int, device: str) -> None:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of this machine that nobody listens on.
+
+    Below those that systems hand out by themselves (from 32768 on): one of them could be taken by the time it is used.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise LaunchError("no free port was found among 100 between 20000 and 32000")

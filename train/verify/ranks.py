@@ -4,6 +4,7 @@ A fork server imports torch and DeepSpeed once; each rank is forked from it, so 
 (some of DeepSpeed's process groups can be made only once in a process).
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -46,12 +47,12 @@ class Ranks:
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
         for rank in range(world_size):
-            receiver, sender = _context.Pipe(duplex=False)
+            ours, theirs = _context.Pipe()
             place = (rank, world_size, port, device)
-            process = _context.Process(target=_one_rank, args=(sender, place, function, arguments))
+            process = _context.Process(target=_one_rank, args=(theirs, place, function, arguments))
             process.start()
-            sender.close()
-            self._pipes.append(receiver)
+            theirs.close()
+            self._pipes.append(ours)
             self._processes.append(process)
 
     def send(self, number: signal.Signals, rank: int = 0) -> None:
@@ -65,6 +66,8 @@ class Ranks:
         try:
             outcomes = [_receive(pipe, rank, timeout_seconds) for rank, pipe in enumerate(self._pipes)]
         finally:
+            for pipe in self._pipes:
+                pipe.close()
             for process in self._processes:
                 process.join(timeout=5)
                 if process.is_alive():
@@ -90,8 +93,16 @@ def _one_rank(
     become_rank(rank, world_size, port, device)
     try:
         pipe.send((True, function(*arguments)))
+        _wait_for_the_others(pipe)
     except BaseException:
         pipe.send((False, f"rank {rank} of {world_size}:\n{traceback.format_exc()}"))
     finally:
         pipe.close()
         os._exit(0)  # no clean-up of process groups: peers may be gone
+
+
+def _wait_for_the_others(pipe: Connection) -> None:
+    """Until the caller has every rank's answer and closes the pipe: rank 0 holds the store in which the others may
+    still be meeting."""
+    with contextlib.suppress(EOFError, OSError):
+        pipe.recv()
