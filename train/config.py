@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from model.config import Init, ModelConfig
 from train.data_config import DataConfig
+from train.health_config import HealthConfig
 from train.parallel_config import ParallelConfig
 
 
@@ -33,6 +34,13 @@ class RunConfig:
     """stop after this many steps, with a checkpoint, as if the time were up; null means go on to the end"""
     start_from: str | None = None
     """a folder of weights (`python -m train.convert`) that the first step starts from; null means they are drawn"""
+    time_limit_seconds: float | None = None
+    """save and stop in time for this, counted from the start of the process; null means the limit of the Slurm job, if
+    it is one"""
+    lease_seconds: float = 20.0
+    """a run folder whose holder, on another machine, has given no sign of life for so long may be taken over"""
+    max_idle_starts: int = 5
+    """starts in a row that reached no new step, after which the next one ends at once with exit code 6"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
@@ -45,6 +53,12 @@ class RunConfig:
             found.append(f"run.seed={self.seed} must be 0 or more")
         if self.stop_at_step is not None and self.stop_at_step < 1:
             found.append(f"run.stop_at_step={self.stop_at_step} must be at least 1, or null")
+        if self.time_limit_seconds is not None and self.time_limit_seconds <= 0:
+            found.append(f"run.time_limit_seconds={self.time_limit_seconds} must be above 0, or null")
+        if self.lease_seconds < 5:
+            found.append(f"run.lease_seconds={self.lease_seconds} must be at least 5: signs of life come every 2 s")
+        if self.max_idle_starts < 1:
+            found.append(f"run.max_idle_starts={self.max_idle_starts} must be at least 1")
         if self.start_from == "":
             found.append("run.start_from is empty: name a folder of weights, or null to draw them")
         return found
@@ -320,6 +334,7 @@ class TrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     log: LogConfig = field(default_factory=LogConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -367,6 +382,9 @@ class TrainConfig:
 FREE_TO_CHANGE = (
     "run.folder",
     "run.stop_at_step",
+    "run.time_limit_seconds",
+    "run.lease_seconds",
+    "run.max_idle_starts",
     "data.folder",  # the data itself is recognised by the digest of its shards
     "data.sources.*.folder",
     "data.pack_folder",
@@ -384,6 +402,7 @@ FREE_TO_CHANGE = (
     "parallel.attention_kernel",
     "loss.chunk_tokens",
     "checkpoint.",
+    "health.",
     "log.",
     "sample.",
     "cluster.",

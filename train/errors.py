@@ -1,5 +1,8 @@
 """What can end a run, by exit code. No torch."""
 
+EXIT_PREEMPTED = 143
+"""saved, run me again: the code of a process that SIGTERM ended"""
+
 
 class EngineError(RuntimeError):
     """What was asked for and what DeepSpeed does are not the same thing."""
@@ -27,3 +30,15 @@ class NumericsError(Exception):
     """Loss, gradients or weights are no longer numbers. Nothing after the last checkpoint was kept."""
 
     exit_code = 5
+
+
+class NoProgressError(Exception):
+    """Start after start without a new step: starting again would not help."""
+
+    exit_code = 6
+
+
+class FencedError(Exception):
+    """A later attempt at the same run has taken its folder: this one may write nothing more."""
+
+    exit_code = 4

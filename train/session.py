@@ -24,7 +24,7 @@ from train.curve import write_curve
 from train.data import TrainBatches, ValidationBatches
 from train.engine.core import StepResult
 from train.engine.library import join_ranks, sum_over_ranks
-from train.errors import CheckpointError, NumericsError
+from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError
 from train.evaluate import evaluate
 from train.machine import find_machine
 from train.metrics import DeviceSeconds, Metrics, MetricsFile, Stopwatch
@@ -36,8 +36,6 @@ from train.schedule import lr_at
 from train.setup import Setup
 from train.summary import Status, baselines, provenance, summarize
 from train.weights import open_weights, start_weights
-
-EXIT_PREEMPTED = 143  # "saved; run me again": the code of a process that SIGTERM ended
 
 
 class Session:
