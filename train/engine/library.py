@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from train.engine.clock import watch_collectives
 from train.errors import EngineError
 
 DEEPSPEED_VERSION = "0.19.8"
@@ -22,6 +23,7 @@ def join_ranks(device: str) -> Any:
         "ignore", category=FutureWarning, module=r"torch\.distributed"
     )  # DeepSpeed's calls, not ours
     deepspeed = _import_deepspeed(device)
+    watch_collectives(device)
     with quiet():
         deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
     return deepspeed
