@@ -16,7 +16,7 @@ from torch import Tensor
 
 from train.engine.core import Engine, StepResult
 from train.engine.look import Findings
-from train.health import Finding, Health, Reason
+from train.health import Finding, Health
 from train.health_config import Policy
 
 

@@ -1,8 +1,8 @@
 """Which steps a run leaves out: those that the configuration names, and those that rollbacks have left behind them.
 
 A rollback is written to `rollbacks.json` in the run folder before anything follows from it, so a run that is killed on
-the way goes back all the same. A checkpoint tells how many rollbacks it knows of; one that lies beyond the step to which
-a later rollback went holds what was to be undone, and is not used.
+the way goes back all the same. A checkpoint tells how many rollbacks it knows of; one that lies beyond the step to
+which a later rollback went holds what was to be undone, and is not used.
 """
 
 import json

@@ -2,8 +2,8 @@
 
 `start` joins the ranks, builds the model and initialises; `train_step` runs one optimizer step, which a judge may
 refuse before the update; `logits` runs the model without gradients; `fragments` and `load` move the training state out
-and in, each rank its own part of it. Beside this file: settings.py (our settings → DeepSpeed's dictionary), build.py (the
-model's first weights), state.py (fragments), in_force.py (asked and in force), gate.py and exchange.py (what comes
+and in, each rank its own part of it. Beside this file: settings.py (our settings → DeepSpeed's dictionary), build.py
+(the model's first weights), state.py (fragments), in_force.py (asked and in force), gate.py and exchange.py (what comes
 between gradients and update), replicas.py, look.py and clock.py (which rank, which row, which layer).
 """
 
