@@ -7,10 +7,12 @@ configuration and the data, and only then writes. What one rank refuses, all ref
 from collections.abc import Callable
 
 from data_prep.files import publish_json
-from train.checkpoint.folders import remove_leftovers
+from train.checkpoint.folders import remove_leftovers, set_aside
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
-from train.checkpoint.verify import newest_valid
+from train.checkpoint.room import require_room
+from train.checkpoint.verify import PassedOver, newest_valid
+from train.config import OptimizerKind
 from train.errors import CheckpointError
 from train.plan import Plan
 from train.run_folder import config_sha256, rest_sha256
@@ -18,10 +20,13 @@ from train.setup import Setup, introduce, phases_of
 
 
 def claim(setup: Setup, plan: Plan, peers: Peers) -> Checkpoint | None:
-    """A collective. Raises CheckpointError if no checkpoint can be trusted, or the newest belongs to another run."""
+    """A collective. Raises CheckpointError if no checkpoint can be trusted, the newest belongs to another run, or none
+    could be written."""
     _on_first(peers, lambda: _hold(setup, plan))
-    found, damaged = newest_valid(setup.folder.checkpoints, peers)
-    _on_first(peers, lambda: _describe(setup, plan, found, damaged))
+    found, passed = newest_valid(setup.folder.checkpoints, peers)
+    _on_first(peers, lambda: _refuse_strangers(setup, found))
+    require_room(setup.folder.checkpoints, _checkpoint_bytes(setup, plan), peers)
+    _on_first(peers, lambda: _describe(setup, plan, passed))
     return found
 
 
@@ -47,14 +52,25 @@ def _hold(setup: Setup, plan: Plan) -> None:
     remove_leftovers(setup.folder.checkpoints)
 
 
-def _describe(setup: Setup, plan: Plan, found: Checkpoint | None, damaged: list[str]) -> None:
-    """Writes only when nothing is refused."""
+def _checkpoint_bytes(setup: Setup, plan: Plan) -> int:
+    """At least: fp32 masters, and the moments that every parameter has."""
+    moments = 1 if setup.config.optimizer.kind == OptimizerKind.muon else 2
+    return 4 * (1 + moments) * plan.n_params
+
+
+def _describe(setup: Setup, plan: Plan, passed: list[PassedOver]) -> None:
+    """Writes only when nothing is refused. What is damaged goes out of the way of the saves to come."""
     folder = setup.folder
-    for message in damaged:
-        print(f"warning: {message}; an older checkpoint is used", flush=True)
-    _refuse_strangers(setup, found)
-    for message in damaged:
-        folder.note("checkpoint_damaged", problem=message)
+    for one in passed:
+        print(f"warning: {one}; an older checkpoint is used", flush=True)
+        folder.note("checkpoint_damaged" if one.is_damaged else "checkpoint_refused", step=one.step, problem=str(one))
+    try:
+        moved = set_aside(folder.checkpoints, [one.step for one in passed if one.is_damaged])
+    except OSError as error:
+        raise CheckpointError(f"a damaged checkpoint cannot be set aside: {error}") from None
+    for message in moved:
+        print(f"         {message}", flush=True)
+        folder.note("checkpoint_set_aside", what=message)
     folder.describe(setup.config, setup.data / "tokenizer.model")
     publish_json(folder.plan_json, plan.to_tree())
 
