@@ -21,7 +21,7 @@ def train(setup: Setup) -> int:
     started = time.perf_counter()
     device = choose_device(setup.config.cluster.device, setup.grid)
     prepare_environment(device, setup.grid)
-    with Session(setup, device, started) as session:
+    with Session(setup, device, started) as session, session.naming_failures("train"):
         while session.step < session.last_step and not session.stop_requested():
             lr = session.lr()
             result = session.engine.train_step(session.batches.micro_batches(session.step), lr)

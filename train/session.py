@@ -6,8 +6,10 @@ decide alike (which checkpoint to take up, whether a save succeeded, whether to 
 
 import math
 import signal
+import socket
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -24,7 +26,7 @@ from train.curve import write_curve
 from train.data import TrainBatches, ValidationBatches
 from train.engine.core import StepResult
 from train.engine.library import join_ranks, sum_over_ranks
-from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError
+from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError, RunFailedError
 from train.evaluate import evaluate
 from train.machine import find_machine
 from train.metrics import DeviceSeconds, Metrics, MetricsFile, Stopwatch
@@ -58,12 +60,19 @@ class Session:
         self._provenance = provenance()
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
-        found = claim(setup, self._plan, self._peers)
-        self.engine = assemble(self._config, setup.batch, setup.grid, device, self._initial())
-        self._saver = Saver(setup.folder.checkpoints, self._config.checkpoint, self._peers)
-        self._val_loss: tuple[int, float] | None = None
-        self._is_checked = False
-        self._take_up(found, started)
+        found, self._attempt = claim(setup, self._plan, self._peers)
+        self.step = 0
+        with self.naming_failures("start"):
+            self.engine = assemble(self._config, setup.batch, setup.grid, device, self._initial())
+            self._saver = Saver(setup.folder.checkpoints, self._config.checkpoint, self._peers)
+            self._val_loss: tuple[int, float] | None = None
+            self._is_checked = False
+            self._take_up(found, started)
+
+    def naming_failures(self, phase: str) -> AbstractContextManager[None]:
+        """What is raised inside is recorded, and told once by all ranks together."""
+        rank, host = self._setup.grid.rank, socket.gethostname()
+        return self._attempt.naming_failures(rank, host, lambda: (self.step, phase))
 
     # --- the verbs of the loop ---------------------------------------------------------------------------------------
 
@@ -189,7 +198,7 @@ class Session:
     def _start_logs(self, spent: DeviceSeconds) -> None:
         folder, world_size = self._setup.folder, self._setup.grid.world_size
         self._restarts = folder.count("started")
-        file = MetricsFile(folder.metrics_jsonl)
+        file = MetricsFile(folder.metrics_jsonl, self._attempt.insist)
         repeated = file.rewind(self.step)
         spent.idle += world_size * sum(row.get("seconds", 0.0) for row in repeated)
         self._metrics = Metrics(file, folder.tensorboard, self._setup.batch, self._plan, self._config.log.every_steps)
@@ -258,7 +267,9 @@ class Session:
         self._warned(lambda: publish_json(self._setup.folder.summary_json, summary))
 
     def _warned(self, write: Callable[[], None]) -> None:
-        """A report that cannot be made does not undo a run."""
+        """A report that cannot be made does not undo a run; but none is made of a run that is another's now."""
+        if self._is_first:
+            self._attempt.insist()
         try:
             write()
         except Exception as error:
@@ -303,11 +314,14 @@ class Session:
         if not self._is_first:
             return
         if error is not None:
-            self._note("failed", step=self.step, error=f"{type(error).__name__}: {error}")
+            words = str(error) if isinstance(error, RunFailedError) else f"{type(error).__name__}: {error}"
+            self._note("failed", step=self.step, error=words)
             diverged = getattr(error, "exit_code", None) == 5
-            self._write_summary(Status.diverged if diverged else Status.failed)
+            if self._attempt.is_current():
+                self._write_summary(Status.diverged if diverged else Status.failed)
         self._metrics.close()
-        self._setup.folder.release()
+        if error is None:
+            self._attempt.end("finished" if self.step == self._setup.batch.total_steps else "stopped", self.step)
 
     def _last_words(self, finished: bool) -> str:
         folder = self._setup.folder.path
