@@ -19,7 +19,7 @@ def train(setup: Setup) -> int:
     started = time.perf_counter()
     device = choose_device(setup.config.cluster.device, setup.grid)
     prepare_environment(device, setup.grid)
-    with Session(setup, device, started) as session:
+    with Session(setup, device, started) as session, session.naming_failures():
         session.catch_up()
         while session.step < session.last_step and not session.stops:
             if not session.train_step():

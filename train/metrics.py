@@ -3,6 +3,7 @@
 Only rank 0 has these. A log that cannot be written warns and never stops training.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -20,6 +21,8 @@ from train.engine.core import StepResult
 from train.engine.exchange import Report
 from train.evaluate import Evaluation
 from train.plan import Plan
+
+_TAIL_BYTES = 1 << 16
 
 
 @dataclass
@@ -56,11 +59,13 @@ class Stopwatch:
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, steps in order, each exactly once.
 
-    The rows are kept in memory too; after a line that could not be written the whole file is written again.
+    The rows are kept in memory too; after a line that could not be written the whole file is written again. Every
+    write calls `insist` first, which raises FencedError if the run is another's now: that alone is not taken as a fault
+    of the disk.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
+    def __init__(self, path: Path, insist: Callable[[], None] = lambda: None):
+        self._path, self._insist = path, insist
         self.rows: list[dict[str, Any]] = []
         self._torn = False
 
@@ -88,6 +93,7 @@ class MetricsFile:
         self._write(self._rewrite if self._torn else self._sync)
 
     def _write(self, action: Callable[[], None]) -> None:
+        self._insist()
         try:
             action()
         except (OSError, DataError) as error:
@@ -112,18 +118,29 @@ def is_step(row: dict[str, Any]) -> bool:
     return "loss" in row or "skipped" in row
 
 
+def last_step(path: Path) -> int:
+    """The largest step of the last rows of a metrics.jsonl; 0 if there is none. Reads the end of the file only."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return 0
+    return max((row["step"] for row in _parsed(lines) if isinstance(row["step"], int)), default=0)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a line that a kill or a full disk cut short is left out. [] if there is no file."""
+    return _parsed(path.read_text(errors="replace").splitlines()) if path.is_file() else []
+
+
+def _parsed(lines: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    for line in path.read_text(errors="replace").splitlines():
-        try:
+    for line in lines:
+        with contextlib.suppress(ValueError):
             row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            rows.append(row)
+            if isinstance(row, dict) and "step" in row:
+                rows.append(row)
     return rows
 
 

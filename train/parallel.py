@@ -10,7 +10,9 @@ import os
 import random
 import socket
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from train.attempt import Identity, started_at
 from train.config import Device
 
 
@@ -139,6 +141,46 @@ def _check_groups(world_size: int, local_world_size: int | None, tp_size: int, s
         )
     if found:
         raise LaunchError("\n".join(found))
+
+
+def identity() -> Identity:
+    """Who this process is, for whoever finds its claim on a run later."""
+    return Identity(
+        host=socket.gethostname(),
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        pid_namespace=str(Path("/proc/self/ns/pid").readlink()),
+        pid=os.getpid(),
+        pid_started=started_at(os.getpid()),
+        slurm_job=_slurm_job(),
+        slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),  # unset, not 0, in the first run
+        torchrun=_torchrun(),
+        torchrun_restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+    )
+
+
+def _slurm_job() -> str | None:
+    """Two clusters on one file system may count their jobs alike."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return job and f"{os.environ.get('SLURM_CLUSTER_NAME', '')}/{job}"
+
+
+def _torchrun() -> str | None:
+    """None for one without an id ("none"), as every plain torchrun is. A person may give one id to two of them; but
+    the address of the store in which their workers meet is of one only."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+    return None if run_id == "none" else f"{run_id}@{address}"
+
+
+def is_first_of_its_machine() -> bool:
+    """True for one process of each machine, whatever else is wrong with the launch."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def torchrun_error_file() -> Path | None:
+    """Where torchrun looks for the cause when this process fails; None if it did not start it."""
+    name = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(name) if name else None
 
 
 def share_cores() -> None:

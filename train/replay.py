@@ -5,8 +5,8 @@
 
 Nothing is written. Every step from the newest kept checkpoint before it on is compared with its row in metrics.jsonl:
 loss, gradient norm and batch. On the layout that the run had then, all are equal to the bit; if they are not, either
-then or now a machine computed wrongly. On another layout the order of sums differs, and losses agree to about 1e-5. Then
-the step's worst rows are shown, with their documents, and the layers with the largest gradients.
+then or now a machine computed wrongly. On another layout the order of sums differs, and losses agree to about 1e-5.
+Then the step's worst rows are shown, with their documents, and the layers with the largest gradients.
 """
 
 import math

@@ -38,7 +38,7 @@ class Reports:
         folder = self._setup.folder
         self._restarts = folder.count("started")
         self._metrics = Metrics(
-            MetricsFile(folder.metrics_jsonl),
+            MetricsFile(folder.metrics_jsonl, self._insist),
             folder.tensorboard,
             self._setup.batch,
             self._plan,
@@ -144,7 +144,13 @@ class Reports:
         if self._speaks:
             publish_bytes(folder.samples_txt, "\n----\n\n".join(texts).encode())
 
+    def _insist(self) -> None:
+        """Nothing is written of a run that is another attempt's now."""
+        if self._speaks and self._setup.folder.attempt is not None:
+            self._setup.folder.attempt.insist()
+
     def _warned(self, write: Callable[[], None]) -> None:
+        self._insist()
         try:
             write()
         except Exception as error:

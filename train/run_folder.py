@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from conf.compose import ConfigError, digest, flatten, from_yaml, to_tree, to_yaml
-from data_prep.files import exclusive, publish_bytes, sha256_file
+from data_prep.files import publish_bytes, sha256_file
+from train.attempt import Attempt
 from train.config import FREE_TO_CHANGE, REBASED, TrainConfig
 
 
@@ -25,7 +26,9 @@ class RunFolder:
         self.curve_svg = self.path / "loss.svg"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
-        self._held = contextlib.ExitStack()
+        self.attempts = self.path / "attempts"
+        self.attempt: Attempt | None = None
+        """the one in which this process holds the folder: set at the claim, on every rank"""
 
     def differences(self, config: TrainConfig) -> list[str]:
         """What this configuration would change in a run that the folder already holds; empty if it may go on.
@@ -70,11 +73,10 @@ class RunFolder:
                     return int(manifest["step"]), json.loads((path / "state.json").read_text())
         return None
 
-    def hold(self) -> None:
-        """Makes the folder, and keeps other processes out until `release`. Raises DataError if that is not possible."""
-        self._held.enter_context(exclusive(self.path, "wait for its end, or choose another run.name"))
-        for leftover in self.path.glob(".*.tmp*"):  # of files that a killed process was writing
-            leftover.unlink()
+    def clear(self) -> None:
+        """Removes what a killed process was writing."""
+        for leftover in self.path.glob(".*.tmp*"):
+            leftover.unlink(missing_ok=True)
 
     def describe(self, config: TrainConfig, tokenizer: Path) -> None:
         """Writes the configuration and a copy of the tokenizer, if the dataset has one: from here on the folder is this
@@ -83,13 +85,13 @@ class RunFolder:
         if tokenizer.is_file():
             publish_bytes(self.tokenizer_model, tokenizer.read_bytes())
 
-    def release(self) -> None:
-        """Lets another process claim the folder."""
-        self._held.close()
-
     def note(self, event: str, **facts: Any) -> None:
-        """Appends to events.jsonl. A log that cannot be written never stops a run."""
-        row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts}
+        """Appends to events.jsonl, unless a later attempt has the folder. A log that cannot be written never stops a
+        run."""
+        if self.attempt is None or not self.attempt.is_current():
+            return
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        row = {"time": now, "attempt": self.attempt.number, "event": event, **facts}
         try:
             with self.events_jsonl.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -20,10 +21,10 @@ from train.checkpoint.reader import Checkpoint
 from train.checkpoint.saver import Outcome as SaveOutcome
 from train.checkpoint.saver import Saver
 from train.checkpoint.verify import newest_valid
-from train.claim import claim
+from train.claim import claim, on_first
 from train.data import Batch, TrainBatches, ValidationBatches
 from train.engine.library import join_ranks, sum_over_ranks
-from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError
+from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError, RunFailedError
 from train.evaluate import evaluate
 from train.guard import Guard, Incident, Outcome
 from train.health import Health, Reason
@@ -61,15 +62,16 @@ class Session:
         self._open_data()
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
-        found = claim(setup, plan, self._peers)
-        self.engine = assemble(self._config, setup.batch, setup.grid, device, self._initial())
-        self._hosts = self.engine.from_all_ranks(socket.gethostname())
-        self._saver = Saver(setup.folder.checkpoints, self._config.checkpoint, self._peers)
         self._skips = Skips(self._config.health.skip_steps, setup.folder.path)
-        self._health = Health(self._config.health)
-        self._guard = Guard(self.engine, self._health, self._config.health.replica_check_every_steps)
-        self._is_checked = False
-        self._start(found, started)
+        found, self._attempt = claim(setup, plan, self._peers, self._skips.refused)
+        self.step, self._phase = 0, "start"
+        with self.naming_failures():
+            self._build(device)
+            self._start(found, started)
+
+    def naming_failures(self) -> AbstractContextManager[None]:
+        """What is raised inside is recorded, and told once by all ranks together."""
+        return self._attempt.naming_failures(self._grid.rank, socket.gethostname(), lambda: (self.step, self._phase))
 
     # --- the verbs of the loop ---------------------------------------------------------------------------------------
 
@@ -170,6 +172,17 @@ class Session:
         return 0 if reached else EXIT_PREEMPTED
 
     # --- start -------------------------------------------------------------------------------------------------------
+
+    def _build(self, device: str) -> None:
+        config, setup = self._config, self._setup
+        self.engine = assemble(config, setup.batch, setup.grid, device, self._initial())
+        self._hosts = self.engine.from_all_ranks(socket.gethostname())
+        self._saver = Saver(
+            setup.folder.checkpoints, config.checkpoint, self._peers, self._attempt.number, self._attempt.insist
+        )
+        self._health = Health(config.health)
+        self._guard = Guard(self.engine, self._health, config.health.replica_check_every_steps)
+        self._is_checked = False
 
     def _initial(self) -> Initial | None:
         """What gives the first value of each parameter; None: it is drawn."""
@@ -349,12 +362,14 @@ class Session:
     ) -> None:
         self._stop.restore()
         if error is not None:
-            self._reports.note("failed", step=self.step, error=f"{type(error).__name__}: {error}")
+            words = str(error) if isinstance(error, RunFailedError) else f"{type(error).__name__}: {error}"
+            self._reports.note("failed", step=self.step, error=words)
             diverged = getattr(error, "exit_code", None) == NumericsError.exit_code
-            self._reports.summary(self.step, Status.diverged if diverged else Status.failed, self._watch.spent)
+            if self._attempt.is_current():
+                self._reports.summary(self.step, Status.diverged if diverged else Status.failed, self._watch.spent)
+        elif self._grid.is_first:
+            self._attempt.end("finished" if self.step == self._setup.batch.total_steps else "stopped", self.step)
         self._reports.close()
-        if self._grid.is_first:
-            self._setup.folder.release()
 
     def _last_words(self, finished: bool, reached: bool) -> str:
         folder = self._setup.folder.path

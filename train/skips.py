@@ -49,11 +49,12 @@ class Skips:
                 return f"rollback from step {rollback.at_step} ({rollback.reason})"
         return None
 
-    def add(self, rollback: Rollback, *, writes: bool) -> None:
-        """Notes a rollback; the rank that `writes` makes it last."""
+    def add(self, rollback: Rollback) -> None:
         self.rollbacks.append(rollback)
-        if writes:
-            publish_json(self._path, [asdict(each) for each in self.rollbacks])
+
+    def write(self) -> None:
+        """Makes the rollbacks last. Raises DataError if that is not possible."""
+        publish_json(self._path, [asdict(each) for each in self.rollbacks])
 
     def refused(self, state: Mapping[str, Any]) -> str | None:
         """Why the checkpoint with this state must not be used; None if it may."""

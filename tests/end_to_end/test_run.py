@@ -215,16 +215,6 @@ def test_a_run_name_that_holds_another_configuration_is_refused_with_the_differe
     assert "optimizer.peak_lr 0.003 → 0.0001" in message
 
 
-def test_two_processes_never_share_a_run(here: Path, undisturbed: Path):
-    first = Ranks(forked, 1, str(here), [*TINY, "run.name=one"])
-    wait_for_step(here / "runs" / "one", 3, first.is_running)
-    code, message = outcome(here, "run.name=one")
-    assert code == 3
-    assert "another process is writing to runs/one" in message
-    assert first.results()[0][0] == 0
-    assert curve(here / "runs" / "one") == curve(undisturbed)
-
-
 def test_keys_without_effect_on_the_numbers_may_change(here: Path):
     assert outcome(here, "run.name=a", "run.stop_at_step=10")[0] == 0
     assert outcome(here, "run.name=a", "run.stop_at_step=12", "log.every_steps=3", "checkpoint.keep_last=5")[0] == 0
