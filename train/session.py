@@ -304,7 +304,8 @@ class Session:
                 "back to (checkpoint.every_steps, checkpoint.keep_last, health.rollback_margin_steps)"
             )
         first, last = (max(found.step + 1, at - margin), at + margin) if margin else (1, 0)
-        self._skips.add(Rollback(at, found.step, first, last, str(incident.finding.reason)), writes=self._grid.is_first)
+        self._skips.add(Rollback(at, found.step, first, last, str(incident.finding.reason)))
+        on_first(self._peers, self._skips.write)
         skips_in_a_row = self._health.skips_in_a_row
         self._take_up(found)
         self._health.skips_in_a_row = skips_in_a_row
