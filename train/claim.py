@@ -10,10 +10,12 @@ from itertools import groupby
 
 from data_prep.files import publish_json
 from train.attempt import Attempt, Identity, next_number, open_attempt, reached_before, refuse_idle
-from train.checkpoint.folders import remove_leftovers, steps_found
+from train.checkpoint.folders import remove_leftovers, set_aside, steps_found
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
-from train.checkpoint.verify import newest_valid
+from train.checkpoint.room import require_room
+from train.checkpoint.verify import PassedOver, newest_valid
+from train.config import OptimizerKind
 from train.errors import CheckpointError, RunFailedError
 from train.metrics import last_step
 from train.parallel import identity
@@ -28,16 +30,18 @@ def claim(setup: Setup, plan: Plan, peers: Peers) -> tuple[Checkpoint | None, At
     """A collective; the attempt is also in `setup.folder.attempt` from then on.
 
     Raises HeldError if another process has the folder; NoProgressError after too many starts in vain; CheckpointError
-    if no checkpoint can be trusted, or the newest belongs to another run. On the ranks that only hear of it: a
-    RunFailedError with the same exit code.
+    if no checkpoint can be trusted, the newest belongs to another run, or none could be written. On the ranks that only
+    hear of it: a RunFailedError with the same exit code.
     """
     folder, me = setup.folder, identity()
     hosts = _hosts(peers, me.host)
-    number = _on_first(peers, lambda: _take(setup, plan, me, hosts))
+    number = peers.from_first(_on_first(peers, lambda: _take(setup, plan, me, hosts)) or 0)
     folder.attempt = attempt = open_attempt(folder.attempts, number)
     with attempt.naming_failures(peers.rank, me.host, lambda: (0, "start")):
-        found, damaged = newest_valid(folder.checkpoints, peers)
-        _on_first(peers, lambda: _describe(setup, plan, found, damaged))
+        found, passed = newest_valid(folder.checkpoints, peers)
+        _on_first(peers, lambda: _refuse_strangers(setup, found))
+        require_room(folder.checkpoints, _checkpoint_bytes(setup, plan), peers, number)
+        _on_first(peers, lambda: _describe(setup, plan, attempt, found.step if found else 0, passed))
     return found, attempt
 
 
@@ -50,13 +54,13 @@ def _hosts(peers: Peers, host: str) -> list[str]:
     return [name.rstrip(b"\0").decode(errors="replace") for name in names]
 
 
-def _on_first(peers: Peers, action: Callable[[], int]) -> int:
-    """Rank 0 acts; what it returns is returned, and what it raises is raised, on every rank."""
+def _on_first(peers: Peers, action: Callable[[], int | None]) -> int | None:
+    """Rank 0 acts, and has what it returns; what it raises is raised on every rank."""
     problem: Exception | None = None
-    number = 0
+    result: int | None = None
     try:
         if peers.is_first:
-            number = action()
+            result = action()
     except Exception as error:
         problem = error
     message = peers.first_message(None if problem is None else str(problem))
@@ -65,7 +69,7 @@ def _on_first(peers: Peers, action: Callable[[], int]) -> int:
         raise problem
     if message is not None:
         raise RunFailedError(message, exit_code, is_said=True)
-    return peers.from_first(number)
+    return result
 
 
 def _take(setup: Setup, plan: Plan, me: Identity, hosts: list[str]) -> int:
@@ -82,7 +86,7 @@ def _take(setup: Setup, plan: Plan, me: Identity, hosts: list[str]) -> int:
     }
     Attempt.take(folder.attempts, number, me, **facts)
     folder.clear()
-    remove_leftovers(folder.checkpoints)
+    remove_leftovers(folder.checkpoints, number)
     return number
 
 
@@ -92,22 +96,29 @@ def _reached(folder: RunFolder) -> int:
     return max(last_step(folder.metrics_jsonl), saved, reached_before(folder.attempts))
 
 
-def _describe(setup: Setup, plan: Plan, found: Checkpoint | None, damaged: list[str]) -> int:
-    """Writes only when nothing is refused. The step to go on from."""
+def _checkpoint_bytes(setup: Setup, plan: Plan) -> int:
+    """At least: fp32 masters, and the moments that every parameter has."""
+    moments = 1 if setup.config.optimizer.kind == OptimizerKind.muon else 2
+    return 4 * (1 + moments) * plan.n_params
+
+
+def _describe(setup: Setup, plan: Plan, attempt: Attempt, step: int, passed: list[PassedOver]) -> None:
+    """Writes only when nothing is refused. What is damaged goes out of the way of the saves to come."""
     folder = setup.folder
-    if folder.attempt:
-        folder.attempt.insist()
-    for message in damaged:
-        print(f"warning: {message}; an older checkpoint is used", flush=True)
-    _refuse_strangers(setup, found)
-    for message in damaged:
-        folder.note("checkpoint_damaged", problem=message)
+    attempt.insist()
+    for one in passed:
+        print(f"warning: {one}; an older checkpoint is used", flush=True)
+        folder.note("checkpoint_damaged" if one.is_damaged else "checkpoint_refused", step=one.step, problem=str(one))
+    try:
+        moved = set_aside(folder.checkpoints, [one.step for one in passed if one.is_damaged])
+    except OSError as error:
+        raise CheckpointError(f"a damaged checkpoint cannot be set aside: {error}") from None
+    for message in moved:
+        print(f"         {message}", flush=True)
+        folder.note("checkpoint_set_aside", what=message)
     folder.describe(setup.config, setup.data / "tokenizer.model")
     publish_json(folder.plan_json, plan.to_tree())
-    step = found.step if found else 0
-    if folder.attempt:
-        folder.attempt.describe(from_step=step)
-    return step
+    attempt.describe(from_step=step)
 
 
 def _refuse_strangers(setup: Setup, found: Checkpoint | None) -> None:

@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from data_prep.files import DataError, publish_bytes
 from train.batch import BatchPlan
 from train.engine.core import StepResult
+from train.engine.exchange import Report
 from train.evaluate import Evaluation
 from train.plan import Plan
 
@@ -74,7 +75,7 @@ class MetricsFile:
         """
         rows = read_rows(self._path)
         self.rows = [row for row in rows if row["step"] <= step]
-        missing = step - len({row["step"] for row in self.rows if "loss" in row})
+        missing = step - len({row["step"] for row in self.rows if is_step(row)})
         if missing:
             print(
                 f"warning: {self._path} lacks {missing} of the first {step} steps; the run itself is whole", flush=True
@@ -112,6 +113,11 @@ class MetricsFile:
             os.fsync(stream.fileno())
 
 
+def is_step(row: dict[str, Any]) -> bool:
+    """The row of a step, learnt from or left out; not of an evaluation."""
+    return "loss" in row or "skipped" in row
+
+
 def last_step(path: Path) -> int:
     """The largest step of the last rows of a metrics.jsonl; 0 if there is none. Reads the end of the file only."""
     try:
@@ -143,6 +149,7 @@ class Metrics:
 
     def __init__(self, file: MetricsFile, tensorboard: Path, batch: BatchPlan, plan: Plan, every_steps: int):
         self.file, self._batch, self._plan, self._every = file, batch, plan, every_steps
+        self._tensorboard = tensorboard
         self._console = Console(batch, every_steps)
         self._curves = TensorBoardCurves(tensorboard, plan)
         for row in file.rows:
@@ -165,10 +172,26 @@ class Metrics:
             "n_targets": result.n_targets,
             "batch_hash": result.batch_hash,
             "source_tokens": consumed,
+            **spread(result.reports),
         }
         self.file.append(row)
         self._curve(row)
         self._console.step(row)
+
+    def skipped(self, step: int, reason: str, consumed: dict[str, int]) -> None:
+        """A step whose batch was left out."""
+        row = {"step": step, "tokens_seen": self._batch.tokens_seen(step), "skipped": reason, "source_tokens": consumed}
+        self.file.append(row)
+        self._console.say(f"step {step:>6}  left out: {reason}")
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Forgets what came after `step`, in the file and in the curves. Returns the rows."""
+        forgotten = self.file.rewind(step)
+        self._curves.close()
+        self._curves = TensorBoardCurves(self._tensorboard, self._plan)
+        for row in self.file.rows:
+            self._curve(row)
+        return forgotten
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         row = {
@@ -203,6 +226,19 @@ class Metrics:
             self._curves.add(row)
 
 
+def spread(reports: Sequence[Report]) -> dict[str, float | int]:
+    """How the ranks' times of a step differ, in seconds; nothing for a single rank."""
+    if len(reports) < 2:
+        return {}
+    found: dict[str, float | int] = {}
+    for kind in ("work", "data", "communication"):
+        seconds = [getattr(report, f"{kind}_seconds") for report in reports]
+        for figure, value in (("min", min(seconds)), ("median", statistics.median(seconds)), ("max", max(seconds))):
+            found[f"{kind}_seconds_{figure}"] = round(value, 6)
+    work = [report.work_seconds for report in reports]
+    return found | {"slowest_rank": work.index(max(work))}
+
+
 class TensorBoardCurves:
     """Event files made anew from the rows at every start, so each step is there exactly once after any number of kills.
 
@@ -217,6 +253,12 @@ class TensorBoardCurves:
         "grad_norm": "optimizer/grad_norm",
         "tokens_per_second": "throughput/tokens_per_second",
         "mfu": "throughput/mfu",
+        **{
+            f"{kind}_seconds_{figure}": f"ranks/{kind}_seconds_{figure}"
+            for kind in ("work", "data", "communication")
+            for figure in ("min", "median", "max")
+        },
+        "slowest_rank": "ranks/slowest",
     }
 
     def __init__(self, folder: Path, plan: Plan):

@@ -251,10 +251,10 @@ def restarted_store() -> Any:
     is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     if restart == "0" or not is_one_machine or os.environ.get(uses_agent) != "True":
         return None
-    from torch.distributed import PrefixStore, TCPStore
+    import torch.distributed as dist
 
-    agent = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    return PrefixStore(f"restart-{restart}", agent)
+    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"restart-{restart}", agent)
 
 
 def become_rank(rank: int, world_size: int, port: int, device: str) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from train.engine.clock import watch_collectives
 from train.errors import EngineError
 from train.parallel import rank_grid, restarted_store
 
@@ -23,6 +24,7 @@ def join_ranks(device: str) -> Any:
         "ignore", category=FutureWarning, module=r"torch\.distributed"
     )  # DeepSpeed's calls, not ours
     deepspeed = _import_deepspeed(device)
+    watch_collectives(device)
     backend = "gloo" if device == "cpu" else "nccl"
     with quiet():
         _meet_again(backend, device)

@@ -158,7 +158,7 @@ def cut_index(checkpoint: Checkpoint, find: str, put: str) -> Checkpoint:
     text = path.read_text()
     assert find in text
     path.write_text(text.replace(find, put))
-    return replace(checkpoint, _maps={})
+    return replace(checkpoint, _files={})
 
 
 def test_numbers_that_no_file_holds_are_an_error_that_names_the_tensor(tmp_path: Path):
