@@ -108,8 +108,10 @@ MODULES_WITHOUT_TORCH = [
     if path.relative_to(ROOT).parts[0] in ("launch", "data_prep", "conf")
 ]
 MODULES_WITHOUT_TORCH += [
+    "train.attempt",
     "train.config",
     "train.batch",
+    "train.failure",
     "train.errors",
     "train.layout_problems",
     "train.parallel_config",

@@ -11,6 +11,7 @@ import random
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from train.attempt import Identity, started_at
 from train.config import Device
@@ -237,6 +238,23 @@ def prepare_environment(device: str, grid: RankGrid) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // grid.local_world_size))
     else:
         torch.cuda.set_device(grid.local_rank)
+
+
+def restarted_store() -> Any:
+    """The store in which the ranks of a torchrun's second and later starts meet; None where the usual one will do.
+
+    torchrun keeps one store over its restarts, and torch does not tell the starts apart in it (seen with 2.13): ranks
+    would look for each other at addresses of the dead. Only on one machine do all ranks have the same restart count;
+    for several, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun take a new store each time.
+    """
+    restart, uses_agent = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), "TORCHELASTIC_USE_AGENT_STORE"
+    is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    if restart == "0" or not is_one_machine or os.environ.get(uses_agent) != "True":
+        return None
+    import torch.distributed as dist
+
+    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"restart-{restart}", agent)
 
 
 def become_rank(rank: int, world_size: int, port: int, device: str) -> None:

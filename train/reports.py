@@ -150,6 +150,7 @@ class Reports:
             self._setup.folder.attempt.insist()
 
     def _warned(self, write: Callable[[], None]) -> None:
+        """Raises FencedError if the run is another's now; no other error."""
         self._insist()
         try:
             write()

@@ -368,9 +368,9 @@ class Session:
             diverged = getattr(error, "exit_code", None) == NumericsError.exit_code
             if self._attempt.is_current():
                 self._reports.summary(self.step, Status.diverged if diverged else Status.failed, self._watch.spent)
-        elif self._grid.is_first:
-            self._attempt.end("finished" if self.step == self._setup.batch.total_steps else "stopped", self.step)
         self._reports.close()
+        if self._grid.is_first and error is None:
+            self._attempt.end("finished" if self.step == self._setup.batch.total_steps else "stopped", self.step)
 
     def _last_words(self, finished: bool, reached: bool) -> str:
         folder = self._setup.folder.path

@@ -3,20 +3,21 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 from train.__main__ import main
 
 if __name__ == "__main__":
-    from train.session import Session
+    from train.data import TrainBatches
 
-    lr = Session.lr
+    micro_batches = TrainBatches.micro_batches
 
-    def lr_or_death(session: Session) -> float:
+    def batches_or_death(self: TrainBatches, step: int) -> Any:
         has_died = Path("died")
-        if session.step == 12 and not session._is_first and not has_died.exists():  # pyright: ignore[reportPrivateUsage]
+        if step == 12 and os.environ["RANK"] == "1" and not has_died.exists():
             has_died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return lr(session)
+        return micro_batches(self, step)
 
-    Session.lr = lr_or_death
+    TrainBatches.micro_batches = batches_or_death
     main()

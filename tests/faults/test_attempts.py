@@ -12,6 +12,7 @@ import socket
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,20 +79,20 @@ def test_if_rank_0_is_killed_another_one_tells_it(here: Path):
 
 def take_all_memory(rank: int) -> None:
     """On rank 1, from the 13th step on, nothing can be had any more."""
-    from train.session import Session
+    from train.data import TrainBatches
 
-    lr = Session.lr
+    micro_batches = TrainBatches.micro_batches
 
-    def lr_and_hunger(session: Session) -> float:
-        if session.step == 12 and rank == 1:
+    def batches_and_hunger(self: TrainBatches, step: int) -> Any:
+        if step == 12 and rank == 1:
             used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
             resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
             eaten: list[bytearray] = []
             while True:
                 eaten.append(bytearray(1 << 20))
-        return lr(session)
+        return micro_batches(self, step)
 
-    Session.lr = lr_and_hunger
+    TrainBatches.micro_batches = batches_and_hunger
 
 
 def test_a_rank_out_of_memory_is_named_and_nothing_saved_is_lost(here: Path, undisturbed: Path):
