@@ -214,7 +214,7 @@ def cut_after_it_was_verified(rank: int) -> None:
             os.truncate(self.path / "exp_avg-00001.safetensors", 100)
         return read(self, *words)
 
-    Checkpoint.read = cut_and_read
+    pytest.MonkeyPatch().setattr(Checkpoint, "read", cut_and_read)
 
 
 def give_on_two(folder: str) -> Any:
