@@ -6,7 +6,7 @@ configuration and the data, and only then writes. What one rank refuses, all ref
 
 from collections.abc import Callable
 
-from data_prep.files import publish_json
+from data_prep.files import publish_json, write_error
 from train.checkpoint.folders import remove_leftovers, set_aside
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
@@ -49,7 +49,12 @@ def _hold(setup: Setup, plan: Plan) -> None:
     """Keeps other processes out of the run folder."""
     print(introduce(setup, plan), flush=True)
     setup.folder.hold()
-    remove_leftovers(setup.folder.checkpoints)
+    try:
+        remove_leftovers(setup.folder.checkpoints)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoints could not be saved: {write_error(error, setup.folder.checkpoints)}"
+        ) from None
 
 
 def _checkpoint_bytes(setup: Setup, plan: Plan) -> int:

@@ -158,10 +158,23 @@ def test_a_rollback_takes_the_newest_of_at_most_a_step_and_none_that_is_refused(
 # --- F7: whole runs
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "index.jsonl", "exp_avg-00001.safetensors"])
-def test_a_run_goes_on_from_the_older_checkpoint_to_the_same_end(hurt: Path, undisturbed: Path, name: str):
-    """F7: damage found before the first step; the run's second half is that of a run that never saw it."""
-    flip(hurt / "checkpoints" / name_of(20) / name, 4321)
+def flip_in_a_share(newest: Path) -> None:
+    flip(newest / "exp_avg-00001.safetensors", 4321)
+
+
+def nested_manifest(newest: Path) -> None:
+    (newest / "manifest.json").write_text(DEEP)
+
+
+def piped_manifest(newest: Path) -> None:
+    (newest / "manifest.json").unlink()
+    os.mkfifo(newest / "manifest.json")
+
+
+@pytest.mark.parametrize("damage", [flip_in_a_share, nested_manifest, piped_manifest])
+def test_a_run_goes_on_from_the_older_checkpoint_to_the_same_end(hurt: Path, undisturbed: Path, damage: Any):
+    """F7, F23: damage found before the first step; the run's second half is that of a run that never saw it."""
+    damage(hurt / "checkpoints" / name_of(20))
     job = Job(hurt.parents[1], *EVERY_5, "run.name=damage")
     assert job.end() == [0, 0], job.printed()
     assert "resumed at step 15" in job.printed()
