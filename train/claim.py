@@ -8,7 +8,7 @@ writes. What one rank refuses, all refuse.
 from collections.abc import Callable
 from itertools import groupby
 
-from data_prep.files import publish_json
+from data_prep.files import publish_json, write_error
 from train.attempt import Attempt, Identity, next_number, open_attempt, reached_before, refuse_idle
 from train.checkpoint.folders import remove_leftovers, set_aside, steps_found
 from train.checkpoint.peers import Peers
@@ -87,7 +87,10 @@ def _take(setup: Setup, plan: Plan, me: Identity, hosts: list[str]) -> int:
     }
     Attempt.take(folder.attempts, number, me, **facts)
     folder.clear()
-    remove_leftovers(folder.checkpoints, number)
+    try:
+        remove_leftovers(folder.checkpoints, number)
+    except OSError as error:
+        raise CheckpointError(f"checkpoints could not be saved: {write_error(error, folder.checkpoints)}") from None
     return number
 
 

@@ -2,15 +2,19 @@
 
 import contextlib
 import fnmatch
+import hashlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 from conf.compose import ConfigError, digest, flatten, from_yaml, to_tree, to_yaml
-from data_prep.files import publish_bytes, sha256_file
+from data_prep.files import publish_bytes
 from train.attempt import Attempt
+from train.checkpoint.folders import folder_name, steps_found
+from train.checkpoint.manifest import parse, read_bytes, read_manifest
 from train.config import FREE_TO_CHANGE, REBASED, TrainConfig
+from train.errors import CheckpointError
 
 
 class RunFolder:
@@ -66,11 +70,12 @@ class RunFolder:
 
         For what must be known before torch is: None if there is no such checkpoint.
         """
-        for path in sorted(self.checkpoints.glob("step-*"), reverse=True):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                manifest = json.loads((path / "manifest.json").read_text())
-                if manifest["files"]["state.json"]["sha256"] == sha256_file(path / "state.json"):
-                    return int(manifest["step"]), json.loads((path / "state.json").read_text())
+        for step in steps_found(self.checkpoints):
+            path = self.checkpoints / folder_name(step)
+            with contextlib.suppress(CheckpointError):
+                content, facts = read_bytes(path / "state.json"), read_manifest(path).files["state.json"]
+                if facts.sha256 == hashlib.sha256(content).hexdigest():
+                    return step, parse(path / "state.json", content)
         return None
 
     def clear(self) -> None:

@@ -370,10 +370,12 @@ def test_a_checkpoint_knows_its_configuration_even_if_the_folder_forgot(at_step_
 
 
 def test_damaged_newer_checkpoints_never_push_out_good_ones(at_step_20: Path):
-    """Resumed before a damaged checkpoint and stopped before its step: what is kept are the good ones."""
+    """Resumed before a damaged checkpoint and stopped before its step: what is kept are the good ones, and the damaged
+    one under a name that says so."""
     flip(at_step_20 / "step-00000020" / "master-00000.safetensors")
     assert outcome(at_step_20.parents[2], "run.name=hurt", "run.stop_at_step=13")[0] == 0
-    assert sorted(path.name for path in at_step_20.iterdir()) == ["step-00000010", "step-00000013"]
+    names = sorted(path.name for path in at_step_20.iterdir())
+    assert names == ["damaged-0001-step-00000020", "step-00000010", "step-00000013"]
 
 
 @pytest.mark.parametrize("damage", ["line 5 torn", "not UTF-8", "a bare number", "events not UTF-8"])

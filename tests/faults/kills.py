@@ -1,4 +1,4 @@
-"""Processes that die at a chosen operation on files: SIGKILL just before one is made, written, synced, renamed, removed.
+"""Processes that die at a chosen operation on files: SIGKILL before one is made, written, synced, renamed or removed.
 
 `Operations` sees what a process does inside one folder; `die_before` is a fault for `Job`; `killed_saves` saves with
 two ranks, forked from a warm process and agreeing over a socket, as often as there are operations to die before.
@@ -71,7 +71,7 @@ class _Written(io.BufferedWriter):
         return n
 
 
-def die_before(rank: int, victim: int, event: str, *words: str) -> None:
+def die_before(rank: int, victim: int, event: str, words: tuple[str, ...]) -> None:
     """A fault: the victim dies before the first such operation on checkpoints whose paths hold all these words."""
     if rank != victim:
         return

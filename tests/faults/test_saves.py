@@ -81,6 +81,113 @@ def hashes(run: Path, step: int) -> Any:
     return json.loads((run / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())["tensor_hashes"]
 
 
+# --- F15, F16: an attempt that lost the run
+
+
+def fenced_save(folder: str, allowed: int) -> Any:
+    """(error, names) of a save of step 3; rank 0 may insist so many times before a later attempt owns the run."""
+    from tests.train.checkpoint.test_saver import mine, peers
+    from train.checkpoint.saver import Saver
+    from train.config import CheckpointConfig
+    from train.errors import FencedError
+
+    together, left = peers(), [0] * allowed
+
+    def insist() -> None:
+        if together.is_first and not left:
+            raise FencedError("attempt 2 owns the run")
+        if together.is_first:
+            left.pop()
+
+    for step in (1, 2, 3):
+        own = Saver(Path(folder), CheckpointConfig(), together, 1, insist if step == 3 else lambda: None)
+        own.save(step, mine("zero 1, dp 2", together, seed=step), {})
+        try:
+            outcome = own.wait()
+        except FencedError as error:
+            together.from_first(0)
+            return str(error), sorted(path.name for path in Path(folder).iterdir())
+        assert outcome is not None
+        assert outcome.problem is None
+    return None, sorted(path.name for path in Path(folder).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("allowed", "steps"),
+    [(0, [1, 2]), (1, [1, 2]), (2, [1, 2, 3]), (3, [2, 3])],
+    ids=["before it writes", "before the rename", "before a removal", "never"],
+)
+def test_an_attempt_that_lost_the_run_neither_puts_nor_removes_a_checkpoint(
+    tmp_path: Path, allowed: int, steps: list[int]
+):
+    """F15: all ranks end with FencedError, which is no failed save."""
+    first, second = run_ranks(fenced_save, 2, str(tmp_path), allowed)
+    assert first[0] == second[0] == (None if allowed == 3 else "rank 0: attempt 2 owns the run")
+    assert first[1] == [f"step-0000000{step}" for step in steps]
+
+
+def test_what_goes_wrong_because_a_later_attempt_cleared_up_is_told_as_that(tmp_path: Path):
+    """F15: the later attempt has removed the files of a save that still ran."""
+    from tests.train.checkpoint.test_saver import mine
+    from train.checkpoint.folders import hidden_name, remove_leftovers
+    from train.checkpoint.peers import ALONE
+    from train.checkpoint.saver import Saver
+    from train.config import CheckpointConfig
+    from train.errors import FencedError
+
+    asked: list[int] = []
+
+    def insist() -> None:
+        asked.append(len(asked))
+        if len(asked) == 1:
+            remove_leftovers(tmp_path, attempt=2)  # by the later attempt, right after this look
+            (tmp_path / hidden_name(1, 1)).write_text("in the way")
+        else:
+            raise FencedError("attempt 2 owns the run")
+
+    old = Saver(tmp_path, CheckpointConfig(), ALONE, 1, insist)
+    old.save(1, mine("one process", ALONE), {})
+    with pytest.raises(FencedError, match="attempt 2 owns the run"):
+        old.wait()
+
+
+def test_an_old_attempt_leaves_the_files_of_a_later_one_alone(tmp_path: Path):
+    """F15: it removes what was left by itself and by those before it, of this version or an earlier one."""
+    from train.checkpoint.folders import doomed_name, hidden_name, remove_leftovers
+
+    later = [hidden_name(7, 3), doomed_name(5, 4), ".write-test-00000.a0003.tmp"]
+    own = [hidden_name(6, 2), hidden_name(6, 1), doomed_name(5, 1), ".step-00000004.tmp", ".step-00000003.old"]
+    for name in [*later, *own, "step-00000002", ".keep"]:
+        (tmp_path / name).mkdir()
+    remove_leftovers(tmp_path, attempt=2)
+    assert {path.name for path in tmp_path.iterdir()} == {*later, "step-00000002", ".keep"}
+
+
+# --- a save that failed is tried again
+
+
+def test_failed_saves_are_tried_again_after_one_two_four_steps(tmp_path: Path):
+    """F4: and a good one ends that. Each outcome says when, and how long the save took."""
+    from tests.train.checkpoint.test_saver import mine
+    from train.checkpoint.peers import ALONE
+    from train.checkpoint.saver import Saver
+    from train.config import CheckpointConfig
+
+    folder = tmp_path / "checkpoints"
+    folder.write_text("no folder")
+    saver, begun = Saver(folder, CheckpointConfig(), ALONE), []
+    for step in range(1, 40):
+        if step == 10 or saver.retry_is_due(step):
+            if step > 20:
+                folder.unlink(missing_ok=True)
+            saver.save(step, mine("one process", ALONE), {})
+            outcome = saver.wait()
+            assert outcome is not None
+            assert 0 < outcome.paused_seconds <= outcome.seconds + 1
+            begun.append((step, outcome.retry_step, outcome.problem is None))
+    assert begun == [(10, 11, False), (11, 13, False), (13, 17, False), (17, 25, False), (25, None, True)]
+
+
 # --- F4, F25: no room, no permission
 
 
@@ -94,7 +201,7 @@ def at_saves(rank: int, before: Any) -> None:
         before(rank, step)
         save(self, step, *rest)
 
-    Saver.save = hurt
+    pytest.MonkeyPatch().setattr(Saver, "save", hurt)
 
 
 def small_files(rank: int, step: int) -> None:

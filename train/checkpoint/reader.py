@@ -181,7 +181,7 @@ class _File:
     def read(self, offset: int, n: int, dtype: torch.dtype) -> Tensor:
         """`n` numbers from this byte on. Raises CheckpointError if the file cannot be read or ends before."""
         numbers = torch.empty(n, dtype=dtype)
-        room, done = memoryview(numbers.view(torch.uint8).numpy()), 0
+        room, done = numbers.view(torch.uint8).numpy().data, 0
         try:
             self._stream.seek(offset)
             while done < len(room):

@@ -169,7 +169,7 @@ class Saver:
         which = self._peers.first_message(mine)
         if which is not None:
             if self._peers.is_first:
-                shutil.rmtree(self._folder / hidden_name(self._step, self._attempt), ignore_errors=True)
+                self._clear()
             raise NumericsError(f"the state after step {self._step} is not finite: {which}. It was not saved")
 
     def _begin(self, state: State, action: Callable[[], None]) -> None:
@@ -187,6 +187,8 @@ class Saver:
             return False
         if fenced:
             self.state = State.idle
+            if self._peers.is_first:
+                self._clear()
             raise FencedError(self._peers.first_message(job.problem if job.is_fenced else None))
         if failed:
             self._problem = self._peers.first_message(job.problem)
@@ -219,7 +221,11 @@ class Saver:
                 commit(folder, step, self._peers.size, self._text, attempt, insist)
                 self._warning = _attempt(lambda: remove_old(folder, step, self._rule, attempt, insist), folder)
         finally:
-            shutil.rmtree(folder / hidden_name(step, attempt), ignore_errors=True)
+            self._clear()
+
+    def _clear(self) -> None:
+        """Rank 0: away with what was written."""
+        shutil.rmtree(self._folder / hidden_name(self._step, self._attempt), ignore_errors=True)
 
 
 class _Job:
