@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 from zlib import crc32
 
-from data_prep.files import DataError, sha256_file
+from data_prep.files import BLOCK_BYTES, DataError, sha256_file
 
 BLOCK = 4096
 SUM_BYTES = 4
@@ -68,6 +68,17 @@ class BlockSums:
         """What was written so far, where its own stream is a file that can be read."""
         self._stream.seek(0)
         shutil.copyfileobj(self._stream, stream)
+
+
+def sha256_through(file: Path, sums: BlockSums) -> str:
+    """Of a file's content, all of which goes through `sums`."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+            sums.update(block)
+    sums.end_file()
+    return digest.hexdigest()
 
 
 class OpenFiles:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from data_prep.blocks import BlockSums
-from data_prep.files import BLOCK_BYTES, DataError, publish_bytes, publish_json, sha256_file
+from data_prep.blocks import BlockSums, sha256_through
+from data_prep.files import DataError, publish_bytes, publish_json, sha256_file
 from data_prep.shards import SUMS, file_of, parsed, read_json, read_sidecar, size_problem
 
 MANIFEST = "manifest.json"
@@ -315,7 +315,7 @@ def _digest(tree: dict[str, Any]) -> str:
 def _altered(folder: Path, entry: FileEntry, known: Container[Path], sums: BlockSums | None = None) -> dict[Path, str]:
     """Reads the file, unless it is `known` to be damaged: empty if its content is what was written."""
     file = folder / entry.name
-    if file in known or _sha256(file, sums) == entry.sha256:
+    if file in known or (sha256_through(file, sums) if sums else sha256_file(file)) == entry.sha256:
         return {}
     return {file: f"{file}: its checksum differs from the manifest's, so its content was altered"}
 
@@ -323,19 +323,6 @@ def _altered(folder: Path, entry: FileEntry, known: Container[Path], sums: Block
 def _shard_altered(folder: Path, shard: ShardEntry, known: Container[Path], sums: BlockSums) -> dict[Path, str]:
     ids, index, sidecar = shard.files()
     return _altered(folder, ids, known, sums) | _altered(folder, index, known, sums) | _altered(folder, sidecar, known)
-
-
-def _sha256(file: Path, sums: BlockSums | None) -> str:
-    """Of a file's content, which also goes through `sums`."""
-    if sums is None:
-        return sha256_file(file)
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-            sums.update(block)
-    sums.end_file()
-    return digest.hexdigest()
 
 
 def _entries(schema: type[Any], tree: dict[str, Any], key: str, file: Path) -> tuple[Any, ...]:

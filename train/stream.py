@@ -47,6 +47,7 @@ class TokenStream:
         self._folder, self._opened = Path(folder), files
         self._sums = sums_sha256(self._folder, manifest)
         self._files: dict[int, BlockFiles] = {}
+        self._seen: tuple[int, int, Int64Array] = (-1, 0, np.empty(0, np.int64))  # shard, first, index entries
         self._dtypes = [_dtype_of(self._folder, shard) for shard in self.shards]
         self._ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
         self._end_list: list[int] = self._ends.tolist()
@@ -69,7 +70,7 @@ class TokenStream:
         offset = 0
         for shard, first, taken in self._parts(start, count):
             low = self._documents_before(shard, first)
-            high = self._documents_before(shard, first + taken, guess=low)
+            high = self._documents_before(shard, first + taken)
             if high > low:
                 found.append(self._starts(shard, low, high) - first + offset)
             offset += taken
@@ -115,23 +116,26 @@ class TokenStream:
             yield shard, position - (end - self.shards[shard].tokens), taken
             filled += taken
 
-    def _documents_before(self, shard: int, token: int, guess: int | None = None) -> int:
-        """How many of the shard's documents begin before this token. Looks around a guess first: documents of like
-        length would put it there."""
-        entry = self.shards[shard]
-        low, high = 0, entry.documents
-        guess = token * entry.documents // entry.tokens if guess is None else guess
+    def _documents_before(self, shard: int, token: int) -> int:
+        """How many of the shard's documents begin before this token. Looks at the entries that were read last, then
+        where documents of like length would put it, then in the middle of what is left."""
+        entry, at = self.shards[shard], token * self._dtypes[shard].itemsize
+        low, high, guess = 0, entry.documents, token * entry.documents // entry.tokens
+        seen, first, offsets = self._seen
+        last = first + len(offsets) if seen == shard else first
         while True:
+            if first < last:
+                before = int(self._offsets(shard, first, last).searchsorted(at))
+                if before == 0 and first > low:
+                    high = first
+                elif before == last - first and last < high:
+                    low = last
+                else:
+                    return first + before
+            if not low <= guess < high:
+                guess = (low + high) // 2
             first = max(low, min(guess - _BLOCK // 2, high - _BLOCK))
             last = min(high, first + _BLOCK)
-            before = int(self._offsets(shard, first, last).searchsorted(token * self._dtypes[shard].itemsize))
-            if before == 0 and first > low:
-                high = first
-            elif before == last - first and last < high:
-                low = last
-            else:
-                return first + before
-            guess = (low + high) // 2
 
     def _starts(self, shard: int, low: int, high: int) -> Int64Array:
         """Token at which each of documents low ... high - 1 begins, in its shard."""
@@ -139,8 +143,12 @@ class TokenStream:
 
     def _offsets(self, shard: int, low: int, high: int) -> Int64Array:
         """The same in bytes, as the index has it."""
-        at = HEADER.size + 4 * self.shards[shard].documents + 8 * low
-        return np.frombuffer(self._idx(shard, 8 * (high - low), at), dtype="<i8")
+        seen, first, offsets = self._seen
+        if seen != shard or low < first or high > first + len(offsets):
+            at = HEADER.size + 4 * self.shards[shard].documents + 8 * low
+            first, offsets = low, np.frombuffer(self._idx(shard, 8 * (high - low), at), dtype="<i8")
+            self._seen = shard, first, offsets
+        return offsets[low - first : high - first]
 
     def _idx(self, shard: int, count: int, offset: int) -> memoryview:
         return self._file(shard).read(IDX, count, offset)
