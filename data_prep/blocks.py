@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 from zlib import crc32
 
-from data_prep.files import BLOCK_BYTES, DataError, sha256_file
+from data_prep.files import BLOCK_BYTES, DataError
 
 BLOCK = 4096
 SUM_BYTES = 4
@@ -137,6 +137,7 @@ class BlockFiles:
         are first opened; None where nobody knows it yet."""
         self._files, self._sums, self._sha256, self._opened = files, sums, sums_sha256, opened
         self._before = [sum(n_blocks(size) for _, size in files[:i]) for i in range(len(files))]
+        self._sums_bytes = sums_bytes(size for _, size in files)
         self._is_known = sums_sha256 is None
 
     def read(self, nth: int, count: int, offset: int) -> memoryview:
@@ -145,34 +146,35 @@ class BlockFiles:
         """
         if count == 0:
             return memoryview(b"")
+        if not self._is_known:
+            self._know()
         file, size = self._files[nth]
         first, last = offset // BLOCK, n_blocks(offset + count)
         start = first * BLOCK
         at = SUM_BYTES * (self._before[nth] + first)
-        sums = self._opened.pread(self._sums, SUM_BYTES * (last - first), at, self._check_sums)
+        sums = self._opened.pread(self._sums, SUM_BYTES * (last - first), at, self._check_size)
         content = self._opened.pread(file, min(last * BLOCK, size) - start, start, self._check_size)
         if sums_of(content) != sums:
             raise self._damage(file, start, content, sums)
         return memoryview(content)[offset - start : offset - start + count]
 
+    def _know(self) -> None:
+        """Compares the sums with their SHA-256, all of them; once is enough, for what is altered later fits nothing."""
+        self._is_known = self._sha256 is None
+        content = self._opened.pread(self._sums, self._sums_bytes, 0, self._check_size)
+        if not self._is_known and hashlib.sha256(content).hexdigest() != self._sha256:
+            raise DataError(f"{self._sums} was altered or exchanged after it was written: its checksum is another")
+        self._is_known = True
+
     def _check_size(self, file: Path, descriptor: int) -> None:
-        found, expected = os.fstat(descriptor).st_size, dict(self._files)[file]
+        found, expected = os.fstat(descriptor).st_size, dict(self._files).get(file, self._sums_bytes)
         if found != expected:
             problem = "truncated" if found < expected else "too long"
             raise DataError(f"{file} is {problem}: expected {expected} bytes, found {found}")
 
-    def _check_sums(self, file: Path, descriptor: int) -> None:
-        found, expected = os.fstat(descriptor).st_size, sums_bytes(size for _, size in self._files)
-        if found != expected:
-            raise DataError(f"{file} has {found} bytes, {expected} were written: truncated, or of another shard")
-        if not self._is_known and hashlib.sha256(_pread(file, descriptor, found, 0)).hexdigest() != self._sha256:
-            raise DataError(f"{file} was altered or exchanged after it was written: its checksum is another")
-        self._is_known = True
-
     def _damage(self, file: Path, start: int, content: bytes, expected: bytes) -> DataError:
-        """Which of the two is damaged: the file, or what is known of it."""
-        if self._sha256 is not None and sha256_file(self._sums) != self._sha256:
-            return DataError(f"{self._sums} was altered while in use: its checksum is another")
+        """Names the file, unless it is the sums that are damaged: that is raised."""
+        self._know()
         found = sums_of(content)
         wrong = next(i for i in range(0, len(found), SUM_BYTES) if found[i : i + 4] != expected[i : i + 4])
         first = start + wrong // SUM_BYTES * BLOCK
@@ -180,7 +182,7 @@ class BlockFiles:
         return DataError(
             f"{file} was altered after it was written: between bytes {first} and {last} (CRC-32 "
             f"{int.from_bytes(found[wrong : wrong + 4], 'little'):08x}, "
-            f"{int.from_bytes(expected[wrong : wrong + 4], 'little'):08x} was written). Nothing of it was used."
+            f"{int.from_bytes(expected[wrong : wrong + 4], 'little'):08x} was written). Nothing of it was used; put a whole copy there and start again."
         )
 
 

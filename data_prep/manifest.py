@@ -158,6 +158,17 @@ class Manifest:
     def text_bytes(self, split: str) -> int:
         return sum(entry.text_bytes for entry in self.shards_of(split))
 
+    def read(self, folder: Path, name: str) -> bytes:
+        """Content of one of `files`. Raises DataError when it is not what was written."""
+        entry = next(entry for entry in self.files if entry.name == name)
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {folder / name}: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise DataError(f"{folder / name}: its checksum differs from the manifest's, so its content was altered")
+        return content
+
     def check(self, folder: Path) -> None:
         """The cheap part: every file there with its exact size, the right tokenizer, no stranger. Raises DataError with
         every problem; reads no shard, so 10 000 of them take a fraction of a second."""

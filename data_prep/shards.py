@@ -319,7 +319,7 @@ class ShardReader:
     @cached_property
     def document_starts(self) -> npt.NDArray[np.int64]:
         """(documents + 1,) token positions where documents begin; the last is `n_tokens`. Raises DataError."""
-        head = self._files.read(IDX, HEADER.size, 0)
+        head = bytes(self._files.read(IDX, HEADER.size, 0))
         lengths = np.frombuffer(self._files.read(IDX, 4 * self.n_documents, HEADER.size), dtype="<i4")
         expected = HEADER.pack(MAGIC, 1, DTYPE_CODES[self.sidecar.dtype], self.n_documents, self.n_documents + 1)
         starts = np.zeros(self.n_documents + 1, dtype=np.int64)
