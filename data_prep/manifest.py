@@ -273,7 +273,7 @@ def sums_sha256(folder: Path, manifest: Manifest) -> dict[str, str]:
     if missing:
         raise DataError(
             f"{folder} has no block checksums for {len(missing)} of its shards ({missing[0]} ...): it was made by an "
-            f"earlier version. {_resealed(folder).capitalize()}"
+            f"earlier version; {_resealed(folder)}"
         )
     return found
 
