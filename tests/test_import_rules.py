@@ -18,6 +18,7 @@ ALLOWED = {
     "data_prep": {"conf.compose"},
     "train": {
         "conf.compose",
+        "data_prep.blocks",
         "data_prep.files",
         "data_prep.manifest",
         "data_prep.shards",
