@@ -5,10 +5,8 @@ decide alike (which checkpoint to take up, whether a save succeeded, whether to 
 """
 
 import math
-import signal
-import sys
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -34,6 +32,7 @@ from train.run_folder import config_sha256, rest_sha256
 from train.sample import SampleCommand, write_sample
 from train.schedule import lr_at
 from train.setup import Setup
+from train.stop import install
 from train.summary import Status, baselines, provenance, summarize
 from train.weights import open_weights, start_weights
 
@@ -53,7 +52,7 @@ class Session:
         self._is_first = setup.grid.is_first
         machine = find_machine(self._config.cluster, self._config.parallel.precision, device, setup.grid.world_size)
         self._plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
-        self._stop = _StopSignals()
+        self._stop = install()
         self._open_data()
         self._provenance = provenance()
         join_ranks(device)
@@ -299,7 +298,6 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.restore()
         if not self._is_first:
             return
         if error is not None:
@@ -325,27 +323,3 @@ class Session:
     def _note(self, event: str, **facts: Any) -> None:
         if self._is_first:
             self._setup.folder.note(event, **facts)
-
-
-class _StopSignals:
-    """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a checkpoint and an end after the step in hand; nothing is cut
-    short.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        }
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if number == signal.SIGINT and self.name == name:
-            raise KeyboardInterrupt
-        self.name = self.name or name
-        again = " (Ctrl-C again: leave at once)" if number == signal.SIGINT else ""
-        print(f"\n{name}: saving after this step{again}", file=sys.stderr, flush=True)
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

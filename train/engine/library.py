@@ -5,25 +5,35 @@ Everything private of DeepSpeed that the project touches is in this folder, whic
 
 import contextlib
 import io
+import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
-from train.errors import EngineError
+from train.errors import EngineError, RendezvousError
+from train.parallel import meeting_place
 
 DEEPSPEED_VERSION = "0.19.8"
+JOIN_SECONDS = 300.0
+"""all ranks have to be there within this time of the first; torch's own limit is half an hour"""
+SAID_AFTER_SECONDS = 20.0
+"""a rank that waits so long for the others says so"""
 
 
 def join_ranks(device: str) -> Any:
     """The process group of all ranks, and the deepspeed module. Whoever needs a mesh calls it first; a second call does
-    nothing."""
+    nothing. Raises RendezvousError if they do not meet."""
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"torch\.distributed"
     )  # DeepSpeed's calls, not ours
     deepspeed = _import_deepspeed(device)
+    backend = "gloo" if device == "cpu" else "nccl"
+    _meet(backend)
     with quiet():
-        deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
+        deepspeed.init_distributed(backend, verbose=False)  # takes up the group that is there
     return deepspeed
 
 
@@ -50,6 +60,54 @@ def quiet() -> Iterator[None]:
     except BaseException:
         sys.stderr.write(printed.getvalue())
         raise
+
+
+def _meet(backend: str) -> None:
+    """Makes the process group of all ranks, unless there is one. Its own time limit, that of every collective, stays
+    torch's; only for meeting there is a shorter one."""
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    if distributed.is_initialized():
+        return
+    host, port = meeting_place()
+    place = f"{host}:{port} (MASTER_ADDR, MASTER_PORT)"
+    try:
+        socket.getaddrinfo(host, port)
+        with _said(f"still waiting for all ranks to meet at {place}; up to {JOIN_SECONDS:.0f} s"):
+            meeting = rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))
+            store, rank, world_size = next(iter(meeting))
+            store.set_timeout(distributed.default_pg_timeout)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    except socket.gaierror as error:
+        raise RendezvousError(
+            f"no rank can be met at {place}: the host has no address here ({error.strerror})"
+        ) from None
+    except distributed.DistError as error:
+        raise RendezvousError(_not_met(place, str(error))) from None
+
+
+@contextlib.contextmanager
+def _said(message: str) -> Iterator[None]:
+    timer = threading.Timer(SAID_AFTER_SECONDS, print, [message], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _not_met(place: str, words: str) -> str:
+    if "EADDRINUSE" in words:
+        return (
+            f"rank 0 cannot wait for the others at {place}: the port is taken, by another run perhaps. Start again "
+            "with another MASTER_PORT; torchrun --standalone and the scripts of launch submit look for a free one"
+        )
+    return (
+        f"the ranks did not meet at {place} within {JOIN_SECONDS:.0f} s: one of them, or the host of rank 0, is down "
+        f"or out of reach. torch says: {words.splitlines()[0]}"
+    )
 
 
 def _import_deepspeed(device: str) -> Any:
