@@ -5,6 +5,7 @@ decide alike (which checkpoint to take up, whether a save succeeded, whether to 
 """
 
 import math
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -32,7 +33,7 @@ from train.run_folder import config_sha256, rest_sha256
 from train.sample import SampleCommand, write_sample
 from train.schedule import lr_at
 from train.setup import Setup
-from train.stop import install
+from train.stop import TIME_LIMIT, Pace, TimeLimit, install
 from train.summary import Status, baselines, provenance, summarize
 from train.weights import open_weights, start_weights
 
@@ -80,8 +81,18 @@ class Session:
         return self.step % every_steps == 0 or self.step == self._setup.batch.total_steps
 
     def stop_requested(self) -> bool:
-        """True on all ranks if one of them was told to stop."""
+        """True on all ranks if one of them was told to stop, or if the time is nearly up."""
+        self._look_at_the_clock()
         return self.engine.any_rank(self._stop.name is not None)
+
+    def _look_at_the_clock(self) -> None:
+        if self.step > self._began_at:
+            self._pace.tick()
+        if self._limit and not self._stop.code and self._limit.must_stop(self._pace.longest, self._save_seconds):
+            self._stop.ask(TIME_LIMIT)
+            if problem := self._limit.complaint(self._pace.steps, self._pace.longest, self._save_seconds):
+                self._say(f"warning: {problem}")
+                self._note("time_limit_too_short", problem=problem)
 
     def finish_step(self, result: StepResult, lr: float) -> None:
         self.step += 1
@@ -120,6 +131,7 @@ class Session:
         self.finish_save()
         if self._is_first:
             self._metrics.file.sync()
+        self._save_began = time.monotonic()
         self._saver.save(self.step, self.engine.fragments(), self._state())
         self._watch.charge("checkpoint")
 
@@ -174,7 +186,7 @@ class Session:
         total_steps = self._setup.batch.total_steps
         asked = self._config.run.stop_at_step
         self.last_step = total_steps if asked is None else min(asked, total_steps)
-        self.step = self.saved_step = found.step if found else 0
+        self.step = self.saved_step = self._began_at = found.step if found else 0
         spent = DeviceSeconds()
         if found:
             found.require(self.engine.expected())
@@ -184,6 +196,11 @@ class Session:
         if self._is_first:
             self._start_logs(spent)
         self._watch.charge("idle")
+        self._limit = TimeLimit.find(self._config.run.time_limit_seconds, self._stop.since) if self._is_first else None
+        if self._limit is not None and self._limit.problem is not None:
+            self._say(f"warning: {self._limit.problem}")
+            self._note("time_limit_unknown", problem=self._limit.problem)
+        self._pace, self._save_seconds = Pace(), 0.0
 
     def _start_logs(self, spent: DeviceSeconds) -> None:
         folder, world_size = self._setup.folder, self._setup.grid.world_size
@@ -223,6 +240,7 @@ class Session:
         """Of a save that has just ended."""
         if outcome is None:
             return
+        self._save_seconds = max(self._save_seconds, time.monotonic() - self._save_began)
         if outcome.problem:
             self._say(
                 f"warning: {outcome.problem}\n         the newest checkpoint stays that of step {self.saved_step}"

@@ -144,6 +144,23 @@ class TimeLimit:
         )
 
 
+class Pace:
+    """The longest time between two questions whether to stop, in seconds: a step, with the evaluation or the beginning
+    of a save that may follow it. The first step, which compiles, counts only until there is another."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.longest = 0.0
+        self._last = time.monotonic()
+
+    def tick(self) -> None:
+        """A step is done, and what followed it."""
+        now = time.monotonic()
+        self.steps += 1
+        self.longest = now - self._last if self.steps <= 2 else max(self.longest, now - self._last)
+        self._last = now
+
+
 def _end_of_job() -> TimeLimit:
     job = slurm_job()
     if job is None:
