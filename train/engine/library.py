@@ -5,6 +5,7 @@ Everything private of DeepSpeed that the project touches is in this folder, whic
 
 import contextlib
 import io
+import os
 import socket
 import sys
 import threading
@@ -74,7 +75,7 @@ def _meet(backend: str) -> None:
     place = f"{host}:{port} (MASTER_ADDR, MASTER_PORT)"
     try:
         socket.getaddrinfo(host, port)
-        with _said(f"still waiting for all ranks to meet at {place}; up to {JOIN_SECONDS:.0f} s"):
+        with _in_time(place):
             meeting = rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))
             store, rank, world_size = next(iter(meeting))
             store.set_timeout(distributed.default_pg_timeout)
@@ -88,14 +89,28 @@ def _meet(backend: str) -> None:
 
 
 @contextlib.contextmanager
-def _said(message: str) -> Iterator[None]:
-    timer = threading.Timer(SAID_AFTER_SECONDS, print, [message], {"file": sys.stderr, "flush": True})
-    timer.daemon = True
-    timer.start()
+def _in_time(place: str) -> Iterator[None]:
+    """Says that it waits, and ends the process if torch does not come back in time: it waits without limit for a
+    stranger who took the port and says nothing."""
+
+    def say() -> None:
+        print(
+            f"still waiting for all ranks to meet at {place}; up to {JOIN_SECONDS:.0f} s", file=sys.stderr, flush=True
+        )
+
+    def leave() -> None:
+        print(f"error: {_not_met(place, 'nothing')}", file=sys.stderr, flush=True)
+        os._exit(RendezvousError.exit_code)
+
+    timers = [threading.Timer(SAID_AFTER_SECONDS, say), threading.Timer(JOIN_SECONDS + 5, leave)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         yield
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def _not_met(place: str, words: str) -> str:
