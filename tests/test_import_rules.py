@@ -15,16 +15,16 @@ PACKAGES = ("train", "model", "data_prep", "launch", "conf")
 
 ALLOWED = {
     "model": set[str](),
-    "data_prep": {"conf.compose"},
+    "data_prep": {"conf"},
     "train": {
-        "conf.compose",
+        "conf",
         "data_prep.files",
         "data_prep.manifest",
         "data_prep.shards",
         "model",
     },
     "launch": {
-        "conf.compose",
+        "conf",
         "data_prep.config",
         "data_prep.files",
         "data_prep.manifest",
@@ -53,8 +53,8 @@ ONLY_IN = {
     "deepspeed": {"train/engine/"},
     "sentencepiece": {"data_prep/tokenizer.py"},
     "fsspec": {"data_prep/sources/stored.py"},
-    "hydra": {"conf/compose.py"},
-    "omegaconf": {"conf/compose.py"},
+    "hydra": {"conf/"},
+    "omegaconf": {"conf/"},
 }
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.compose import ConfigError, flatten, from_yaml, to_tree
+from conf.check import flatten, read_config, to_tree
+from conf.errors import ConfigError
 from data_prep.files import DataError, sha256_file
 from model.config import Init, ModelConfig
 
@@ -54,7 +55,7 @@ def open_weights(path: Path, *, every_byte: bool) -> WeightsFolder:
             )
         for name, facts in manifest["files"].items():
             _check(path / name, facts, every_byte)
-        model = from_yaml(ModelConfig, (path / MODEL_YAML).read_text())
+        model = read_config(ModelConfig, path / MODEL_YAML)
         return WeightsFolder(path, model, tuple(manifest["tokenizers"]), manifest)
     except ConfigError as error:
         raise DataError(f"{path / MODEL_YAML} is no model of this version: {'; '.join(error.problems)}") from None
