@@ -101,6 +101,7 @@ def _parsed(word: str) -> Any:
 
 
 def _short(word: str) -> str:
+    word = word.encode(errors="backslashreplace").decode()
     return word if len(word) <= 120 else f"{word[:120]}…"
 
 
