@@ -306,7 +306,14 @@ def test_every_key_may_change_or_makes_another_run():
         assert free | fixed.keys() == every.keys()
         for section in ("model.", "optimizer.", "schedule.", "evaluation."):
             assert not [key for key in free if key.startswith(section)], section
-        assert {"run.seed", "run.name", "run.start_from", "total_tokens", "data.seq_len", "data.packing"} <= fixed.keys()
+        assert {
+            "run.seed",
+            "run.name",
+            "run.start_from",
+            "total_tokens",
+            "data.seq_len",
+            "data.packing",
+        } <= fixed.keys()
         assert {"batch.global_batch_size", "parallel.precision", "data.sources.web.weight"} <= fixed.keys()
     names = defaults_of(TrainConfig)
     unknown = [key for key in FREE_TO_CHANGE if key.split(".")[0] not in names]
