@@ -197,6 +197,16 @@ def prepare_environment(device: str, grid: RankGrid) -> None:
         torch.cuda.set_device(grid.local_rank)
 
 
+def join_alone(device: str) -> None:
+    """Makes the process group of a run of one process, without a port: the store that torch would open listens on every
+    interface of the machine, and asks nobody who he is. Several ranks need that store; there it does nothing."""
+    import torch.distributed as dist
+
+    if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
+        backend = "gloo" if device == "cpu" else "nccl"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
 def become_rank(rank: int, world_size: int, port: int, device: str) -> None:
     """Lets this process be one of `world_size` ranks of this machine, as a launcher would."""
     os.environ |= {

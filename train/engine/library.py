@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from train.errors import EngineError
+from train.parallel import join_alone
 
 DEEPSPEED_VERSION = "0.19.8"
 
@@ -23,6 +24,7 @@ def join_ranks(device: str) -> Any:
     )  # DeepSpeed's calls, not ours
     deepspeed = _import_deepspeed(device)
     with quiet():
+        join_alone(device)
         deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
     return deepspeed
 
