@@ -33,6 +33,7 @@ def entry(app: App, task: Callable[[Any], int | None]) -> None:
     Flags that only look (--help, --cfg job, shell completion) go to Hydra; everything that runs is composed here, so
     that mistakes are answered in our words: exit 2 for the configuration, else the error's own code.
     """
+    os.umask(os.umask(0o077) | 0o002)  # whatever it is: no file of ours may be changed by everybody
     try:
         line = parsed(sys.argv[1:])
         if not line.looks:

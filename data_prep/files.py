@@ -39,7 +39,7 @@ def published(path: Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb", opener=_no_link) as stream:  # noqa: PTH123 Path.open takes no opener
+        with open(temporary, "wb", opener=_no_link) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -102,8 +102,8 @@ def write_error(error: OSError, path: Path, written: int | None = None) -> DataE
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         after = "" if written is None else f" after {written:,} bytes"
         return DataError(
-            f"no room to write {path}: {error.strerror}{after}{_free_space(path)}. Nothing half-written is left under that "
-            "name; free some space or choose another folder, then run the same command again."
+            f"no room to write {path}: {error.strerror}{after}{_free_space(path)}. Nothing half-written is left "
+            "under that name; free some space or choose another folder, then run the same command again."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return DataError(f"no permission to write {path}: {error.strerror}. Choose a folder that you may write to.")

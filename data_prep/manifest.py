@@ -6,6 +6,7 @@ reads it, `check` compares the folder with it in the time of a few file look-ups
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,6 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from data_prep.files import DataError, publish_json, sha256_file
 from data_prep.shards import file_of, parsed, read_json, read_sidecar, size_problem
@@ -143,6 +147,19 @@ class Manifest:
 
     def text_bytes(self, split: str) -> int:
         return sum(entry.text_bytes for entry in self.shards_of(split))
+
+    def token_bytes(self, folder: Path) -> npt.NDArray[np.uint16]:
+        """(V,) bytes of text that each id stands for; nothing is unpickled. Raises DataError unless the file is as it
+        was published."""
+        file = Path(folder) / TOKEN_BYTES
+        known = {entry.name: entry.sha256 for entry in self.files}
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != known.get(TOKEN_BYTES):
+            raise DataError(f"{file}: its checksum differs from the manifest's, so its content was altered")
+        return np.load(io.BytesIO(content), allow_pickle=False)
 
     def check(self, folder: Path) -> None:
         """The cheap part: every file there with its exact size, the right tokenizer, no stranger. Raises DataError with

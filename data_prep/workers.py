@@ -119,7 +119,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """A job may say nothing for minutes, in which it would not notice. What it had half written, the next run removes."""
+    """A job may say nothing for minutes, and would not notice. What it had half written, the next run removes."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
