@@ -1,0 +1,128 @@
+"""metrics.jsonl: the truth about a run, every step once, whatever happens to the file. No torch."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from data_prep.files import DataError, publish_bytes
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, steps in order, each exactly once.
+
+    The rows are kept in memory too. A file that is not as this process left it (a line that could not be written, or
+    somebody cut, garbled or removed it) is written again as a whole. `metrics.copy.jsonl` holds the same rows as of the
+    newest checkpoint: rows that were lost while no process was there to see it are taken from it.
+    """
+
+    def __init__(self, path: Path):
+        self.rows: list[dict[str, Any]] = []
+        self._file = _RowsOnDisk(path, self.rows)
+        self._copy = _RowsOnDisk(path.with_name(f"{path.stem}.copy.jsonl"), self.rows)
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Forgets rows after `step`: they will be made again. Returns what was forgotten; warns about what is
+        missing.
+        """
+        rows = in_order([*read_rows(self._copy.path), *read_rows(self._file.path)])
+        self.rows[:] = [row for row in rows if row["step"] <= step]
+        missing = step - sum("val_loss" not in row for row in self.rows)
+        if missing:
+            tell(f"warning: {self._file.path} lacks {missing} of the first {step} steps; the run itself is whole")
+        for file in (self._file, self._copy):
+            file.write(whole=True)
+        return [row for row in rows if row["step"] > step]
+
+    def append(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self._file.write()
+
+    def sync(self) -> None:
+        """Makes the rows so far survive a power cut; called before a checkpoint that they belong to."""
+        for file in (self._file, self._copy):
+            file.write(at_once=True)
+
+
+class _RowsOnDisk:
+    """A file that is to hold the given rows, and is brought up to them by `write`. Raises nothing: what cannot be
+    written is told once, and written later."""
+
+    RETRY_SECONDS = 30.0
+    """between attempts to write a file again: each costs all of its rows"""
+
+    def __init__(self, path: Path, rows: list[dict[str, Any]]):
+        self.path, self._rows = path, rows
+        self._held, self._bytes = 0, -1
+        """rows in the file, and its size if nobody else has touched it"""
+        self._is_failing, self._next_try = False, 0.0
+
+    def write(self, *, whole: bool = False, at_once: bool = False) -> None:
+        """at_once: now, even after a failure, and down to the disk. whole: not only what the file lacks."""
+        if self._is_failing and not at_once and time.monotonic() < self._next_try:
+            return
+        try:
+            if whole or not self._append(at_once):
+                self._publish()
+        except (OSError, DataError) as error:
+            if not self._is_failing:
+                tell(f"warning: {error}\ntraining goes on; the lines are written later", sys.stderr)
+            self._is_failing, self._next_try = True, time.monotonic() + self.RETRY_SECONDS
+            self._bytes = -1
+            return
+        if self._is_failing:
+            tell(f"{self.path} is written again, nothing is missing from it", sys.stderr)
+        self._is_failing = False
+
+    def _append(self, sync: bool) -> bool:
+        """False if the file is not as it was left."""
+        with contextlib.suppress(FileNotFoundError), self.path.open("r+b") as stream:
+            if stream.seek(0, os.SEEK_END) != self._bytes:
+                return False
+            self._bytes += stream.write(_lines(self._rows[self._held :]))
+            self._held = len(self._rows)
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
+            return True
+        return False
+
+    def _publish(self) -> None:
+        content = _lines(self._rows)
+        publish_bytes(self.path, content)
+        self._held, self._bytes = len(self._rows), len(content)
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a line that a kill or a full disk cut short is left out. [] if there is no file."""
+    rows: list[dict[str, Any]] = []
+    if not path.is_file():
+        return rows
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
+    return rows
+
+
+def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By step, an evaluation after its step; of rows that tell of the same, the last one given."""
+    found = {(row["step"], "val_loss" in row): row for row in rows}
+    return [found[key] for key in sorted(found)]
+
+
+def tell(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
+    """Prints. A console that is gone, or a full disk under it, never stops training."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, end=end, file=stream or sys.stdout, flush=True)
