@@ -102,6 +102,11 @@ class Metrics:
         """The newest value of `key`, or None."""
         return next((row[key] for row in reversed(self.file.rows) if key in row), None)
 
+    @property
+    def step_seconds(self) -> float:
+        """Of the steps of the curve, each once."""
+        return sum(row.get("seconds", 0.0) for row in self.file.rows)
+
     def mean_of_last_steps(self, key: str, count: int) -> float | None:
         values = [row[key] for row in self.file.rows if key in row][-count:]
         return sum(values) / len(values) if values else None

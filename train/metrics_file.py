@@ -5,11 +5,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
 from data_prep.files import DataError, publish_bytes
+
+_TAIL_BYTES = 1 << 16
 
 
 class MetricsFile:
@@ -18,10 +20,14 @@ class MetricsFile:
     The rows are kept in memory too. A file that is not as this process left it (a line that could not be written, or
     somebody cut, garbled or removed it) is written again as a whole. `metrics.copy.jsonl` holds the same rows as of the
     newest checkpoint: rows that were lost while no process was there to see it are taken from it.
+
+    Every write calls `insist` first, which raises FencedError if the run is another's now: that alone is not taken as a
+    fault of the disk.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, insist: Callable[[], None] = lambda: None):
         self.rows: list[dict[str, Any]] = []
+        self._insist = insist
         self._file = _RowsOnDisk(path, self.rows)
         self._copy = _RowsOnDisk(path.with_name(f"{path.stem}.copy.jsonl"), self.rows)
 
@@ -31,19 +37,22 @@ class MetricsFile:
         """
         rows = in_order([*read_rows(self._copy.path), *read_rows(self._file.path)])
         self.rows[:] = [row for row in rows if row["step"] <= step]
-        missing = step - sum("val_loss" not in row for row in self.rows)
+        missing = step - sum(is_step(row) for row in self.rows)
         if missing:
             tell(f"warning: {self._file.path} lacks {missing} of the first {step} steps; the run itself is whole")
+        self._insist()
         for file in (self._file, self._copy):
             file.write(whole=True)
         return [row for row in rows if row["step"] > step]
 
     def append(self, row: dict[str, Any]) -> None:
+        self._insist()
         self.rows.append(row)
         self._file.write()
 
     def sync(self) -> None:
         """Makes the rows so far survive a power cut; called before a checkpoint that they belong to."""
+        self._insist()
         for file in (self._file, self._copy):
             file.write(at_once=True)
 
@@ -101,18 +110,34 @@ def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
+def is_step(row: dict[str, Any]) -> bool:
+    """The row of a step, learnt from or left out; not of an evaluation."""
+    return "loss" in row or "skipped" in row
+
+
+def last_step(path: Path) -> int:
+    """The largest step of the last rows of a metrics.jsonl; 0 if there is none. Reads the end of the file only."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return 0
+    return max((row["step"] for row in _parsed(lines)), default=0)
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a line that a kill or a full disk cut short is left out. [] if there is no file."""
+    return _parsed(path.read_text(errors="replace").splitlines()) if path.is_file() else []
+
+
+def _parsed(lines: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    for line in path.read_text(errors="replace").splitlines():
-        try:
+    for line in lines:
+        with contextlib.suppress(ValueError):
             row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            rows.append(row)
+            if isinstance(row, dict) and type(row.get("step")) is int and (is_step(row) or "val_loss" in row):
+                rows.append(row)
     return rows
 
 

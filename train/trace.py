@@ -240,7 +240,7 @@ def _run(command: TraceCommand) -> None:
         columns.append("text")
         for line, text in zip(lines, _texts(uses, corpora), strict=True):
             line.append(text)
-    _print_table(columns, lines)
+    print_table(columns, lines)
 
 
 def _texts(uses: Sequence[Use], corpora: Sequence[Corpus]) -> Iterator[str]:
@@ -253,7 +253,7 @@ def _texts(uses: Sequence[Use], corpora: Sequence[Corpus]) -> Iterator[str]:
         yield repr(tokenizer.decode(ids))[:60]
 
 
-def _print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in [columns, *lines]) for i in range(len(columns))]
     for row in [columns, *lines]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
