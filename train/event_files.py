@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from train.metrics_file import tell
+from train.console import tell
 from train.plan import Plan
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from train.batch import BatchPlan
+from train.console import tell
 from train.engine.core import StepResult
 from train.evaluate import Evaluation
 from train.event_files import TensorBoardCurves
-from train.metrics_file import MetricsFile, tell
+from train.metrics_file import MetricsFile
 from train.plan import Plan
 
 

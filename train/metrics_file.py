@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from data_prep.files import DataError, publish_bytes
+from train.console import tell
 
 _TAIL_BYTES = 1 << 16
 
@@ -145,9 +146,3 @@ def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """By step, an evaluation after its step; of rows that tell of the same, the last one given."""
     found = {(row["step"], "val_loss" in row): row for row in rows}
     return [found[key] for key in sorted(found)]
-
-
-def tell(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
-    """Prints. A console that is gone, or a full disk under it, never stops training."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, end=end, file=stream or sys.stdout, flush=True)

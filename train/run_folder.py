@@ -10,6 +10,7 @@ from typing import Any
 from conf.compose import ConfigError, digest, flatten, from_yaml, to_tree, to_yaml
 from data_prep.files import exclusive, publish_bytes, sha256_file
 from train.config import FREE_TO_CHANGE, REBASED, TrainConfig
+from train.console import tell
 
 
 class RunFolder:
@@ -94,7 +95,7 @@ class RunFolder:
             with self.events_jsonl.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
         except OSError as error:
-            print(f"warning: {self.events_jsonl}: {error.strerror}")
+            tell(f"warning: {self.events_jsonl}: {error.strerror}")
 
     def count(self, event: str) -> int:
         try:

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 HAS_WATCHDOG = importlib.util.find_spec("train.watchdog") is not None
 SIGNALS = {"SIGTERM to one": 1, "SIGTERM to all": 1, "SIGUSR1 to one": 1, "SIGUSR1 to all": 1, "SIGTERM twice": 1}
 KINDS = {
-    "kill one": 6,
-    "kill all": 5,
+    "kill one": 8,
+    "kill all": 7,
     **SIGNALS,
     "pause": 1,
     "flip": 2,
@@ -67,7 +67,7 @@ class Campaign:
     """further campaigns are begun until so much time is used up"""
     ranks: int = 2
     steps: int = 2000
-    faults: int = 75
+    faults: int = 80
     precision: str = "fp32"
     layouts: bool = False
     """a number of ranks drawn at every start; losses are then compared to rounding"""
@@ -141,7 +141,8 @@ def campaign(asked: Campaign, say: Callable[[str], None]) -> bool:
             return False
         hurt = Hurt(folder, asked, say)
         hurt.go()
-        found = judged(hurt.run, folder / "runs" / name, asked)
+        with contextlib.chdir(folder):  # where the datasets of the configuration are
+            found = judged(Path("runs", hurt.name), Path("runs", name), asked)
         say(table(hurt, found))
         return not found.problems and not hurt.toll.surprises
     finally:
