@@ -37,8 +37,8 @@ class Story:
     ending: str
     last_sign: float
     """of life"""
-    repeated_steps: int
-    """steps of earlier attempts that it had to do again"""
+    repeated_steps: int | None
+    """steps of earlier attempts that it had to do again; None if it did not come so far"""
     first_step_at: float | None
     """when its first step was done"""
     is_failure: bool
@@ -139,10 +139,12 @@ def _stories(run: Path, events: Sequence[dict[str, Any]]) -> list[Story]:
     numbers = {int(path.name) for path in (run / "attempts").glob("[0-9]*") if path.name.isdigit()}
     numbers |= {event["attempt"] for event in events if event["event"] == "started"}
     stories = [_story(run, number, [e for e in events if e["attempt"] == number]) for number in sorted(numbers)]
-    for i, (story, following) in enumerate(itertools.pairwise(stories)):
-        if story.to_step is None and story.from_step is not None and following.from_step is not None:
-            # nobody rewound the log in between: it held what this attempt had done
-            stories[i] = dataclasses.replace(story, to_step=following.from_step + following.repeated_steps)
+    reached: int | None = None
+    for i, story in reversed(list(enumerate(stories))):
+        if story.to_step is None and story.repeated_steps is not None:
+            stories[i] = dataclasses.replace(story, to_step=reached)
+        if story.from_step is not None and story.repeated_steps is not None:
+            reached = story.from_step + story.repeated_steps  # the log held what the one before it had done
     if stories:
         stories[-1] = _newest(stories[-1], run)
     return stories
@@ -167,7 +169,7 @@ def _story(run: Path, number: int, events: Sequence[dict[str, Any]]) -> Story:
         to_step=ended.get("step", over.get("step")),
         ending=ending,
         last_sign=max([started, *times, *([ended["ended"]] if "ended" in ended else _alive(folder))]),
-        repeated_steps=begun.get("repeated_steps", 0),
+        repeated_steps=begun.get("repeated_steps"),
         first_step_at=first.get("time"),
         is_failure=is_failure,
     )

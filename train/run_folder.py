@@ -27,6 +27,8 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self._held = contextlib.ExitStack()
+        self._waiting: list[str] = []
+        """lines that could not be written to events.jsonl yet"""
 
     def differences(self, config: TrainConfig) -> list[str]:
         """What this configuration would change in a run that the folder already holds; empty if it may go on.
@@ -89,13 +91,17 @@ class RunFolder:
         self._held.close()
 
     def note(self, event: str, **facts: Any) -> None:
-        """Appends to events.jsonl. A log that cannot be written never stops a run."""
+        """Appends to events.jsonl. A log that cannot be written never stops a run; the line goes with the next one."""
         row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts}
+        self._waiting.append(json.dumps(row) + "\n")
         try:
             with self.events_jsonl.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+                stream.write("".join(self._waiting))
         except OSError as error:
-            tell(f"warning: {self.events_jsonl}: {error.strerror}")
+            tell(f"warning: {self.events_jsonl}: {error.strerror}; the line is written later")
+            self._waiting = ["\n", *(line for line in self._waiting if line != "\n")]  # a part of it may be there
+        else:
+            self._waiting.clear()
 
     def count(self, event: str) -> int:
         try:
