@@ -108,10 +108,15 @@ MODULES_WITHOUT_TORCH = [
     if path.relative_to(ROOT).parts[0] in ("launch", "data_prep", "conf")
 ]
 MODULES_WITHOUT_TORCH += [
+    "train.audit",
     "train.config",
     "train.batch",
+    "train.effective",
     "train.errors",
+    "train.history",
     "train.layout_problems",
+    "train.ledger",
+    "train.metrics_file",
     "train.parallel_config",
     "train.plan",
     "train.schedule",

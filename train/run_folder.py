@@ -96,12 +96,14 @@ class RunFolder:
         self._waiting.append(json.dumps(row) + "\n")
         try:
             with self.events_jsonl.open("a") as stream:
-                stream.write("".join(self._waiting))
+                while self._waiting:
+                    stream.write(self._waiting[0])
+                    stream.flush()
+                    self._waiting.pop(0)
         except OSError as error:
             tell(f"warning: {self.events_jsonl}: {error.strerror}; the line is written later")
-            self._waiting = ["\n", *(line for line in self._waiting if line != "\n")]  # a part of it may be there
-        else:
-            self._waiting.clear()
+            if self._waiting[0] != "\n":  # for a part of the line may be there
+                self._waiting.insert(0, "\n")
 
     def count(self, event: str) -> int:
         try:

@@ -48,7 +48,7 @@ KINDS = {
     "flip": 2,
     "cut log": 2,
     "full disk": 2,
-    **({"freeze": 1} if HAS_WATCHDOG else {}),
+    "freeze": 1,
 }
 """kind of fault → how often, against the others"""
 KILLS = ("kill one", "kill all", "flip", "freeze")
@@ -56,6 +56,7 @@ KILLS = ("kill one", "kill all", "flip", "freeze")
 DEADLY = (*KILLS, *SIGNALS)
 """those that end the attempt"""
 
+STUCK_SECONDS = 20.0
 LAUNCHER_SECONDS = 3.0
 """after which the launcher, whose part is played here, ends the ranks that a dead one has left in the start-up"""
 
@@ -72,6 +73,8 @@ class Campaign:
     layouts: bool = False
     """a number of ranks drawn at every start; losses are then compared to rounding"""
     checkpoint_every: int = 10
+    freeze: bool = HAS_WATCHDOG
+    """SIGSTOP for good, too: each costs STUCK_SECONDS until the watchdog ends the rank"""
     folder: str | None = None
     """where the data and runs lie; null means a new temporary folder, removed in the end"""
 
@@ -92,6 +95,7 @@ class Campaign:
             "evaluation.every_steps=50",
             "log.every_steps=50",
             f"parallel.precision={self.precision}",
+            f"health.stuck_seconds={STUCK_SECONDS}",
             "run.max_idle_starts=1000",  # many faults come before a start has made a new step
         ]
 
@@ -190,7 +194,8 @@ class Hurt:
         self.toll.starts += 1
         inflicted: list[str] = []
         while self.faults_left > 0 and not (inflicted and inflicted[-1] in DEADLY):
-            kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
+            kinds = {kind: weight for kind, weight in KINDS.items() if kind != "freeze" or self.asked.freeze}
+            kind = self.rng.choices(list(kinds), list(kinds.values()))[0]
             if not self._wait_for_instant(watch) or not self._inflict(watch, kind):
                 break
             self.toll.faults[kind] += 1
