@@ -46,7 +46,7 @@ class Story:
 
     @property
     def seconds(self) -> float:
-        return max(0.0, self.last_sign - self.started)
+        return self.last_sign - self.started
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,13 @@ def first_start(run: Path) -> float | None:
             if event := _event(line):
                 return event["time"]
     return None
+
+
+def device_seconds_before(run: Path, attempt: int) -> float:
+    """What all ranks of the attempts before this one have lived, start-up and last save and all: from the start of each
+    to its last sign of life. A checkpoint cannot know it."""
+    earlier = [story for story in read_history(run).attempts if story.number < attempt]
+    return sum(story.seconds * (story.world_size or 1) for story in earlier)
 
 
 def read_history(run: Path) -> History:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import DataError, publish_bytes
+from data_prep.files import DataError, publish_bytes, write_error
 from train.console import tell
 
 _TAIL_BYTES = 1 << 16
@@ -36,7 +36,7 @@ class MetricsFile:
         """Forgets rows after `step`: they will be made again. Returns what was forgotten; warns about what is
         missing.
         """
-        rows = in_order([*read_rows(self._copy.path), *read_rows(self._file.path)])
+        rows = in_order([*read_rows(self._copy.path), *read_rows(self._file.path), *self.rows])
         self.rows[:] = [row for row in rows if row["step"] <= step]
         missing = step - sum(is_step(row) for row in self.rows)
         if missing:
@@ -80,7 +80,8 @@ class _RowsOnDisk:
                 self._publish()
         except (OSError, DataError) as error:
             if not self._is_failing:
-                tell(f"warning: {error}\ntraining goes on; the lines are written later", sys.stderr)
+                problem = write_error(error, self.path) if isinstance(error, OSError) else error
+                tell(f"warning: {problem}\ntraining goes on; the lines are written later", sys.stderr)
             self._is_failing, self._next_try = True, time.monotonic() + self.RETRY_SECONDS
             self._bytes = -1
             return

@@ -192,6 +192,20 @@ def test_either_file_alone_holds_the_rows_of_a_checkpoint(log: MetricsFile, tmp_
     assert steps(tmp_path / LOG) == steps(tmp_path / COPY) == list(range(1, 9))
 
 
+def test_a_rollback_needs_no_disk(log: MetricsFile, tmp_path: Path):
+    """F12, F30: rows that could not be written are in memory, and those of a step done again replace what the disk
+    holds."""
+    limit_files(100)
+    try:
+        log.append(row(11))
+        assert log.rewind(5) == [row(step) for step in range(6, 12)]
+        log.append(row(6) | {"loss": 7.0})
+    finally:
+        limit_files(None)
+    log.sync()
+    assert read_rows(tmp_path / LOG) == read_rows(tmp_path / COPY) == [*map(row, range(1, 6)), row(6) | {"loss": 7.0}]
+
+
 def test_double_lines_and_lines_in_disorder_are_put_right(tmp_path: Path):
     """F30: of two lines of one step the later counts; an evaluation follows its step."""
     told: Sequence[dict[str, Any]] = [row(2), {"step": 1, "val_loss": 3.0}, row(1), row(2) | {"loss": 7.0}]
@@ -201,9 +215,7 @@ def test_double_lines_and_lines_in_disorder_are_put_right(tmp_path: Path):
     assert file.rows == [row(1), {"step": 1, "val_loss": 3.0}, {"step": 2, "loss": 7.0}]
 
 
-def test_a_full_disk_is_told_once_and_its_end_too(
-    log: MetricsFile, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_disk_is_told_once_and_its_end_too(log: MetricsFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """F4: not once a step; and while it is full the file is not written again with every step."""
     limit_files(100)
     try:
@@ -212,14 +224,14 @@ def test_a_full_disk_is_told_once_and_its_end_too(
         log.sync()
     finally:
         limit_files(None)
-    told = capfd.readouterr().err
+    told = capsys.readouterr().err
     assert told.count("warning") == 2  # one for each file
     assert told.count("training goes on") == 2
     log.append(row(31))
     assert len(steps(tmp_path / LOG)) < 31  # not tried yet
     log.sync()
     assert steps(tmp_path / LOG) == steps(tmp_path / COPY) == list(range(1, 32))
-    assert capfd.readouterr().err.count("is written again, nothing is missing") == 2
+    assert capsys.readouterr().err.count("is written again, nothing is missing") == 2
 
 
 def test_a_record_that_is_cut_is_no_whole_event_file(undisturbed: Path, tmp_path: Path):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from train.history import Story, first_start, read_history
+from train.history import Story, device_seconds_before, first_start, read_history
 
 BEGAN = 1_800_000_000.0
 
@@ -158,3 +158,10 @@ def test_a_folder_without_anything_has_no_history(tmp_path: Path):
 
 def test_the_first_start_is_that_of_the_first_attempt(run: Path):
     assert first_start(run) == BEGAN
+
+
+def test_devices_are_paid_for_as_long_as_attempts_lived(run: Path):
+    """The two that died too, with all that no checkpoint has noted."""
+    assert device_seconds_before(run, 1) == 0
+    assert device_seconds_before(run, 3) == 2 * 52 + 2 * 6
+    assert device_seconds_before(run, 4) == 2 * 52 + 2 * 6 + 2 * 32
