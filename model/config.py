@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
+IGNORED_TARGET = -100
+"""stands where a position has nothing to predict"""
+
 
 class Norm(StrEnum):
     rmsnorm = "rmsnorm"

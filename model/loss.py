@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED_TARGET = -100  # a position without a target: padding
+from model.config import IGNORED_TARGET
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from data_prep.files import DataError
-from model.loss import IGNORED_TARGET
 from train.batch import BatchPlan
-from train.data_config import Packing
-from train.rows import PADDING, PhaseRows, Pieces
-from train.stream import Int64Array, TokenStream
+from train.filling import empty, fill, filled
+from train.rows import PADDING, PhaseRows
+from train.stream import TokenStream
 
 Batch = tuple[Tensor, ...]
 """(tokens, targets), each (B, T) int64, and with document masking (B, T) int32 segments"""
@@ -33,8 +32,6 @@ class TrainBatches:
 
     def __init__(self, rows: PhaseRows, plan: BatchPlan, dp_rank: int):
         self._rows, self._plan, self._dp_rank = rows, plan, dp_rank
-        self._mask = rows.phase.mask_documents
-        self._look_inside = self._mask and rows.phase.packing == Packing.concat
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """The batch of each forward of the step that follows `step` completed ones."""
@@ -42,10 +39,7 @@ class TrainBatches:
         rows = self._rows.pieces(np.arange(first, first + self._plan.sequences_per_rank, dtype=np.int64))
         size = self._plan.micro_batch_size
         for i in range(0, len(rows), size):
-            batch = _empty(size, self._plan.seq_len, self._mask)
-            for row, (source, pieces) in enumerate(rows[i : i + size]):
-                fill([part[row] for part in batch], self._rows.stream(source), pieces, self._look_inside)
-            yield tuple(torch.from_numpy(part) for part in batch)
+            yield tuple(torch.from_numpy(part) for part in filled(self._rows, rows[i : i + size]))
 
     def documents(self, step: int, row: int) -> list[str]:
         """SHARD:NUMBER of each document in a row of the step that follows `step` completed ones."""
@@ -98,7 +92,7 @@ class ValidationBatches:
         mine = self._rows[dp_rank :: self._dp_size]
         for i in range(n_batches):
             rows = mine[i * self._batch_size : (i + 1) * self._batch_size]
-            batch = _empty(max(1, len(rows)), self._seq_len, self._mask)
+            batch = empty(max(1, len(rows)), self._seq_len, self._mask)
             for at, (source, row) in enumerate(rows or [(0, None)]):
                 stream = self._streams[source]
                 start = 0 if row is None else row * self._seq_len
@@ -106,40 +100,6 @@ class ValidationBatches:
                 rest = [(PADDING, self._seq_len - pairs)] if pairs < self._seq_len else []
                 fill([part[at] for part in batch], stream, [(start, pairs), *rest] if pairs else rest, self._mask)
             yield tuple(torch.from_numpy(part) for part in batch)
-
-
-def fill(row: Sequence[Int64Array], stream: TokenStream, pieces: Pieces, look_inside: bool) -> None:
-    """Reads a row's pieces into (tokens, targets) or (tokens, targets, segments), each (T,).
-
-    look_inside: documents may end inside a piece, so boundaries are looked up.
-    """
-    tokens, targets = row[:2]
-    segments = row[2] if len(row) > 2 else None
-    at = segment = 0
-    for position, pairs in pieces:
-        end = at + pairs
-        if position == PADDING:
-            tokens[at:end], targets[at:end] = 0, IGNORED_TARGET
-        else:
-            ids = stream.read(position, pairs + 1)
-            tokens[at:end], targets[at:end] = ids[:-1], ids[1:]
-        if segments is not None:
-            segments[at:end] = segment
-            if look_inside and position != PADDING:
-                starts = stream.document_starts(position, pairs + 1)
-                starts = starts[starts > 0]
-                targets[at + starts - 1] = IGNORED_TARGET
-                for start in starts.tolist():
-                    segment += 1
-                    segments[at + start : end] = segment
-            segment += 1
-        at = end
-
-
-def _empty(n_rows: int, seq_len: int, with_segments: bool) -> list[Int64Array]:
-    shape = (n_rows, seq_len)
-    parts = [np.empty(shape, np.int64), np.empty(shape, np.int64)]
-    return [*parts, np.empty(shape, np.int32)] if with_segments else parts  # type: ignore[list-item]
 
 
 def _dealt(available: Sequence[int], wanted: int) -> list[tuple[int, int]]:

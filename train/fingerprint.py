@@ -6,19 +6,20 @@ order: the sum travels as four pieces of 16 bits, which no sum over ranks can ov
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 _MODULUS = 1 << 64
 
 
-def fingerprint(batches: Iterable[tuple[Tensor, ...]], first_row: int) -> int:
-    """Of this rank's (tokens, targets, ...) micro-batches, whose first row is row `first_row` of the global batch."""
+def fingerprint(batches: Iterable[Sequence[Any]], first_row: int) -> int:
+    """Of this rank's (tokens, targets, ...) micro-batches, whose first row is row `first_row` of the global batch. They
+    are arrays, or tensors of the host."""
     total, row = 0, first_row
     for tokens, targets, *_ in batches:
-        for ids, following in zip(tokens.numpy(), targets.numpy(), strict=True):
+        for ids, following in zip(np.asarray(tokens), np.asarray(targets), strict=True):
             content = np.concatenate([ids, following]).astype("<i4").tobytes()
             digest = hashlib.blake2b(content, digest_size=8, salt=row.to_bytes(8, "little")).digest()
             total += int.from_bytes(digest, "little")

@@ -3,26 +3,23 @@
 Only rank 0 has these. A log that cannot be written warns and never stops training.
 """
 
-import contextlib
-import json
-import os
 import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from data_prep.files import DataError, publish_bytes
 from train.batch import BatchPlan
+from train.console import tell
 from train.engine.core import StepResult
 from train.engine.exchange import Report
 from train.evaluate import Evaluation
+from train.event_files import TensorBoardCurves
+from train.metrics_file import MetricsFile
 from train.plan import Plan
-
-_TAIL_BYTES = 1 << 16
 
 
 @dataclass
@@ -56,94 +53,6 @@ class Stopwatch:
         return seconds
 
 
-class MetricsFile:
-    """metrics.jsonl: one JSON object a line, steps in order, each exactly once.
-
-    The rows are kept in memory too; after a line that could not be written the whole file is written again. Every
-    write calls `insist` first, which raises FencedError if the run is another's now: that alone is not taken as a fault
-    of the disk.
-    """
-
-    def __init__(self, path: Path, insist: Callable[[], None] = lambda: None):
-        self._path, self._insist = path, insist
-        self.rows: list[dict[str, Any]] = []
-        self._torn = False
-
-    def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Forgets rows after `step`: they will be made again. Returns what was forgotten; warns about what is
-        missing.
-        """
-        rows = read_rows(self._path)
-        self.rows = [row for row in rows if row["step"] <= step]
-        missing = step - len({row["step"] for row in self.rows if is_step(row)})
-        if missing:
-            print(
-                f"warning: {self._path} lacks {missing} of the first {step} steps; the run itself is whole", flush=True
-            )
-        self._torn = True
-        self._write(self._rewrite)
-        return [row for row in rows if row["step"] > step]
-
-    def append(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        self._write(self._rewrite if self._torn else lambda: self._append(row))
-
-    def sync(self) -> None:
-        """Makes the rows so far survive a power cut; called before a checkpoint that they belong to."""
-        self._write(self._rewrite if self._torn else self._sync)
-
-    def _write(self, action: Callable[[], None]) -> None:
-        self._insist()
-        try:
-            action()
-        except (OSError, DataError) as error:
-            self._torn = True
-            print(f"warning: {error}\ntraining goes on; the line is written later", file=sys.stderr)
-
-    def _append(self, row: dict[str, Any]) -> None:
-        with self._path.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
-
-    def _rewrite(self) -> None:
-        publish_bytes(self._path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        self._torn = False
-
-    def _sync(self) -> None:
-        with self._path.open("rb") as stream:
-            os.fsync(stream.fileno())
-
-
-def is_step(row: dict[str, Any]) -> bool:
-    """The row of a step, learnt from or left out; not of an evaluation."""
-    return "loss" in row or "skipped" in row
-
-
-def last_step(path: Path) -> int:
-    """The largest step of the last rows of a metrics.jsonl; 0 if there is none. Reads the end of the file only."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = stream.read().decode(errors="replace").splitlines()
-    except OSError:
-        return 0
-    return max((row["step"] for row in _parsed(lines) if isinstance(row["step"], int)), default=0)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a line that a kill or a full disk cut short is left out. [] if there is no file."""
-    return _parsed(path.read_text(errors="replace").splitlines()) if path.is_file() else []
-
-
-def _parsed(lines: list[str]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and "step" in row:
-                rows.append(row)
-    return rows
-
-
 class Metrics:
     """Takes each step and each evaluation, and passes it to file, TensorBoard and console."""
 
@@ -152,8 +61,7 @@ class Metrics:
         self._tensorboard = tensorboard
         self._console = Console(batch, every_steps)
         self._curves = TensorBoardCurves(tensorboard, plan)
-        for row in file.rows:
-            self._curve(row)
+        self._curves.add_all(self._points(file.rows))
 
     def step(self, step: int, result: StepResult, lr: float, seconds: float, consumed: dict[str, int]) -> None:
         """consumed: slots of each source used so far."""
@@ -187,10 +95,8 @@ class Metrics:
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Forgets what came after `step`, in the file and in the curves. Returns the rows."""
         forgotten = self.file.rewind(step)
-        self._curves.close()
         self._curves = TensorBoardCurves(self._tensorboard, self._plan)
-        for row in self.file.rows:
-            self._curve(row)
+        self._curves.add_all(self._points(self.file.rows))
         return forgotten
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
@@ -213,17 +119,25 @@ class Metrics:
         """The newest value of `key`, or None."""
         return next((row[key] for row in reversed(self.file.rows) if key in row), None)
 
+    @property
+    def step_seconds(self) -> float:
+        """Of the steps of the curve, each once."""
+        return sum(row.get("seconds", 0.0) for row in self.file.rows)
+
     def mean_of_last_steps(self, key: str, count: int) -> float | None:
         values = [row[key] for row in self.file.rows if key in row][-count:]
         return sum(values) / len(values) if values else None
 
     def close(self) -> None:
         self._console.close()
-        self._curves.close()
+        self._curves.close(self._points(self.file.rows))
 
     def _curve(self, row: dict[str, Any]) -> None:
-        if "val_loss" in row or row["step"] % self._every == 0:
-            self._curves.add(row)
+        self._curves.add_all(self._points([row]))
+
+    def _points(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those that TensorBoard gets."""
+        return [row for row in rows if "val_loss" in row or row["step"] % self._every == 0]
 
 
 def spread(reports: Sequence[Report]) -> dict[str, float | int]:
@@ -237,68 +151,6 @@ def spread(reports: Sequence[Report]) -> dict[str, float | int]:
             found[f"{kind}_seconds_{figure}"] = round(value, 6)
     work = [report.work_seconds for report in reports]
     return found | {"slowest_rank": work.index(max(work))}
-
-
-class TensorBoardCurves:
-    """Event files made anew from the rows at every start, so each step is there exactly once after any number of kills.
-
-    Loss is drawn against step, and as runs `by_tokens` and `by_gigaflops` against tokens and FLOPs.
-    """
-
-    TAGS: ClassVar = {
-        "loss": "loss/train",
-        "val_loss": "loss/val",
-        "bits_per_byte": "loss/bits_per_byte",
-        "lr": "optimizer/lr",
-        "grad_norm": "optimizer/grad_norm",
-        "tokens_per_second": "throughput/tokens_per_second",
-        "mfu": "throughput/mfu",
-        **{
-            f"{kind}_seconds_{figure}": f"ranks/{kind}_seconds_{figure}"
-            for kind in ("work", "data", "communication")
-            for figure in ("min", "median", "max")
-        },
-        "slowest_rank": "ranks/slowest",
-    }
-
-    def __init__(self, folder: Path, plan: Plan):
-        self._gigaflops_per_token = plan.flops_causal_per_token / 1e9
-        self._writers: list[Any] | None = []
-        self._guarded(lambda: self._open(folder))
-
-    def _open(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        for stale in folder.rglob("events.out.tfevents.*"):
-            stale.unlink()
-        self._writers = [SummaryWriter(str(folder / axis)) for axis in ("", "by_tokens", "by_gigaflops")]
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._guarded(lambda: self._add(row))
-
-    def close(self) -> None:
-        self._guarded(lambda: [writer.close() for writer in self._writers or []])
-
-    def _add(self, row: dict[str, Any]) -> None:
-        if not self._writers:
-            return
-        by_step, by_tokens, by_gigaflops = self._writers
-        for key, tag in self.TAGS.items():
-            if key in row:
-                by_step.add_scalar(tag, row[key], row["step"])
-            if key in row and tag.startswith("loss/"):
-                by_tokens.add_scalar(tag, row[key], row["tokens_seen"])
-                by_gigaflops.add_scalar(tag, row[key], int(row["tokens_seen"] * self._gigaflops_per_token))
-
-    def _guarded(self, action: Callable[[], Any]) -> None:
-        """After a first fault nothing more is written until the next start, which makes all curves anew."""
-        if self._writers is None:
-            return
-        try:
-            action()
-        except OSError as error:
-            self._writers = None
-            print(f"warning: TensorBoard: {error}; the curves stop here, metrics.jsonl goes on", file=sys.stderr)
 
 
 @dataclass
@@ -326,18 +178,18 @@ class Console:
             f"{rate:>9,.0f} tokens/s  MFU {mfu:.1%}  ETA {eta}"
         )
         if sys.stdout.isatty():
-            print(f"\r\033[2K{line}", end="", flush=True)
+            tell(f"\r\033[2K{line}", end="")
             self._open_line = True
         elif step % self.every_steps == 0 or step == total:
-            print(line, flush=True)
+            tell(line)
 
     def say(self, message: str) -> None:
-        print(("\n" if self._open_line else "") + message, flush=True)
+        tell(("\n" if self._open_line else "") + message)
         self._open_line = False
 
     def close(self) -> None:
         if self._open_line:
-            print(flush=True)
+            tell("")
         self._open_line = False
 
 

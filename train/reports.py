@@ -12,7 +12,8 @@ from data_prep.tokenizer import Tokenizer
 from train.curve import write_curve
 from train.engine.core import StepResult
 from train.evaluate import Evaluation
-from train.metrics import DeviceSeconds, Metrics, MetricsFile, is_step
+from train.metrics import DeviceSeconds, Metrics
+from train.metrics_file import MetricsFile, is_step
 from train.plan import Plan
 from train.sample import SampleCommand, write_sample
 from train.setup import Setup

@@ -10,11 +10,12 @@ from typing import Any
 
 from conf.check import digest, flatten, read_config, to_tree, to_yaml
 from conf.errors import ConfigError
-from data_prep.files import publish_bytes
+from data_prep.files import DataError, publish_bytes
 from train.attempt import Attempt
 from train.checkpoint.folders import folder_name, steps_found
 from train.checkpoint.manifest import parse, read_bytes, read_manifest
 from train.config import FREE_TO_CHANGE, REBASED, TrainConfig
+from train.console import tell
 from train.errors import CheckpointError
 
 
@@ -34,6 +35,8 @@ class RunFolder:
         self.attempts = self.path / "attempts"
         self.attempt: Attempt | None = None
         """the one in which this process holds the folder: set at the claim, on every rank"""
+        self._waiting: list[str] = []
+        """lines that could not be written to events.jsonl yet"""
 
     def differences(self, config: TrainConfig) -> list[str]:
         """What this configuration would change in a run that the folder already holds; empty if it may go on.
@@ -91,16 +94,22 @@ class RunFolder:
 
     def note(self, event: str, **facts: Any) -> None:
         """Appends to events.jsonl, unless a later attempt has the folder. A log that cannot be written never stops a
-        run."""
+        run; the line goes with the next one."""
         if self.attempt is None or not self.attempt.is_current():
             return
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         row = {"time": now, "attempt": self.attempt.number, "event": event, **facts}
+        self._waiting.append(json.dumps(row) + "\n")
         try:
             with self.events_jsonl.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+                while self._waiting:
+                    stream.write(self._waiting[0])
+                    stream.flush()
+                    self._waiting.pop(0)
         except OSError as error:
-            print(f"warning: {self.events_jsonl}: {error.strerror}")
+            tell(f"warning: {self.events_jsonl}: {error.strerror}; the line is written later")
+            if self._waiting[0] != "\n":  # for a part of the line may be there
+                self._waiting.insert(0, "\n")
 
     def count(self, event: str) -> int:
         try:
@@ -108,6 +117,16 @@ class RunFolder:
                 return sum(f'"event": "{event}"' in line for line in stream)
         except OSError:
             return 0
+
+
+def config_of(run: Path) -> TrainConfig:
+    """The configuration that a run's folder holds, with `run` naming that folder. Raises DataError if it holds none."""
+    try:
+        config: TrainConfig = read_config(TrainConfig, run / "config.yaml")
+    except OSError as error:
+        raise DataError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
+    config.run.folder, config.run.name = str(run.absolute().parent), run.absolute().name
+    return config
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 import importlib.metadata
 import platform
 import subprocess
+import time
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from train.effective import device_time_ratio, effective_time_ratio
+from train.history import first_start
 from train.metrics import DeviceSeconds, Metrics
 from train.plan import Plan
 from train.run_folder import config_sha256
@@ -62,6 +65,8 @@ def summarize(
         "device": plan.machine.device,
         "n_devices": plan.machine.n_devices,
         "device_hours": spent.hours(),
+        "device_time_ratio": device_time_ratio(spent.train, spent.total),
+        "effective_time_ratio": effective_time_ratio(metrics.step_seconds, first_start(setup.folder.path), time.time()),
         "cost_usd": None if usd is None else usd * spent.total / 3600,
         "price": plan.price,
         "train_loss": metrics.mean_of_last_steps("loss", _STEPS_AVERAGED),

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.check import read_config
 from conf.compose import App, entry
 from data_prep.files import DataError
 from data_prep.manifest import Manifest
@@ -24,7 +23,7 @@ from train.corpus import Corpus
 from train.data_config import SourceConfig
 from train.lineage import Phase, phase_at
 from train.rows import PADDING, Packs, SourceRows, open_rows
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, config_of
 from train.sample import tokenizer_in
 from train.stream import Passage
 
@@ -178,11 +177,7 @@ def open_trace(run: Path) -> tuple[Trace, TrainConfig, list[Corpus]]:
     """The order of the run in this folder, by its newest checkpoint. Raises DataError if there is none."""
     from train.setup import phases_of
 
-    try:
-        config: TrainConfig = read_config(TrainConfig, run / "config.yaml")
-    except OSError as error:
-        raise DataError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
-    config.run.folder, config.run.name = str(run.parent), run.name
+    config = config_of(run)
     newest = RunFolder(config).newest_state()
     if newest is None:
         raise DataError(f"{run} holds no checkpoint yet, which would tell the order of its data")
@@ -241,7 +236,7 @@ def _run(command: TraceCommand) -> None:
         columns.append("text")
         for line, text in zip(lines, _texts(uses, corpora), strict=True):
             line.append(text)
-    _print_table(columns, lines)
+    print_table(columns, lines)
 
 
 def _texts(uses: Sequence[Use], corpora: Sequence[Corpus]) -> Iterator[str]:
@@ -254,7 +249,7 @@ def _texts(uses: Sequence[Use], corpora: Sequence[Corpus]) -> Iterator[str]:
         yield repr(tokenizer.decode(ids))[:60]
 
 
-def _print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in [columns, *lines]) for i in range(len(columns))]
     for row in [columns, *lines]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -390,11 +390,7 @@ def test_damaged_logs_lose_no_other_line_and_stop_nothing(at_step_20: Path, undi
         (run / "events.jsonl").write_bytes((run / "events.jsonl").read_bytes() + b"\xff\n")
     code, printed = outcome(at_step_20.parents[2], "run.name=hurt")
     assert code == 0, printed
-    if damage == "events not UTF-8":
-        assert curve(run) == curve(undisturbed)
-    else:
-        assert "lacks 1 of the first 20 steps" in printed
-        assert curve(run) == [row for row in curve(undisturbed) if row[0] != 5]
+    assert curve(run) == curve(undisturbed)  # of metrics.jsonl there is a copy; for its loss see faults/test_curve.py
 
 
 @pytest.mark.parametrize("text", ["", "{", "- 1", "run: {name: hurt}"])

@@ -9,7 +9,8 @@ import pytest
 
 from train.batch import solve_batch
 from train.errors import FencedError
-from train.metrics import Console, DeviceSeconds, MetricsFile, Stopwatch, last_step, read_rows
+from train.metrics import Console, DeviceSeconds, Stopwatch
+from train.metrics_file import MetricsFile, last_step, read_rows
 
 ROW = {"step": 1, "loss": 5.0, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_second": 1000.0, "mfu": 0.5}
 
@@ -32,7 +33,8 @@ def test_floats_come_back_to_the_last_bit(tmp_path: Path):
 
 
 def test_a_log_that_cannot_be_written_warns_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    file = MetricsFile(tmp_path / "no-such-folder" / "metrics.jsonl")
+    (tmp_path / "folder").write_text("a file")
+    file = MetricsFile(tmp_path / "folder" / "metrics.jsonl")
     file.append(ROW)
     assert file.rows == [ROW]
     assert "training goes on" in capsys.readouterr().err
