@@ -53,6 +53,7 @@ class Sign(NamedTuple):
     number: int
     """of signs since the start; ranks in step with each other have given the same number"""
     step: int
+    """optimizer steps completed"""
     phase: str
 
 
@@ -74,7 +75,7 @@ def suspect(records: list[dict[str, Any]]) -> dict[str, Any]:
     of several, one that failed before one that is stuck, the stuck one that got least far, and the earliest."""
 
     def order(record: dict[str, Any]) -> tuple[bool, int, float]:
-        return record["is_echo"], record["signs"] if record["type"] == "Stuck" else 0, record["time"]
+        return record["is_echo"], record["signs"] if record["kind"] == "stuck" else 0, record["time"]
 
     return min(records, key=order)
 
@@ -109,19 +110,19 @@ class Watch:
             self._died()
 
     def _judge(self, now: float) -> tuple[str, str] | None:
-        """(type, reason) if the rank must be ended."""
+        """(kind, reason) if the rank must be ended."""
         peers = self._folder.peers()
         silence, waited = now - self._silent_since, now - self._peer_failed_at
         key, limit = self._limit()
         if self._folder.later is not None:
-            return "Fenced", f"attempt {self._folder.later} has taken the run, {self._folder.number} may not go on"
+            return "fenced", f"attempt {self._folder.later} has taken the run, {self._folder.number} may not go on"
         if silence > limit:
-            return "Stuck", f"no sign of progress for {silence:.0f} s ({key}={limit:g})"
-        if stuck := [peer["rank"] for peer in peers if peer["type"] == "Stuck"]:
-            return "Stuck", f"{_ranks(stuck)} stuck, and no sign of progress here for {silence:.0f} s"
+            return "stuck", f"no sign of progress for {silence:.0f} s ({key}={limit:g})"
+        if stuck := [peer["rank"] for peer in peers if peer["kind"] == "stuck"]:
+            return "stuck", f"{_ranks(stuck)} stuck, and no sign of progress here for {silence:.0f} s"
         if peers and waited > (self._task["stuck_seconds"] if self._folder.has_own else PATIENCE_SECONDS):
             failed = _ranks([peer["rank"] for peer in peers])
-            return "Ended", f"{failed} failed {waited:.0f} s ago, and this rank did not end by itself"
+            return "ended", f"{failed} failed {waited:.0f} s ago, and this rank did not end by itself"
         return None
 
     def _limit(self) -> tuple[str, float]:
@@ -137,18 +138,18 @@ class Watch:
         """Writes what there is to know, gives the watchdogs of the other ranks time for the same, and kills the
         rank."""
         state = process_state(self._pid)
-        stacks = "" if kind == "Fenced" else self._dump(state)
+        stacks = "" if kind == "fenced" else self._dump(state)
         frames = frames_of(stacks, self._task["thread"])
-        message = f"{reason}; {describe(state, frames)}" if kind != "Fenced" else reason
+        message = f"{reason}; {describe(state, frames)}" if kind != "fenced" else reason
         record = self._record(kind, message, frames)
         _within(DUMP_SECONDS, lambda: self._folder.write(record, self._report(record, stacks)))
-        if self._task["flight"] and kind != "Fenced":
+        if self._task["flight"] and kind != "fenced":
             _within(2 * DUMP_SECONDS, self._save_flight_record)
         if not record["is_echo"] or self._rank == 0:
-            self._say(f"rank {self._rank} on {record['host']}, step {record['step']} ({record['phase']}): {message}")
-        if kind == "Stuck":
+            self._say(_line(record))
+        if kind == "stuck":
             self._wait_for_the_others()
-        if self._rank == 0 and kind != "Fenced":
+        if self._rank == 0 and kind != "fenced":
             self._say_first([*self._folder.peers(), record])
         self._kill()
 
@@ -159,7 +160,7 @@ class Watch:
         message = f"it ended without a word: {fatal[1] if fatal else 'killed, or ended by code outside Python'}"
         if killed := oom_kills() - self._oom_kills:
             message += f"; perhaps out of memory: the kernel killed {killed} processes of this machine since the start"
-        record = self._record("Died", message, frames_of(stacks, self._task["thread"]))
+        record = self._record("died", message, frames_of(stacks, self._task["thread"]))
         _within(DUMP_SECONDS, lambda: self._folder.write(record, stacks and self._report(record, stacks)))
 
     def _wait_for_the_others(self) -> None:
@@ -211,9 +212,9 @@ class Watch:
             "step": self._sign.step,
             "phase": self._sign.phase,
             "time": time.time(),
-            "type": kind,
+            "kind": kind,
             "message": message,
-            "traceback": "\n".join(frames),
+            "trace": "\n".join(frames),
             "is_echo": is_echo,
             "signs": self._sign.number,
             "seconds_since_progress": round(time.monotonic() - self._silent_since, 1),
@@ -237,7 +238,7 @@ class Watch:
         first = suspect(records)
         silent = sorted({*range(self._task["world_size"])} - {record["rank"] for record in records})
         self._say(
-            f"the first failure is of rank {first['rank']} on {first['host']}, step {first['step']}: {first['type']}"
+            f"the first failure: {_line(first)}"
             + (f"; {_ranks(silent)} left no record" if silent else "")
             + f"; records and stacks of all ranks are in {self._task['attempt']}"
         )
@@ -322,6 +323,11 @@ def _wait_while_it_grows(size: Callable[[], int], start: int) -> None:
         time.sleep(TICK_SECONDS)
         with suppress(FileNotFoundError):
             before, now = now, size()
+
+
+def _line(record: dict[str, Any]) -> str:
+    place = f"rank {record['rank']} on {record['host']} after step {record['step']} ({record['phase']})"
+    return f"{place}: {record['kind']}: {record['message'].partition(chr(10))[0]}"
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -81,7 +81,7 @@ class Watchdog:
         self._process = self._start()
 
     def working(self, phase: Phase, step: int) -> None:
-        """A sign of progress: from here on, the limit of this phase counts anew."""
+        """A sign of progress: from here on, the limit of this phase counts anew. step: optimizer steps completed."""
         self._say_sign(phase, step)
         if self._process.poll() is not None:
             self._start_again()

@@ -132,13 +132,13 @@ def test_stuck_ranks_are_ended_and_their_stacks_written(attempt: Path):
         code, printed = rank.end()
         assert code == -signal.SIGKILL
         record = rank.record
-        assert (record["type"], record["rank"], record["step"], record["phase"]) == ("Stuck", 0, 12, "train")
+        assert (record["kind"], record["rank"], record["step"], record["phase"]) == ("stuck", 0, 12, "train")
         assert record["host"] == os.uname().nodename
         assert not record["is_echo"]
         assert "health.stuck_seconds=1" in record["message"]
         assert record["message"] in printed
     assert "in stuck_loader" in sleeps.stacks
-    assert "in stuck_loader" in sleeps.record["traceback"].splitlines()[0]
+    assert "in stuck_loader" in sleeps.record["trace"].splitlines()[0]
     assert "in holds_it" in gil.record["message"]
     assert "in holds_it" in gil.stacks
     assert "in other_thread" in gil.stacks
@@ -177,10 +177,10 @@ def test_ranks_that_die_without_a_word_get_one(attempt: Path):
     killed.process.kill()
     assert killed.end()[0] == -signal.SIGKILL
     assert crashed.end()[0] == -signal.SIGSEGV
-    assert killed.record["type"] == crashed.record["type"] == "Died"
+    assert killed.record["kind"] == crashed.record["kind"] == "died"
     assert killed.record["step"] == 12
     assert "Segmentation fault" in crashed.record["message"]
-    assert "in crash" in crashed.record["traceback"]
+    assert "in crash" in crashed.record["trace"]
     assert "in crash" in crashed.stacks
 
 
@@ -188,7 +188,7 @@ def test_ranks_of_an_older_attempt_are_ended(attempt: Path):
     rank = Rank(attempt, SLEEPS, stuck_seconds=60)
     attempt.with_name("0002").mkdir()
     assert rank.end()[0] == -signal.SIGKILL
-    assert rank.record["type"] == "Fenced"
+    assert rank.record["kind"] == "fenced"
     assert "attempt 2 has taken the run" in rank.record["message"]
 
 
@@ -222,7 +222,7 @@ def test_others_of_a_stuck_rank_are_shown_and_ended_too(attempt: Path):
     assert "in all_reduce" in waits.stacks
     assert (stuck.record["is_echo"], waits.record["is_echo"]) == (False, True)
     assert suspect([waits.record, stuck.record])["rank"] == 1
-    assert "the first failure is of rank 1" in printed
+    assert "the first failure: rank 1 on" in printed
 
 
 def test_others_of_a_failed_rank_are_ended_when_they_do_not_end_themselves(attempt: Path):
@@ -232,7 +232,7 @@ def test_others_of_a_failed_rank_are_ended_when_they_do_not_end_themselves(attem
     died = time.monotonic()
     assert waits.end()[0] == -signal.SIGKILL
     assert time.monotonic() - died > 3, "it had time to end by itself"
-    assert waits.record["type"] == "Ended"
+    assert waits.record["kind"] == "ended"
     assert waits.record["is_echo"]
     assert not dies.record["is_echo"]
     assert "in stuck_loader" in waits.stacks
@@ -314,12 +314,12 @@ time.sleep(1000)
 
 def test_the_suspect_is_who_does_not_wait_and_got_least_far():
     def record(rank: int, kind: str, is_echo: bool, signs: int, moment: float) -> dict[str, Any]:
-        return {"rank": rank, "type": kind, "is_echo": is_echo, "signs": signs, "time": moment}
+        return {"rank": rank, "kind": kind, "is_echo": is_echo, "signs": signs, "time": moment}
 
     echo, behind, ahead = (
-        record(*facts) for facts in ((0, "Stuck", True, 5, 1), (1, "Stuck", False, 6, 3), (2, "Stuck", False, 7, 2))
+        record(*facts) for facts in ((0, "stuck", True, 5, 1), (1, "stuck", False, 6, 3), (2, "stuck", False, 7, 2))
     )
-    died = record(3, "Died", False, 9, 4)
+    died = record(3, "died", False, 9, 4)
     assert suspect([echo, ahead, behind])["rank"] == 1
     assert suspect([echo, behind, died])["rank"] == 3
     assert suspect([echo])["rank"] == 0
