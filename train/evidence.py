@@ -61,7 +61,15 @@ def describe(state: str, frames: list[str]) -> str:
         case "D":
             return f"the process is in uninterruptible sleep (state {state}): a disk, network or driver does not answer"
         case _:
-            return f"it {where} {frames[0]}" if frames else f"it wrote no stacks (state {state})"
+            return f"it {where} {_short(frames[0])}" if frames else f"it wrote no stacks (state {state})"
+
+
+def _short(frame: str) -> str:
+    """As "all_reduce (distributed/distributed_c10d.py:3252)"."""
+    if not (found := re.match(r'File "(.*)", line (\d+) in (.*)', frame)):
+        return frame
+    path, line, function = found.groups()
+    return f"{function} ({'/'.join(path.split('/')[-2:])}:{line})"
 
 
 def _field(path: str, name: str) -> str:
