@@ -45,6 +45,8 @@ PATIENCE_SECONDS = 5.0
 GRACE_SECONDS = 4.0
 """for the stacks of all ranks to be written, before the first is killed"""
 DUMP_SECONDS = 3.0
+_NAMES = {"rank", "host", "step", "phase", "kind", "message", "is_echo", "time"}
+"""what a failure record has at least; train/failure.py reads them"""
 
 
 class Sign(NamedTuple):
@@ -75,7 +77,7 @@ def suspect(records: list[dict[str, Any]]) -> dict[str, Any]:
     of several, one that failed before one that is stuck, the stuck one that got least far, and the earliest."""
 
     def order(record: dict[str, Any]) -> tuple[bool, int, float]:
-        return record["is_echo"], record["signs"] if record["kind"] == "stuck" else 0, record["time"]
+        return record["is_echo"], record.get("signs", 0) if record["kind"] == "stuck" else 0, record["time"]
 
     return min(records, key=order)
 
@@ -103,7 +105,10 @@ class Watch:
             if not self._folder.peers() or was_suspended:
                 self._peer_failed_at = now
             if verdict := self._judge(now):
-                self._end(*verdict)
+                try:
+                    self._tell(*verdict)
+                finally:
+                    self._kill()
                 return
             time.sleep(TICK_SECONDS)
         if read_sign(self._memory).phase != CLOSED:
@@ -134,9 +139,9 @@ class Watch:
 
     # --- how it ends -------------------------------------------------------------------------------------------------
 
-    def _end(self, kind: str, reason: str) -> None:
-        """Writes what there is to know, gives the watchdogs of the other ranks time for the same, and kills the
-        rank."""
+    def _tell(self, kind: str, reason: str) -> None:
+        """Writes what there is to know about a rank that has to end, and gives the watchdogs of the other ranks time
+        for the same."""
         state = process_state(self._pid)
         stacks = "" if kind == "fenced" else self._dump(state)
         frames = frames_of(stacks, self._task["thread"])
@@ -151,7 +156,6 @@ class Watch:
             self._wait_for_the_others()
         if self._rank == 0 and kind != "fenced":
             self._say_first([*self._folder.peers(), record])
-        self._kill()
 
     def _died(self) -> None:
         """The rank is gone, and did not say so before. A crash in C has left stacks too."""
@@ -294,8 +298,8 @@ class _Folder:
         for path in self._path.glob("rank-*.failure.json"):
             if path.name == f"{self._name}.failure.json":
                 self.has_own = True
-            elif path.name not in self._peers:
-                self._peers[path.name] = json.loads(path.read_bytes())
+            elif path.name not in self._peers and (record := json.loads(path.read_bytes())).keys() >= _NAMES:
+                self._peers[path.name] = record
 
 
 def _publish(path: Path, content: bytes) -> None:

@@ -85,13 +85,12 @@ def goes_on(here: Path, undisturbed: list[Any]) -> bool:
 
 def test_a_frozen_rank_is_named_and_the_same_command_goes_on(here: Path, undisturbed: list[Any]):
     """F13: a rank that was stopped; the stacks of the other show the collective in which it waits."""
-    started = time.monotonic()
     attempt, codes, printed = hurt_run(here, freeze)
     assert all(codes)
-    assert time.monotonic() - started < 60
     first = suspect(records(attempt))
     assert (first["rank"], first["host"], first["step"], first["kind"]) == (RANK, os.uname().nodename, STEP, "stuck")
     assert "stopped" in first["message"]
+    assert first["seconds_since_progress"] < 5 * STUCK_SECONDS
     assert "torch/distributed" in (attempt / "rank-00000.stacks.txt").read_text()
     assert [record["is_echo"] for record in records(attempt)] == [True, False]
     assert f"rank {RANK} on {os.uname().nodename} after step {STEP}" in printed

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from train.evidence import frames_of, waits_for_others
+from train.parallel import flight_recorder
 from train.watch import suspect
+from train.watchdog import FlightRecorder
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAD = """
@@ -33,12 +35,16 @@ def say(*words):
 """
 
 
+_started: list["Rank"] = []
+
+
 class Rank:
     """A program that is watched; `text` follows HEAD. It says "ready" when it is."""
 
     def __init__(self, attempt: Path, text: str, *, rank: int = 0, world_size: int = 1, stuck_seconds: float = 1.0):
         attempt.mkdir(parents=True, exist_ok=True)
         self.attempt, self._name = attempt, f"rank-{rank:05d}"
+        _started.append(self)
         self.process = subprocess.Popen(
             [sys.executable, "-c", HEAD + text, *map(str, (attempt, rank, world_size, stuck_seconds))],
             cwd=attempt.parents[1],
@@ -95,8 +101,10 @@ def wait_until(condition: Any, seconds: float = 30) -> None:
 
 @pytest.fixture
 def attempt(tmp_path: Path) -> Iterator[Path]:
-    """The folder of a first attempt. After each test, no watchdog of it is left."""
+    """The folder of a first attempt. After each test, no rank and no watchdog of it is left."""
     yield tmp_path / "attempts" / "0001"
+    while _started:
+        _started.pop().process.kill()
     wait_until(lambda: not watchdogs_of(tmp_path))
 
 
@@ -126,6 +134,11 @@ def all_reduce():
     fcntl.flock(open({lock!r}), fcntl.LOCK_EX)  # until the other rank is dead
     os._exit(1)
 """
+
+
+FAILURE = json.dumps(
+    {"rank": 2, "host": "n", "step": 3, "phase": "train", "kind": "X", "message": "", "is_echo": False, "time": 1.0}
+)
 
 
 def test_stuck_ranks_are_ended_and_their_stacks_written(attempt: Path):
@@ -236,8 +249,14 @@ def test_others_of_a_stuck_rank_are_shown_and_ended_too(attempt: Path):
 
 
 def test_others_of_a_failed_rank_are_ended_when_they_do_not_end_themselves(attempt: Path):
-    waits = Rank(attempt, SLEEPS, rank=0, world_size=2, stuck_seconds=60)
-    dies = Rank(attempt, "say('ready')\nos._exit(1)", rank=1, world_size=2, stuck_seconds=60)
+    """One that has written why it fails has more time for it: its exit code is to be its own. A record that is not one
+    is passed over."""
+    attempt.mkdir(parents=True)
+    (attempt / "rank-00003.failure.json").write_text('{"rank": 3}')
+    text = f"say('ready')\nPath({str(attempt)!r}, 'rank-00002.failure.json').write_text('{FAILURE}')\n"
+    waits = Rank(attempt, SLEEPS, rank=0, world_size=3, stuck_seconds=60)
+    ends = Rank(attempt, text + "time.sleep(9)\nos._exit(5)", rank=2, world_size=3, stuck_seconds=60)
+    dies = Rank(attempt, "say('ready')\nos._exit(1)", rank=1, world_size=3, stuck_seconds=60)
     assert dies.end()[0] == 1
     died = time.monotonic()
     assert waits.end()[0] == -signal.SIGKILL
@@ -246,6 +265,8 @@ def test_others_of_a_failed_rank_are_ended_when_they_do_not_end_themselves(attem
     assert waits.record["is_echo"]
     assert not dies.record["is_echo"]
     assert "in stuck_loader" in waits.stacks
+    assert ends.end()[0] == 5
+    assert ends.record == json.loads(FAILURE)
 
 
 def test_the_watchdog_outlives_signals_to_the_group_and_is_replaced_when_killed(attempt: Path):
@@ -320,6 +341,15 @@ time.sleep(1000)
     Rank(attempt, text).end()
     assert (attempt / "nccl_rank_0").read_bytes() == b"collectives"
     wait_until(lambda: not folder.exists())
+
+
+def test_the_flight_recorder_is_where_torch_puts_it(monkeypatch: pytest.MonkeyPatch):
+    for name in ("TORCH_NCCL_DEBUG_INFO_PIPE_FILE", "TORCH_FR_DUMP_TEMP_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    assert flight_recorder(3) is None
+    monkeypatch.setenv("TORCH_NCCL_DEBUG_INFO_PIPE_FILE", "/x/wish_of_rank_")
+    monkeypatch.setenv("TORCH_FR_DUMP_TEMP_FILE", "/x/nccl_rank_")
+    assert flight_recorder(3) == FlightRecorder(pipe=Path("/x/wish_of_rank_3.pipe"), record=Path("/x/nccl_rank_3"))
 
 
 def test_the_suspect_is_who_does_not_wait_and_got_least_far():
