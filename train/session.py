@@ -28,7 +28,6 @@ from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError
 from train.evaluate import evaluate
 from train.machine import find_machine
 from train.metrics import DeviceSeconds, Metrics, MetricsFile, Stopwatch
-from train.parallel import flight_recorder
 from train.plan import make_plan
 from train.rows import open_rows
 from train.run_folder import config_sha256, rest_sha256
@@ -36,7 +35,6 @@ from train.sample import SampleCommand, write_sample
 from train.schedule import lr_at
 from train.setup import Setup
 from train.summary import Status, baselines, provenance, summarize
-from train.watchdog import Limits, Watchdog
 from train.weights import open_weights, start_weights
 
 
@@ -61,7 +59,6 @@ class Session:
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
         found = claim(setup, self._plan, self._peers)
-        self._watchdog = self._start_watchdog(device)
         self.engine = assemble(self._config, setup.batch, setup.grid, device, self._initial())
         self._saver = Saver(setup.folder.checkpoints, self._config.checkpoint, self._peers)
         self._val_loss: tuple[int, float] | None = None
@@ -89,7 +86,6 @@ class Session:
 
     def finish_step(self, result: StepResult, lr: float) -> None:
         self.step += 1
-        self._watchdog.working("train", self.step)
         seconds = self._watch.charge("train")
         if not self._is_checked:
             self._say("in force:\n" + effective_run(self._config, self.engine, self._setup.grid))
@@ -99,7 +95,6 @@ class Session:
         self._note_end(self._saver.poll())
 
     def evaluate(self) -> None:
-        self._watchdog.working("evaluate", self.step)
         result = evaluate(
             self.engine.losses,
             self._validation.batches(self._setup.grid.dp_rank),
@@ -123,13 +118,11 @@ class Session:
         If the disk is full or away: a warning, the older ones stay, and the next save tries again. Waits for the save
         before, if that still runs. Raises NumericsError if the weights are not finite.
         """
-        self._watchdog.working("save", self.step)
         self.finish_save()
         if self._is_first:
             self._metrics.file.sync()
         self._saver.save(self.step, self.engine.fragments(), self._state())
         self._watch.charge("checkpoint")
-        self._watchdog.working("train", self.step)
 
     def finish_save(self) -> str | None:
         """Waits for a save that runs. Returns why it could not be written, or None."""
@@ -141,7 +134,6 @@ class Session:
     def conclude(self) -> int:
         """Ends the run, or leaves it ready to be continued. Returns the exit code."""
         finished = self.step == self._setup.batch.total_steps
-        self._watchdog.working("end", self.step)
         self.finish_save()
         if self.step > self.saved_step:
             self.save()
@@ -159,15 +151,6 @@ class Session:
         return 0 if reached else EXIT_PREEMPTED
 
     # --- start -------------------------------------------------------------------------------------------------------
-
-    def _start_watchdog(self, device: str) -> Watchdog:
-        attempts, grid, health = self._setup.folder.path / "attempts", self._setup.grid, self._config.health
-        number = 1 + len(list(attempts.glob("*"))) if grid.is_first else 0
-        number = sum_over_ranks([number], device)[0]
-        (attempts / f"{number:04d}").mkdir(parents=True, exist_ok=True)
-        limits = Limits(health.stuck_seconds, health.start_seconds)
-        recorder = flight_recorder(grid.rank)
-        return Watchdog(attempts / f"{number:04d}", grid.rank, grid.world_size, limits, recorder)
 
     def _initial(self) -> Initial | None:
         """What gives the first value of each parameter; None: it is drawn."""
@@ -202,7 +185,6 @@ class Session:
         if self._is_first:
             self._start_logs(spent)
         self._watch.charge("idle")
-        self._watchdog.working("first step", self.step)
 
     def _start_logs(self, spent: DeviceSeconds) -> None:
         folder, world_size = self._setup.folder, self._setup.grid.world_size
@@ -318,7 +300,6 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.restore()
-        self._watchdog.close()
         if not self._is_first:
             return
         if error is not None:
