@@ -251,8 +251,9 @@ def restarted_store() -> Any:
     is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     if restart == "0" or not is_one_machine or os.environ.get(uses_agent) != "True":
         return None
-    import torch.distributed as dist
+    import torch
 
+    dist: Any = torch.distributed  # its stores are public by the documentation, not by their stubs
     agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     return dist.PrefixStore(f"restart-{restart}", agent)
 
