@@ -341,10 +341,11 @@ def restarted_store() -> Any:
     is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     if restart == "0" or not is_one_machine or os.environ.get(uses_agent) != "True":
         return None
-    from torch._C._distributed_c10d import PrefixStore, TCPStore
+    import torch
 
-    agent = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    return PrefixStore(f"restart-{restart}", agent)
+    dist: Any = torch.distributed  # its stores are public by the documentation, not by their stubs
+    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"restart-{restart}", agent)
 
 
 def become_rank(rank: int, world_size: int, port: int, device: str) -> None:

@@ -13,6 +13,7 @@ from train.checkpoint.verify import newest_valid, verify
 from train.config import TrainConfig
 from train.errors import CheckpointError
 from train.objective import Objective
+from train.run_folder import config_of
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Trained:
 
 
 def load_trained(run: Path, step: int | None = None) -> Trained:
-    """The model of a run, at its newest valid checkpoint or at `step`. Raises DataError if it is no run's folder, CheckpointError if
-    there is no such checkpoint."""
+    """The model of a run, at its newest valid checkpoint or at `step`. Raises DataError if it is no run's folder,
+    CheckpointError if there is no such checkpoint."""
     config = config_of(run)
     folder = run / "checkpoints"
     if step is None:
