@@ -90,7 +90,7 @@ class Sent:
     def fact(self, name: str) -> str:
         """Of `scontrol show job`."""
         shown = self.box.ask("scontrol", "show", "job", "--oneliner", self.number)
-        return dict(word.partition("=")[::2] for word in shown.split())[name]
+        return next(word.partition("=")[2] for word in shown.split() if word.startswith(f"{name}="))
 
     def wait(self, what: str, ready: Callable[[], bool]) -> None:
         until = time.monotonic() + PATIENCE
