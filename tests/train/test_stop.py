@@ -54,8 +54,8 @@ def test_installing_again_gives_what_is_there_until_it_is_taken_back(stop: StopS
 
 
 def test_a_signal_amid_what_the_process_prints_is_survived():
-    """A handler that prints would find the buffer of the stream in use: RuntimeError, and the end of the run. (-E: buffers are what
-    is tested, whatever PYTHONUNBUFFERED says.)"""
+    """A handler that prints would find the buffer of the stream in use: RuntimeError, and the end of the run. (-E:
+    buffers are what is tested, whatever PYTHONUNBUFFERED says.)"""
     code = (
         "import sys; from train.stop import install; stop = install(); print('ready', flush=True)\n"
         "sys.stderr.buffer.write(b'x' * 1_000_000); sys.stderr.buffer.flush(); print(stop.name)"
