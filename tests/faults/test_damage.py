@@ -159,10 +159,6 @@ def test_a_rollback_takes_the_newest_of_at_most_a_step_and_none_that_is_refused(
 # --- F7: whole runs
 
 
-def flip_in_a_share(newest: Path) -> None:
-    flip(newest / "exp_avg-00001.safetensors", 4321)
-
-
 def nested_manifest(newest: Path) -> None:
     (newest / "manifest.json").write_text(DEEP)
 
@@ -172,7 +168,7 @@ def piped_manifest(newest: Path) -> None:
     os.mkfifo(newest / "manifest.json")
 
 
-@pytest.mark.parametrize("damage", [flip_in_a_share, nested_manifest, piped_manifest])
+@pytest.mark.parametrize("damage", [nested_manifest, piped_manifest])
 def test_a_run_goes_on_from_the_older_checkpoint_to_the_same_end(hurt: Path, undisturbed: Path, damage: Any):
     """F7, F23: damage found before the first step; the run's second half is that of a run that never saw it."""
     damage(hurt / "checkpoints" / name_of(20))
@@ -187,18 +183,33 @@ def hashes(run: Path) -> Any:
     return json.loads((run / "checkpoints" / name_of(20) / "manifest.json").read_text())["tensor_hashes"]
 
 
-def test_damaged_checkpoints_stay_for_a_look_and_the_last_two_of_them(hurt: Path, undisturbed: Path):
-    """F7: the newest checkpoint is damaged, saved again, and damaged again, three times."""
-    for again in (1, 2, 3):
-        flip(hurt / "checkpoints" / name_of(20) / "state.json", 100 + again)
+def test_damaged_checkpoints_stay_for_a_look(hurt: Path, undisturbed: Path):
+    """F7: the newest checkpoint is damaged, saved again, and damaged again."""
+    for name in ("exp_avg-00001.safetensors", "state.json"):
+        flip(hurt / "checkpoints" / name_of(20) / name, 4321)
         job = Job(hurt.parents[1], *EVERY_5, "run.name=damage")
         assert job.end() == [0, 0], job.printed()
     names = sorted(path.name for path in (hurt / "checkpoints").iterdir())
-    assert names == [f"damaged-000{number}-{name_of(20)}" for number in (2, 3)] + [name_of(s) for s in (10, 15, 20)]
+    assert names == [f"damaged-000{number}-{name_of(20)}" for number in (1, 2)] + [name_of(s) for s in (10, 15, 20)]
     told = [json.loads(line) for line in (hurt / "events.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in told if row["event"] == "checkpoint_damaged"] == [20, 20, 20]
-    assert sum("damaged-0001" in row.get("what", "") for row in told) == 2  # set aside, and removed
+    assert [row["step"] for row in told if row["event"] == "checkpoint_damaged"] == [20, 20]
+    assert [row["what"][-27:] for row in told if "what" in row] == [f" damaged-000{n}-{name_of(20)}" for n in (1, 2)]
+    assert curve(hurt) == curve(undisturbed)
     assert hashes(hurt) == hashes(undisturbed)
+
+
+def test_of_the_damaged_checkpoints_the_last_two_are_kept(tmp_path: Path):
+    """F7: in the order in which they were set aside, whatever their steps; what is removed is told."""
+    from train.checkpoint.folders import set_aside, steps_found
+
+    for number, step in enumerate((30, 20, 20, 10), start=1):
+        (tmp_path / name_of(step)).mkdir()
+        moved, *removed = set_aside(tmp_path, [step])
+        assert moved.endswith(f"is now damaged-000{number}-{name_of(step)}")
+        assert ["was removed" in words for words in removed] == [True] * (number > 2)
+        assert steps_found(tmp_path) == []
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [f"damaged-0003-{name_of(20)}", f"damaged-0004-{name_of(10)}"]
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_makes_no_step_and_changes_nothing(hurt: Path):
