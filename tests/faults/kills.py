@@ -87,9 +87,9 @@ def die_before(rank: int, victim: int, event: str, words: tuple[str, ...]) -> No
 
 
 def killed_saves(folder: str, victim: str, every: int = 1) -> list[dict[str, Any]]:
-    """One row for each, or every so manieth, operation of rank 0 or 1 in the save of step 3 (victim "0", "1"; "both" die
-    at rank 0's), with what was there after it died: `before` which operation, `left` names, the step `found`, whether
-    its numbers are `good`, the `passed` ones, and the `names` after the next save by another attempt.
+    """One row for each, or every so manieth, operation of rank 0 or 1 in the save of step 3 (victim "0", "1"; "both"
+    die at rank 0's), with what was there after it died: `before` which operation, `left` names, the step `found`,
+    whether its numbers are `good`, the `passed` ones, and the `names` after the next save by another attempt.
     """
     import torch
 
