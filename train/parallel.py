@@ -204,7 +204,8 @@ def join_alone(device: str) -> None:
 
     if os.environ["WORLD_SIZE"] == "1" and not dist.is_initialized():
         backend = "gloo" if device == "cpu" else "nccl"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
 def become_rank(rank: int, world_size: int, port: int, device: str) -> None:
