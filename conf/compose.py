@@ -64,8 +64,12 @@ class App:
     verbatim: tuple[str, ...] = ()
 
 
-def entry(app: App, task: Callable[[Any], int | None]) -> None:
+def entry(
+    app: App, task: Callable[[Any], int | None], is_said: Callable[[Exception], bool] = lambda error: False
+) -> None:
     """Runs `task(config)` for the command line at hand and leaves the process with its exit code.
+
+    `is_said` is asked about every error; True means that another process tells it on the console.
 
     Hydra's own flags (--help, --cfg job, --config-dir, shell completion) go to Hydra; a plain list of overrides is
     composed here, so that mistakes are answered in our words: exit 2 for the configuration, else the error's own code.
@@ -76,10 +80,11 @@ def entry(app: App, task: Callable[[Any], int | None]) -> None:
         try:
             sys.exit(task(config_of()) or 0)
         except Exception as error:
-            code = getattr(error, "exit_code", None)
+            hushed, code = is_said(error), getattr(error, "exit_code", None)
             if code is None:
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            if not hushed:
+                print(f"error: {error}", file=sys.stderr)
             sys.exit(code)
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on from what is saved", file=sys.stderr)

@@ -44,6 +44,7 @@ class Stage(StrEnum):
 
     status = "status"
     verify = "verify"
+    seal = "seal"
     inspect = "inspect"
     export = "export"
     import_ = "import"
@@ -128,8 +129,8 @@ class DataPrepConfig:
     export: ExportConfig = field(default_factory=ExportConfig)
     peer: ImportConfig = field(default_factory=ImportConfig)
     stage: Stage = Stage.all
-    """`all`, or one stage of it; or what can be done with a finished dataset: `status`, `verify`, `inspect`, `export`;
-    or `import` of another program's token files."""
+    """`all`, or one stage of it; or what can be done with a finished dataset: `status`, `verify`, `seal` (verify it
+    and make its block checksums anew), `inspect`, `export`; or `import` of another program's token files."""
     task: int | None = None
     """With `n_tasks`: only every n-th job of the stage, from this one on (0 is the first); for a job array."""
     n_tasks: int | None = None

@@ -47,6 +47,8 @@ def prepare(config: DataPrepConfig) -> Manifest | None:
     anything the data or the disk can cause."""
     if config.stage is Stage.import_:
         return import_dataset(Path(config.out), config.peer, config.on_bad_document)
+    if config.stage is Stage.seal:
+        return _sealed(Path(config.out))
     stages = Stages(config)
     if config.stage in LOOKING:
         return stages.do(config.stage)
@@ -74,6 +76,13 @@ def outstanding(config: DataPrepConfig) -> tuple[Plan, dict[Stage, Backlog | Non
 
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _sealed(folder: Path) -> Manifest:
+    with exclusive(folder, "wait for it, then seal"):
+        manifest = Manifest.load(folder).seal(folder)
+        say(f"verified and sealed {folder}: each of {len(manifest.shards):,} shards has its block checksums")
+        return manifest
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ from data_prep.manifest import (
     sum_by_key,
 )
 from data_prep.plan import Plan
-from data_prep.shards import SCHEMA_VERSION, Sidecar, SpanCount, dtype_for, file_of, read_sidecar, remove_shard
+from data_prep.shards import SCHEMA_VERSION, SUMS, Sidecar, SpanCount, dtype_for, file_of, read_sidecar, remove_shard
 from data_prep.tokenizer import Tokenizer
 
 
@@ -71,7 +71,7 @@ def publish(
         baselines=compressors,
         sources=sources,
         shards=shards,
-        files=file_entries(folder, names),
+        files=file_entries(folder, [*names, *(f"{shard.name}{SUMS}" for shard in shards)]),
     ).publish(folder)
     remove_strangers(folder, manifest)
     manifest.check(folder)

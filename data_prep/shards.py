@@ -1,9 +1,10 @@
 """THE on-disk format of tokens: writer and reader. numpy and the standard library only; `train` imports this.
 
-A shard X is three files. `X.bin`: token ids, little-endian, no header, uint16 where the vocabulary fits, else int32.
+A shard X is four files. `X.bin`: token ids, little-endian, no header, uint16 where the vocabulary fits, else int32.
 `X.idx`: Megatron's index, byte for byte: 9 B magic, u64 version 1, u8 dtype code, u64 documents, u64 documents + 1,
-int32 lengths in tokens, int64 offsets in bytes, int64 document bounds. `X.json`: the sidecar, published last: what made
-the shard, counts, checksums, and which input gave how many documents.
+int32 lengths in tokens, int64 offsets in bytes, int64 document bounds. `X.crc`: checksums of every block of both, by
+which a reader knows that the few kilobytes it reads are what was written (`blocks.py`). `X.json`: the sidecar,
+published last: what made the shard, counts, checksums, and which input gave how many documents.
 
 Every document's ids are followed by one end-of-text id, which counts in its length. Boundaries come from the index,
 never from looking for that id. Documents do not straddle shards; nothing is shuffled.
@@ -24,6 +25,7 @@ from typing import IO, Any, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.blocks import BlockFiles, BlockSums, OpenFiles, sums_bytes
 from data_prep.files import DataError, publish_json, published
 
 SCHEMA_VERSION = 2
@@ -32,6 +34,8 @@ MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPE_CODES = {"uint16": 8, "int32": 4}  # Megatron's; it has no uint32
 IDX_BYTES_PER_DOCUMENT = 4 + 8 + 8
+SUMS = ".crc"
+BIN, IDX = 0, 1  # place of each among the files that .crc is about
 INDEX_BLOCK = 1 << 20  # documents
 LONGEST_DOCUMENT = 2**31 - 1  # the index holds lengths as int32
 
@@ -89,6 +93,10 @@ class Sidecar:
     def idx_bytes(self) -> int:
         return HEADER.size + IDX_BYTES_PER_DOCUMENT * self.documents + 8
 
+    @property
+    def crc_bytes(self) -> int:
+        return sums_bytes((self.bin_bytes, self.idx_bytes))
+
 
 Record = TypeVar("Record")
 
@@ -131,9 +139,10 @@ def read_sidecar(stem: Path) -> Sidecar:
 
 
 def size_problems(stem: Path, sidecar: Sidecar) -> dict[Path, str]:
-    """One message for each of .bin and .idx that is missing or not as long as the sidecar says."""
-    sizes = {file_of(stem, ".bin"): sidecar.bin_bytes, file_of(stem, ".idx"): sidecar.idx_bytes}
-    problems = {file: size_problem(file, expected) for file, expected in sizes.items()}
+    """One message for each of .bin, .idx and .crc that is missing or not as long as the sidecar says."""
+    sizes = {".bin": sidecar.bin_bytes, ".idx": sidecar.idx_bytes, SUMS: sidecar.crc_bytes}
+    files = {file_of(stem, ending): size for ending, size in sizes.items()}
+    problems = {file: size_problem(file, expected) for file, expected in files.items()}
     return {file: problem for file, problem in problems.items() if problem}
 
 
@@ -168,13 +177,13 @@ class ShardWriter:
     Memory: 4 bytes a document, whatever its length.
     """
 
-    def __init__(self, stream: IO[bytes], head: ShardHead):
+    def __init__(self, stream: IO[bytes], sums: BlockSums, head: ShardHead):
         self.head = head
         self.dtype = dtype_for(head.vocab_size)
         self.lengths = array("i")
         self.text_bytes = 0
         self.spans: list[SpanCount] = []
-        self._stream = stream
+        self._stream, self._sums = stream, sums
         self._sha256 = hashlib.sha256()
 
     def add(self, ids: Ids, lengths: npt.NDArray[np.int64], text_bytes: int) -> None:
@@ -196,15 +205,19 @@ class ShardWriter:
         content = with_ends.tobytes()
         self._stream.write(content)
         self._sha256.update(content)
+        self._sums.update(content)
         self.lengths.frombytes((lengths + 1).astype(np.int32).tobytes())
         self.text_bytes += text_bytes
 
     def write_index(self, stream: IO[bytes]) -> str:
-        """Writes what belongs into X.idx; returns its SHA-256."""
+        """Ends the ids and writes what belongs into X.idx; returns its SHA-256."""
         digest = hashlib.sha256()
+        self._sums.end_file()
         for block in megatron_index(np.array(self.lengths, dtype=np.int32), self.dtype):
             stream.write(block)
             digest.update(block)
+            self._sums.update(block)
+        self._sums.end_file()
         return digest.hexdigest()
 
     def sidecar(self, idx_sha256: str) -> Sidecar:
@@ -232,14 +245,14 @@ def shard_writer(stem: Path, head: ShardHead) -> Generator[ShardWriter, None, No
 
     Raises DataError for a full disk or missing permission.
     """
-    with published(file_of(stem, ".bin")) as stream:  # what fails in here has published nothing
-        writer = ShardWriter(stream, head)
-        yield writer
     try:
-        with published(file_of(stem, ".idx")) as stream:
-            idx_sha256 = writer.write_index(stream)
-        sidecar = writer.sidecar(idx_sha256)
-        publish_json(file_of(stem, ".json"), dataclasses.asdict(sidecar))
+        with published(file_of(stem, SUMS)) as sums_stream:
+            with published(file_of(stem, ".bin")) as stream:
+                writer = ShardWriter(stream, BlockSums(sums_stream), head)
+                yield writer
+            with published(file_of(stem, ".idx")) as stream:
+                idx_sha256 = writer.write_index(stream)
+        publish_json(file_of(stem, ".json"), dataclasses.asdict(writer.sidecar(idx_sha256)))
     except BaseException:
         remove_shard(stem)
         raise
@@ -247,7 +260,7 @@ def shard_writer(stem: Path, head: ShardHead) -> Generator[ShardWriter, None, No
 
 def remove_shard(stem: Path) -> None:
     """Sidecar first, so that a half-removed shard is never taken for a whole one."""
-    for ending in (".json", ".idx", ".bin"):
+    for ending in (".json", SUMS, ".idx", ".bin"):
         with contextlib.suppress(OSError):
             file_of(stem, ending).unlink(missing_ok=True)
 
@@ -271,10 +284,16 @@ def megatron_index(lengths: npt.NDArray[np.int32], dtype: str) -> Iterator[bytes
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-class ShardReader:
-    """One shard, opened by its stem `folder/X`. Sizes are checked at once, files are mapped when first used.
+def block_files(stem: Path, sizes: tuple[int, int], crc_sha256: str | None, opened: OpenFiles) -> BlockFiles:
+    """.bin and .idx of a shard, by their sizes; see BIN and IDX."""
+    files = [(file_of(stem, ending), size) for ending, size in zip((".bin", ".idx"), sizes, strict=True)]
+    return BlockFiles(files, file_of(stem, SUMS), crc_sha256, opened)
 
-    May be pickled or used after a fork: the other process maps the files anew.
+
+class ShardReader:
+    """One shard, opened by its stem `folder/X`. Sizes are checked at once, ids and index whenever they are read.
+
+    May be pickled or used after a fork: the other process opens the files anew.
     """
 
     def __init__(self, stem: Path):
@@ -284,6 +303,7 @@ class ShardReader:
         problems = size_problems(self.stem, self.sidecar)
         if problems:
             raise DataError("; ".join(problems.values()))
+        self._files = block_files(self.stem, (self.sidecar.bin_bytes, self.sidecar.idx_bytes), None, OpenFiles(3))
 
     def __reduce__(self) -> tuple[Callable[[Path], "ShardReader"], tuple[Path]]:
         return ShardReader, (self.stem,)
@@ -298,23 +318,25 @@ class ShardReader:
 
     @cached_property
     def document_starts(self) -> npt.NDArray[np.int64]:
-        """(documents + 1,) token positions where documents begin; the last is `n_tokens`."""
-        file = file_of(self.stem, ".idx")
-        with file.open("rb") as stream:
-            head = stream.read(HEADER.size)
-            lengths = np.frombuffer(stream.read(4 * self.n_documents), dtype="<i4")
+        """(documents + 1,) token positions where documents begin; the last is `n_tokens`. Raises DataError."""
+        head = bytes(self._files.read(IDX, HEADER.size, 0))
+        lengths = np.frombuffer(self._files.read(IDX, 4 * self.n_documents, HEADER.size), dtype="<i4")
         expected = HEADER.pack(MAGIC, 1, DTYPE_CODES[self.sidecar.dtype], self.n_documents, self.n_documents + 1)
         starts = np.zeros(self.n_documents + 1, dtype=np.int64)
         np.cumsum(lengths, out=starts[1:])
         if head != expected or starts[-1] != self.n_tokens:
-            raise DataError(f"{file} does not describe {file_of(self.stem, '.bin').name}: it was altered or exchanged")
+            names = [file_of(self.stem, ending).name for ending in (".idx", ".bin")]
+            raise DataError(f"{self.stem.parent / names[0]} does not describe {names[1]}: it was altered or exchanged")
         return starts
 
     def tokens(self, start: int, stop: int) -> Ids:
-        """Ids at positions start ... stop - 1 as a read-only view, (stop - start,). Raises IndexError outside."""
+        """Ids at positions start ... stop - 1, read-only, (stop - start,). Raises IndexError outside, DataError when
+        they are not what was written."""
         if not 0 <= start <= stop <= self.n_tokens:
             raise IndexError(f"{self.stem.name}: tokens {start} ... {stop} of {self.n_tokens}")
-        return self._ids[start:stop]
+        dtype = np.dtype(self.sidecar.dtype).newbyteorder("<")
+        content = self._files.read(BIN, (stop - start) * dtype.itemsize, start * dtype.itemsize)
+        return np.frombuffer(content, dtype=dtype)
 
     def document(self, i: int) -> Ids:
         """Ids of document i, its end-of-text id included."""
@@ -322,10 +344,3 @@ class ShardReader:
             raise IndexError(f"{self.stem.name}: document {i} of {self.n_documents}")
         starts = self.document_starts
         return self.tokens(int(starts[i]), int(starts[i + 1]))
-
-    @cached_property
-    def _ids(self) -> Ids:
-        dtype = np.dtype(self.sidecar.dtype).newbyteorder("<")
-        if self.n_tokens == 0:  # an empty file cannot be mapped
-            return np.empty(0, dtype=dtype)
-        return np.memmap(file_of(self.stem, ".bin"), dtype=dtype, mode="r")

@@ -18,6 +18,7 @@ ALLOWED = {
     "data_prep": {"conf.compose"},
     "train": {
         "conf.compose",
+        "data_prep.blocks",
         "data_prep.files",
         "data_prep.manifest",
         "data_prep.shards",
@@ -46,7 +47,7 @@ ALSO = {
     "train/convert/sources.py": {"data_prep.tokenizer"},
     "train/convert/tokenizer_files.py": {"data_prep.tokenizer"},
     "train/sample.py": {"data_prep.tokenizer"},
-    "train/session.py": {"data_prep.tokenizer"},
+    "train/reports.py": {"data_prep.tokenizer"},
     "train/trace.py": {"data_prep.tokenizer"},
 }
 ONLY_IN = {
@@ -112,6 +113,10 @@ MODULES_WITHOUT_TORCH += [
     "train.config",
     "train.batch",
     "train.effective",
+    "train.attempt",
+    "train.config",
+    "train.batch",
+    "train.failure",
     "train.errors",
     "train.history",
     "train.layout_problems",

@@ -9,13 +9,14 @@
 
 from conf.compose import App, entry
 from train.config import OPTIONS, TrainConfig
+from train.errors import RunFailedError
 
 APP = App("train", TrainConfig, OPTIONS)
 
 
 def run(config: TrainConfig) -> int:
     """Exit code: 0 at the last step, 143 when stopped and saved. Errors carry their own: 2 configuration, 3 data,
-    4 checkpoint, 5 numerics."""
+    4 checkpoint, 5 numerics, 6 no progress."""
     from train.parallel import rank_grid, share_cores
     from train.setup import check, is_finished
 
@@ -31,8 +32,22 @@ def run(config: TrainConfig) -> int:
     return train(setup)
 
 
+def is_said(error: Exception) -> bool:
+    """True if another rank tells it on the console. Tells it to torchrun, too, where that has started us.
+
+    What is wrong before the ranks have met is found alike by all processes of a machine: the first one says it.
+    """
+    from train.failure import tell_torchrun
+    from train.parallel import is_first_of_its_machine, torchrun_error_file
+
+    tell_torchrun(torchrun_error_file(), error)
+    if isinstance(error, RunFailedError):
+        return error.is_said
+    return hasattr(error, "exit_code") and not is_first_of_its_machine()
+
+
 def main() -> None:
-    entry(APP, run)
+    entry(APP, run, is_said)
 
 
 if __name__ == "__main__":

@@ -1,62 +1,133 @@
-"""A run's folder → the checkpoint to go on from, or None at the very beginning: is this folder this run's to continue?
+"""A run's folder → the attempt that this start makes, and the checkpoint to go on from (None at the very beginning).
 
-Rank 0 holds the folder, all ranks verify their share of the newest checkpoint, rank 0 compares it with the
-configuration and the data, and only then writes. What one rank refuses, all refuse.
+Rank 0 takes the next attempt (train/attempt.py), if the last one is over and starts have not been in vain; all ranks
+verify their share of the newest checkpoint; rank 0 compares it with the configuration and the data, and only then
+writes. What one rank refuses, all refuse.
 """
 
 from collections.abc import Callable
+from itertools import groupby
 
-from data_prep.files import publish_json
-from train.checkpoint.folders import remove_leftovers
+from data_prep.files import publish_json, write_error
+from train.attempt import Attempt, Identity, next_number, open_attempt, reached_before, refuse_idle
+from train.checkpoint.folders import remove_leftovers, set_aside, steps_found
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
-from train.checkpoint.verify import newest_valid
-from train.errors import CheckpointError
+from train.checkpoint.room import require_room
+from train.checkpoint.verify import PassedOver, Refused, newest_valid
+from train.config import OptimizerKind
+from train.errors import CheckpointError, RunFailedError
+from train.metrics_file import last_step
+from train.parallel import identity
 from train.plan import Plan
-from train.run_folder import config_sha256, rest_sha256
+from train.run_folder import RunFolder, config_sha256, rest_sha256
 from train.setup import Setup, introduce, phases_of
 
-
-def claim(setup: Setup, plan: Plan, peers: Peers) -> Checkpoint | None:
-    """A collective. Raises CheckpointError if no checkpoint can be trusted, or the newest belongs to another run."""
-    _on_first(peers, lambda: _hold(setup, plan))
-    found, damaged = newest_valid(setup.folder.checkpoints, peers)
-    _on_first(peers, lambda: _describe(setup, plan, found, damaged))
-    return found
+_HOST_BYTES = 64  # the longest name that Linux gives a host
 
 
-def _on_first(peers: Peers, action: Callable[[], None]) -> None:
-    """Rank 0 acts; what it raises is raised on every rank."""
+def claim(setup: Setup, plan: Plan, peers: Peers, refused: Refused) -> tuple[Checkpoint | None, Attempt]:
+    """A collective; the attempt is also in `setup.folder.attempt` from then on.
+
+    refused: which good checkpoints must not be used. Raises HeldError if another process has the folder;
+    NoProgressError after too many starts in vain; CheckpointError if no checkpoint can be trusted, the newest belongs
+    to another run, or none could be written. On the ranks that only hear of it: a RunFailedError with the same exit
+    code.
+    """
+    folder, me = setup.folder, identity()
+    hosts = _hosts(peers, me.host)
+    number = on_first(peers, lambda: _take(setup, plan, me, hosts))
+    folder.attempt = attempt = open_attempt(folder.attempts, number)
+    with attempt.naming_failures(peers.rank, me.host, lambda: (0, "start")):
+        found, passed = newest_valid(folder.checkpoints, peers, refused=refused)
+        on_first(peers, lambda: _refuse_strangers(setup, found))
+        require_room(folder.checkpoints, _checkpoint_bytes(setup, plan), peers, number)
+        on_first(peers, lambda: _describe(setup, plan, found, passed))
+    return found, attempt
+
+
+def _hosts(peers: Peers, host: str) -> list[str]:
+    """Of every rank. A collective."""
+    mine = list(host.encode()[:_HOST_BYTES].ljust(_HOST_BYTES, b"\0"))
+    before, after = peers.rank * _HOST_BYTES, (peers.size - peers.rank - 1) * _HOST_BYTES
+    letters = bytes(peers.agree([0] * before + mine + [0] * after))
+    names = [letters[i : i + _HOST_BYTES] for i in range(0, len(letters), _HOST_BYTES)]
+    return [name.rstrip(b"\0").decode(errors="replace") for name in names]
+
+
+def on_first(peers: Peers, action: Callable[[], int | None]) -> int:
+    """Rank 0 acts; what it returns is returned, and what it raises is raised, on every rank."""
     problem: Exception | None = None
+    number = 0
     try:
         if peers.is_first:
-            action()
+            number = action() or 0
     except Exception as error:
         problem = error
     message = peers.first_message(None if problem is None else str(problem))
+    exit_code = peers.from_first(getattr(problem, "exit_code", 1))
     if problem is not None:
         raise problem
     if message is not None:
-        raise CheckpointError(message)
+        raise RunFailedError(message, exit_code, is_said=True)
+    return peers.from_first(number)
 
 
-def _hold(setup: Setup, plan: Plan) -> None:
-    """Keeps other processes out of the run folder."""
+def _take(setup: Setup, plan: Plan, me: Identity, hosts: list[str]) -> int:
+    """Keeps other processes out of the run folder. The number of the attempt."""
+    folder, run = setup.folder, setup.config.run
     print(introduce(setup, plan), flush=True)
-    setup.folder.hold()
-    remove_leftovers(setup.folder.checkpoints)
+    number = next_number(folder.attempts, me, run.lease_seconds, lambda words: print(words, flush=True))
+    reached = _reached(folder)
+    refuse_idle(folder.attempts, reached, run.max_idle_starts)
+    facts = {
+        "world_size": setup.grid.world_size,
+        "hosts": [[name, len(list(ranks))] for name, ranks in groupby(hosts)],
+        "reached_before": reached,
+    }
+    Attempt.take(folder.attempts, number, me, **facts)
+    folder.clear()
+    try:
+        remove_leftovers(folder.checkpoints, number)
+    except OSError as error:
+        raise CheckpointError(f"checkpoints could not be saved: {write_error(error, folder.checkpoints)}") from None
+    return number
 
 
-def _describe(setup: Setup, plan: Plan, found: Checkpoint | None, damaged: list[str]) -> None:
-    """Writes only when nothing is refused."""
+def _reached(folder: RunFolder) -> int:
+    """The largest step that the run ever had, saved or not."""
+    saved = max(steps_found(folder.checkpoints), default=0)
+    return max(last_step(folder.metrics_jsonl), saved, reached_before(folder.attempts))
+
+
+def _checkpoint_bytes(setup: Setup, plan: Plan) -> int:
+    """At least: fp32 masters, and the moments that every parameter has."""
+    moments = 1 if setup.config.optimizer.kind == OptimizerKind.muon else 2
+    return 4 * (1 + moments) * plan.n_params
+
+
+def _describe(setup: Setup, plan: Plan, found: Checkpoint | None, passed: list[PassedOver]) -> None:
+    """Writes only when nothing is refused. What is damaged goes out of the way of the saves to come."""
     folder = setup.folder
-    for message in damaged:
-        print(f"warning: {message}; an older checkpoint is used", flush=True)
-    _refuse_strangers(setup, found)
-    for message in damaged:
-        folder.note("checkpoint_damaged", problem=message)
+    assert folder.attempt is not None
+    folder.attempt.insist()
+    for one in passed:
+        print(f"warning: {one}; an older checkpoint is used", flush=True)
+        folder.note("checkpoint_damaged" if one.is_damaged else "checkpoint_refused", step=one.step, problem=str(one))
+    _set_aside(folder, [one.step for one in passed if one.is_damaged])
     folder.describe(setup.config, setup.data / "tokenizer.model")
     publish_json(folder.plan_json, plan.to_tree())
+    folder.attempt.describe(from_step=found.step if found else 0)
+
+
+def _set_aside(folder: RunFolder, damaged: list[int]) -> None:
+    try:
+        moved = set_aside(folder.checkpoints, damaged)
+    except OSError as error:
+        raise CheckpointError(f"a damaged checkpoint cannot be set aside: {error}") from None
+    for message in moved:
+        print(f"         {message}", flush=True)
+        folder.note("checkpoint_set_aside", what=message)
 
 
 def _refuse_strangers(setup: Setup, found: Checkpoint | None) -> None:

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # torch 2.13
+_REDUCE_SCATTER = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
 
 
 def enter(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -124,7 +124,7 @@ def joined(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """A new tensor, the ranks' x one after the other along `dim`."""
     n = group.size()
     parts = x.new_empty((n * x.shape[0], *x.shape[1:]))
-    _all_gather(parts, x.contiguous(), group=group)
+    getattr(dist, _ALL_GATHER)(parts, x.contiguous(), group=group)
     return parts if dim == 0 else torch.cat(parts.chunk(n), dim)
 
 
@@ -132,7 +132,7 @@ def _own_part_of_sum(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     n = group.size()
     parts = x.contiguous() if dim == 0 else torch.cat(x.chunk(n, dim))
     own = x.new_empty((parts.shape[0] // n, *parts.shape[1:]))
-    _reduce_scatter(own, parts, group=group)
+    getattr(dist, _REDUCE_SCATTER)(own, parts, group=group)
     return own
 
 

@@ -1,16 +1,20 @@
 """The sources of a run as they lie on disk: found, compared with each other, and known by what they hold. No torch.
 
-In: the data section. Out: one `Corpus` for each source, or DataError. Reads manifests only.
+In: the data section. Out: one `Corpus` for each source, or DataError. Reads manifests and tokenizers only.
 """
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_prep.files import DataError
-from data_prep.manifest import Manifest
+from data_prep.manifest import TOKEN_BYTES, Manifest
 from train.data_config import DataConfig, SourceConfig
 from train.stream import TokenStream, shards_of
 
@@ -41,6 +45,10 @@ class Corpus:
 
     def text_bytes(self, split: str) -> int:
         return sum(shard.text_bytes for shard in shards_of(self.manifest, split, self.config.source))
+
+    def token_bytes(self) -> NDArray[np.uint16]:
+        """(V,) bytes of text that each id stands for. Raises DataError when the file is not what was written."""
+        return np.load(io.BytesIO(self.manifest.read(self.folder, TOKEN_BYTES)), allow_pickle=False)
 
     def stream(self, split: str) -> TokenStream:
         return TokenStream(self.folder, self.manifest, split, self.config.source)

@@ -41,6 +41,18 @@ class TrainBatches:
         for i in range(0, len(rows), size):
             yield tuple(torch.from_numpy(part) for part in filled(self._rows, rows[i : i + size]))
 
+    def documents(self, step: int, row: int) -> list[str]:
+        """SHARD:NUMBER of each document in a row of the step that follows `step` completed ones."""
+        sample = self._rows.phase.first_sample(step) + row
+        ((source, pieces),) = self._rows.pieces(np.array([sample], dtype=np.int64))
+        stream = self._rows.stream(source)
+        return [
+            f"{passage.shard}:{passage.document}"
+            for position, pairs in pieces
+            if position != PADDING
+            for passage in stream.passages(position, pairs)
+        ]
+
 
 class ValidationBatches:
     """The first rows of the val splits, the same ones each time, in order; `max_sequences` in all, dealt out evenly to

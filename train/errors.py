@@ -42,3 +42,12 @@ class FencedError(Exception):
     """A later attempt at the same run has taken its folder: this one may write nothing more."""
 
     exit_code = 4
+
+
+class RunFailedError(Exception):
+    """What ends this rank because of another one, or of all together: with the words and the exit code of the cause."""
+
+    def __init__(self, message: str, exit_code: int, *, is_said: bool):
+        """is_said: another rank tells it on the console."""
+        super().__init__(message)
+        self.exit_code, self.is_said = exit_code, is_said

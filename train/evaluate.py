@@ -89,7 +89,6 @@ def _run(command: EvaluateCommand) -> None:
     from train.parallel import share_cores
 
     share_cores()
-    import numpy as np
 
     from data_prep.files import DataError
     from train.corpus import load_corpora
@@ -111,7 +110,7 @@ def _run(command: EvaluateCommand) -> None:
         dp_size=1,
         mask_documents=trained.config.data.mask_documents,
     )
-    token_bytes = np.load(corpora[0].folder / "token_bytes.npy", allow_pickle=False)
+    token_bytes = corpora[0].token_bytes()
     result = evaluate(trained.losses, batches.batches(0), token_bytes, lambda sums: sums, trained.device)
     error = "" if result.val_loss_stderr is None else f" ± {result.val_loss_stderr:.4f}"
     print(

@@ -25,13 +25,25 @@ class TensorBoardCurves:
         "grad_norm": "optimizer/grad_norm",
         "tokens_per_second": "throughput/tokens_per_second",
         "mfu": "throughput/mfu",
+        **{
+            f"{kind}_seconds_{figure}": f"ranks/{kind}_seconds_{figure}"
+            for kind in ("work", "data", "communication")
+            for figure in ("min", "median", "max")
+        },
+        "slowest_rank": "ranks/slowest",
     }
 
     def __init__(self, folder: Path, plan: Plan):
         self._folder, self._gigaflops_per_token = folder, plan.flops_causal_per_token / 1e9
         self._writers: list[Any] | None = []
         self._added = [0 for _ in self.AXES]
+
+    def begin(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Makes the files anew, with these rows in them."""
+        self._guarded(self._close)
+        self._writers = []
         self._guarded(self._open)
+        self.add_all(rows)
 
     def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -48,8 +60,7 @@ class TensorBoardCurves:
         """rows: all that were given."""
         self._guarded(self._close)
         if self._writers is not None and not self._is_whole():
-            self._guarded(self._open)
-            self.add_all(rows)
+            self.begin(rows)
             self._guarded(self._close)
 
     def _close(self) -> None:

@@ -57,6 +57,8 @@ class HealthConfig:
         for name in ("loss_z", "norm_z", "stuck_seconds", "start_seconds"):
             if getattr(self, name) <= 0:
                 found.append(f"health.{name}={getattr(self, name)} must be above 0")
+        if self.on_nonfinite == Policy.warn:
+            found.append("health.on_nonfinite=warn would apply what is no number: use skip, rollback or stop")
         if self.slow_ratio <= 1:
             found.append(f"health.slow_ratio={self.slow_ratio} must be above 1")
         if self.replica_check_every_steps is not None and self.replica_check_every_steps < 1:

@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from train.batch import BatchPlan
 from train.console import tell
 from train.engine.core import StepResult
+from train.engine.exchange import Report
 from train.evaluate import Evaluation
 from train.event_files import TensorBoardCurves
 from train.metrics_file import MetricsFile
@@ -59,7 +60,6 @@ class Metrics:
         self.file, self._batch, self._plan, self._every = file, batch, plan, every_steps
         self._console = Console(batch, every_steps)
         self._curves = TensorBoardCurves(tensorboard, plan)
-        self._curves.add_all(self._points(file.rows))
 
     def step(self, step: int, result: StepResult, lr: float, seconds: float, consumed: dict[str, int]) -> None:
         """consumed: slots of each source used so far."""
@@ -78,10 +78,24 @@ class Metrics:
             "n_targets": result.n_targets,
             "batch_hash": result.batch_hash,
             "source_tokens": consumed,
+            **spread(result.reports),
         }
         self.file.append(row)
         self._curve(row)
         self._console.step(row)
+
+    def skipped(self, step: int, reason: str, consumed: dict[str, int]) -> None:
+        """A step whose batch was left out."""
+        row = {"step": step, "tokens_seen": self._batch.tokens_seen(step), "skipped": reason, "source_tokens": consumed}
+        self.file.append(row)
+        self._console.say(f"step {step:>6}  left out: {reason}")
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Forgets what came after `step`, in the file and in the curves. Returns the rows. Comes before everything
+        else."""
+        forgotten = self.file.rewind(step)
+        self._curves.begin(self._points(self.file.rows))
+        return forgotten
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         row = {
@@ -122,6 +136,19 @@ class Metrics:
     def _points(self, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those that TensorBoard gets."""
         return [row for row in rows if "val_loss" in row or row["step"] % self._every == 0]
+
+
+def spread(reports: Sequence[Report]) -> dict[str, float | int]:
+    """How the ranks' times of a step differ, in seconds; nothing for a single rank."""
+    if len(reports) < 2:
+        return {}
+    found: dict[str, float | int] = {}
+    for kind in ("work", "data", "communication"):
+        seconds = [getattr(report, f"{kind}_seconds") for report in reports]
+        for figure, value in (("min", min(seconds)), ("median", statistics.median(seconds)), ("max", max(seconds))):
+            found[f"{kind}_seconds_{figure}"] = round(value, 6)
+    work = [report.work_seconds for report in reports]
+    return found | {"slowest_rank": work.index(max(work))}
 
 
 @dataclass

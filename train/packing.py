@@ -9,7 +9,8 @@ WINDOW pieces in stream order, so memory stays flat. A document of one id predic
 
 The pack's folder: `rows.bin` int64, pieces before each row (rows + 1); `starts.bin` int64, stream position of each
 piece's first input; `pairs.bin` int32, its predictions; `windows.bin` int64 pairs (first stream position, first row);
-`pack.json` last: what made it, counts and checksums.
+`blocks.crc`, checksums of the blocks of these four, with which all that is read is compared; `pack.json` last: what
+made it, counts and checksums.
 """
 
 import contextlib
@@ -20,20 +21,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.blocks import BlockFiles, BlockSums, OpenFiles, sha256_through, sums_bytes
 from data_prep.files import DataError, publish_json, sha256_file, sync_folder, write_error
+from data_prep.shards import size_problem
 from train.stream import Int64Array, TokenStream
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WINDOW = 65_536
 _WORD = 512
 """bits of one long integer: shifting one costs little up to some hundred bits, more with every further one"""
 FILES = ("rows.bin", "starts.bin", "pairs.bin", "windows.bin")
+_ROWS, _STARTS, _PAIRS, _WINDOWS = range(len(FILES))
+_DTYPES = tuple(map(np.dtype, ("<i8", "<i8", "<i4", "<i8")))
+SUMS = "blocks.crc"
 HINT = " (data.pack_folder names another place)"
 Int32Array = NDArray[np.int32]
 
@@ -52,6 +59,13 @@ class PackFacts:
     """predictions in all rows: tokens less documents"""
     windows: int
     sha256: dict[str, str]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        counts = (self.rows + 1, self.pieces, self.pieces, 2 * self.windows)
+        sizes = [n * dtype.itemsize for n, dtype in zip(counts, _DTYPES, strict=True)]
+        return dict(zip(FILES, sizes, strict=True)) | {SUMS: sums_bytes(sizes)}
 
     @property
     def fill(self) -> float:
@@ -78,10 +92,9 @@ class Pack:
 
     def __init__(self, folder: Path, facts: PackFacts):
         self.facts, self.identity = facts, identity(folder)
-        self._rows = _mapped(folder / "rows.bin", "<i8", facts.rows + 1)
-        self._starts = _mapped(folder / "starts.bin", "<i8", facts.pieces)
-        self._pairs = _mapped(folder / "pairs.bin", "<i4", facts.pieces)
-        self._windows = _mapped(folder / "windows.bin", "<i8", 2 * facts.windows).reshape(-1, 2)
+        sizes, opened = facts.sizes, OpenFiles(len(FILES) + 1)
+        files = [(folder / name, sizes[name]) for name in FILES]
+        self._files = BlockFiles(files, folder / SUMS, facts.sha256[SUMS], opened)
 
     @staticmethod
     def open(folder: Path, source_digest: str, seq_len: int, *, verify: bool) -> "Pack":
@@ -92,11 +105,12 @@ class Pack:
         facts = _facts(folder / "pack.json")
         if (facts.source_digest, facts.seq_len) != (source_digest, seq_len):
             raise DataError(f"{folder} is a pack of other shards or of another data.seq_len. {_again(folder)}")
-        pack = Pack(folder, facts)
-        for name in FILES if verify else ():
-            if sha256_file(folder / name) != facts.sha256[name]:
+        for name, size in facts.sizes.items():
+            if problem := size_problem(folder / name, size):
+                raise DataError(f"{problem}. {_again(folder)}")
+            if verify and sha256_file(folder / name) != facts.sha256[name]:
                 raise DataError(f"{folder / name} was altered after it was written. {_again(folder)}")
-        return pack
+        return Pack(folder, facts)
 
     @property
     def n_rows(self) -> int:
@@ -105,10 +119,11 @@ class Pack:
     def pieces(self, row: int, start: int, stop: int) -> list[tuple[int, int]]:
         """(stream position, predictions) of the pieces in places start ... stop - 1 of a row; what is cut off at
         either end is left out, and so is the padding at the row's end."""
-        first, last = self._rows[row : row + 2].tolist()
+        first, last = self._numbers(_ROWS, row, row + 2).tolist()
         found: list[tuple[int, int]] = []
         place = 0
-        for position, pairs in zip(self._starts[first:last].tolist(), self._pairs[first:last].tolist(), strict=True):
+        starts, lengths = self._numbers(_STARTS, first, last), self._numbers(_PAIRS, first, last)
+        for position, pairs in zip(starts.tolist(), lengths.tolist(), strict=True):
             low, high = max(start, place), min(stop, place + pairs)
             if low < high:
                 found.append((position + low - place, high - low))
@@ -121,13 +136,23 @@ class Pack:
         window = int(np.searchsorted(self._windows[:, 0], position, side="right")) - 1
         while 0 <= window < len(self._windows) and self._windows[window, 0] < position + pairs:
             first_row, end_row = (self._window_row(window), self._window_row(window + 1))
-            bounds = np.array(self._rows[first_row : end_row + 1])
-            starts, lengths = (array[bounds[0] : bounds[-1]] for array in (self._starts, self._pairs))
+            bounds = self._numbers(_ROWS, first_row, end_row + 1)
+            starts, lengths = (self._numbers(nth, bounds[0], bounds[-1]) for nth in (_STARTS, _PAIRS))
             for i in np.flatnonzero((starts < position + pairs) & (starts + lengths > position)).tolist():
                 row = int(np.searchsorted(bounds - bounds[0], i, side="right")) - 1
                 place = int(lengths[bounds[row] - bounds[0] : i].sum())
                 yield int(starts[i]), (first_row + row) * self.facts.seq_len + place, int(lengths[i])
             window += 1
+
+    @cached_property
+    def _windows(self) -> Int64Array:
+        return self._numbers(_WINDOWS, 0, 2 * self.facts.windows).reshape(-1, 2)
+
+    def _numbers(self, nth: int, low: int, high: int) -> NDArray[np.signedinteger]:
+        """Numbers low ... high - 1 of the nth file. Raises DataError where they are not what was written."""
+        dtype = _DTYPES[nth]
+        content = self._files.read(nth, int(high - low) * dtype.itemsize, int(low) * dtype.itemsize)
+        return np.frombuffer(content, dtype)
 
     def _window_row(self, window: int) -> int:
         return int(self._windows[window, 1]) if window < len(self._windows) else self.n_rows
@@ -248,10 +273,20 @@ def _write(
                 say(f"packing rows of {seq_len}: {pairs / expected:.0%}, {rate:,.0f} pieces/s")
     if pairs != expected:
         raise DataError(f"packing found {pairs} predictions where the manifest's counts make {expected}; nothing kept")
-    sums = {name: sha256_file(folder / name) for name in FILES}
+    sums = _checksums(folder)
     facts = PackFacts(SCHEMA_VERSION, source_digest, seq_len, WINDOW, rows, pieces, pairs, n_windows, sums)
     publish_json(folder / "pack.json", asdict(facts))
     return facts
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file, of which the last is written here."""
+    with (folder / SUMS).open("wb") as stream:
+        sums = BlockSums(stream)
+        found = {name: sha256_through(folder / name, sums) for name in FILES}
+        stream.flush()
+        os.fsync(stream.fileno())
+    return found | {SUMS: sha256_file(folder / SUMS)}
 
 
 def _windows(stream: TokenStream, seq_len: int) -> Iterator[tuple[Int64Array, Int32Array]]:
@@ -297,14 +332,6 @@ def _facts(file: Path) -> PackFacts:
         raise
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{file} cannot be used: {error}. {_again(file.parent)}") from error
-
-
-def _mapped(file: Path, dtype: str, count: int) -> NDArray[np.signedinteger]:
-    expected = count * np.dtype(dtype).itemsize
-    found = file.stat().st_size if file.is_file() else -1
-    if found != expected:
-        raise DataError(f"{file} has {found} bytes, {expected} were written. {_again(file.parent)}")
-    return np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype)
 
 
 def _again(folder: Path) -> str:

@@ -10,7 +10,10 @@ import os
 import random
 import socket
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from train.attempt import Identity, started_at
 from train.config import Device
 
 
@@ -141,6 +144,46 @@ def _check_groups(world_size: int, local_world_size: int | None, tp_size: int, s
         raise LaunchError("\n".join(found))
 
 
+def identity() -> Identity:
+    """Who this process is, for whoever finds its claim on a run later."""
+    return Identity(
+        host=socket.gethostname(),
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        pid_namespace=str(Path("/proc/self/ns/pid").readlink()),
+        pid=os.getpid(),
+        pid_started=started_at(os.getpid()),
+        slurm_job=_slurm_job(),
+        slurm_restarts=int(os.environ.get("SLURM_RESTART_COUNT", "0")),  # unset, not 0, in the first run
+        torchrun=_torchrun(),
+        torchrun_restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+    )
+
+
+def _slurm_job() -> str | None:
+    """Two clusters on one file system may count their jobs alike."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return job and f"{os.environ.get('SLURM_CLUSTER_NAME', '')}/{job}"
+
+
+def _torchrun() -> str | None:
+    """None for one without an id ("none"), as every plain torchrun is. A person may give one id to two of them; but
+    the address of the store in which their workers meet is of one only."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    address = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+    return None if run_id == "none" else f"{run_id}@{address}"
+
+
+def is_first_of_its_machine() -> bool:
+    """True for one process of each machine, whatever else is wrong with the launch."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def torchrun_error_file() -> Path | None:
+    """Where torchrun looks for the cause when this process fails; None if it did not start it."""
+    name = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return Path(name) if name else None
+
+
 def share_cores() -> None:
     """Lets threads that wait for each other sleep after a short while. Must come before torch is imported.
 
@@ -195,6 +238,23 @@ def prepare_environment(device: str, grid: RankGrid) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // grid.local_world_size))
     else:
         torch.cuda.set_device(grid.local_rank)
+
+
+def restarted_store() -> Any:
+    """The store in which the ranks of a torchrun's second and later starts meet; None where the usual one will do.
+
+    torchrun keeps one store over its restarts, and torch does not tell the starts apart in it (seen with 2.13): ranks
+    would look for each other at addresses of the dead. Only on one machine do all ranks have the same restart count;
+    for several, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun take a new store each time.
+    """
+    restart, uses_agent = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), "TORCHELASTIC_USE_AGENT_STORE"
+    is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    if restart == "0" or not is_one_machine or os.environ.get(uses_agent) != "True":
+        return None
+    import torch.distributed as dist
+
+    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"restart-{restart}", agent)
 
 
 def become_rank(rank: int, world_size: int, port: int, device: str) -> None:

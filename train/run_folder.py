@@ -2,15 +2,20 @@
 
 import contextlib
 import fnmatch
+import hashlib
 import json
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from conf.compose import ConfigError, digest, flatten, from_yaml, to_tree, to_yaml
-from data_prep.files import exclusive, publish_bytes, sha256_file
+from data_prep.files import publish_bytes
+from train.attempt import Attempt
+from train.checkpoint.folders import folder_name, steps_found
+from train.checkpoint.manifest import parse, read_bytes, read_manifest
 from train.config import FREE_TO_CHANGE, REBASED, TrainConfig
 from train.console import tell
+from train.errors import CheckpointError
 
 
 class RunFolder:
@@ -26,7 +31,9 @@ class RunFolder:
         self.curve_svg = self.path / "loss.svg"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
-        self._held = contextlib.ExitStack()
+        self.attempts = self.path / "attempts"
+        self.attempt: Attempt | None = None
+        """the one in which this process holds the folder: set at the claim, on every rank"""
         self._waiting: list[str] = []
         """lines that could not be written to events.jsonl yet"""
 
@@ -66,18 +73,18 @@ class RunFolder:
 
         For what must be known before torch is: None if there is no such checkpoint.
         """
-        for path in sorted(self.checkpoints.glob("step-*"), reverse=True):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                manifest = json.loads((path / "manifest.json").read_text())
-                if manifest["files"]["state.json"]["sha256"] == sha256_file(path / "state.json"):
-                    return int(manifest["step"]), json.loads((path / "state.json").read_text())
+        for step in steps_found(self.checkpoints):
+            path = self.checkpoints / folder_name(step)
+            with contextlib.suppress(CheckpointError):
+                content, facts = read_bytes(path / "state.json"), read_manifest(path).files["state.json"]
+                if facts.sha256 == hashlib.sha256(content).hexdigest():
+                    return step, parse(path / "state.json", content)
         return None
 
-    def hold(self) -> None:
-        """Makes the folder, and keeps other processes out until `release`. Raises DataError if that is not possible."""
-        self._held.enter_context(exclusive(self.path, "wait for its end, or choose another run.name"))
-        for leftover in self.path.glob(".*.tmp*"):  # of files that a killed process was writing
-            leftover.unlink()
+    def clear(self) -> None:
+        """Removes what a killed process was writing."""
+        for leftover in self.path.glob(".*.tmp*"):
+            leftover.unlink(missing_ok=True)
 
     def describe(self, config: TrainConfig, tokenizer: Path) -> None:
         """Writes the configuration and a copy of the tokenizer, if the dataset has one: from here on the folder is this
@@ -86,13 +93,13 @@ class RunFolder:
         if tokenizer.is_file():
             publish_bytes(self.tokenizer_model, tokenizer.read_bytes())
 
-    def release(self) -> None:
-        """Lets another process claim the folder."""
-        self._held.close()
-
     def note(self, event: str, **facts: Any) -> None:
-        """Appends to events.jsonl. A log that cannot be written never stops a run; the line goes with the next one."""
-        row = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "event": event, **facts}
+        """Appends to events.jsonl, unless a later attempt has the folder. A log that cannot be written never stops a
+        run; the line goes with the next one."""
+        if self.attempt is None or not self.attempt.is_current():
+            return
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        row = {"time": now, "attempt": self.attempt.number, "event": event, **facts}
         self._waiting.append(json.dumps(row) + "\n")
         try:
             with self.events_jsonl.open("a") as stream:

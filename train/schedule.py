@@ -2,7 +2,18 @@
 
 import math
 
-from train.config import ConstantSchedule, CosineSchedule, LinearSchedule, Schedule, WsdSchedule
+from train.batch import BatchPlan
+from train.config import ConstantSchedule, CosineSchedule, LinearSchedule, Schedule, TrainConfig, WsdSchedule
+
+
+def lr_of(step: int, config: TrainConfig, batch: BatchPlan) -> float:
+    """Learning rate of step number `step`, counted from 1."""
+    return lr_at(
+        config.schedule,
+        batch.tokens_seen(step),
+        peak_lr=config.optimizer.peak_lr,
+        total_tokens=batch.total_tokens,
+    )
 
 
 def lr_at(schedule: Schedule, tokens_seen: int, *, peak_lr: float, total_tokens: int) -> float:

@@ -1,40 +1,43 @@
-"""One process's share of a run in progress: the verbs of the loop, and how a run starts, saves, stops and ends.
+"""One process's share of a run in progress: the verbs of the loop, and how a run starts, saves, goes back and ends.
 
-Rank 0 alone speaks and writes logs and reports; of a checkpoint every rank writes its own part. What all must
-decide alike (which checkpoint to take up, whether a save succeeded, whether to stop) goes through a sum over ranks.
+Rank 0 alone speaks and writes logs and reports (`train/reports.py`); of a checkpoint every rank writes its own part.
+What all must decide alike travels with the ranks' reports of each step, or through a sum over ranks.
 """
 
 import math
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from data_prep.files import publish_bytes, publish_json
-from data_prep.tokenizer import Tokenizer
 from train.assemble import Initial, assemble, effective_run
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
-from train.checkpoint.saver import Outcome, Saver
-from train.claim import claim
-from train.curve import write_curve
-from train.data import TrainBatches, ValidationBatches
-from train.engine.core import StepResult
+from train.checkpoint.saver import Outcome as SaveOutcome
+from train.checkpoint.saver import Saver
+from train.checkpoint.verify import newest_valid
+from train.claim import claim, on_first
+from train.data import Batch, TrainBatches, ValidationBatches
 from train.engine.library import join_ranks, sum_over_ranks
-from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError
+from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError, RunFailedError
 from train.evaluate import evaluate
+from train.guard import Guard, Incident, Outcome
+from train.health import Health, Reason
 from train.machine import find_machine
-from train.metrics import DeviceSeconds, Metrics, MetricsFile, Stopwatch
+from train.metrics import DeviceSeconds, Stopwatch
 from train.plan import make_plan
+from train.reports import Reports
 from train.rows import open_rows
 from train.run_folder import config_sha256, rest_sha256
-from train.sample import SampleCommand, write_sample
-from train.schedule import lr_at
+from train.schedule import lr_of
 from train.setup import Setup
-from train.summary import Status, baselines, provenance, summarize
+from train.skips import Rollback, Skips
+from train.summary import Status
 from train.weights import open_weights, start_weights
 
 
@@ -42,75 +45,95 @@ class Session:
     """A context: entering takes the run up where it stands, leaving closes its files and notes how it ended."""
 
     step: int
-    """optimizer steps completed"""
+    """optimizer steps completed, those left out included"""
     saved_step: int
     """step of the newest checkpoint; 0 if there is none"""
     last_step: int
     """where this process stops: the end of the run, or run.stop_at_step"""
+    stops: bool
+    """all ranks know that one of them was told to stop"""
 
     def __init__(self, setup: Setup, device: str, started: float):
-        self._setup, self._config = setup, setup.config
-        self._is_first = setup.grid.is_first
+        self._setup, self._config, self._grid = setup, setup.config, setup.grid
         machine = find_machine(self._config.cluster, self._config.parallel.precision, device, setup.grid.world_size)
-        self._plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
+        plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
         self._stop = _StopSignals()
+        self._reports = Reports(setup, plan)
         self._open_data()
-        self._provenance = provenance()
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
-        found = claim(setup, self._plan, self._peers)
-        self.engine = assemble(self._config, setup.batch, setup.grid, device, self._initial())
-        self._saver = Saver(setup.folder.checkpoints, self._config.checkpoint, self._peers)
-        self._val_loss: tuple[int, float] | None = None
-        self._is_checked = False
-        self._take_up(found, started)
+        self._skips = Skips(self._config.health.skip_steps, setup.folder.path)
+        found, self._attempt = claim(setup, plan, self._peers, self._skips.refused)
+        self.step, self._phase = 0, "start"
+        with self.naming_failures():
+            self._build(device)
+            self._start(found, started)
+
+    def naming_failures(self) -> AbstractContextManager[None]:
+        """What is raised inside is recorded, and told once by all ranks together."""
+        return self._attempt.naming_failures(self._grid.rank, socket.gethostname(), lambda: (self.step, self._phase))
 
     # --- the verbs of the loop ---------------------------------------------------------------------------------------
 
-    def lr(self) -> float:
-        """Learning rate of the coming step."""
-        batch = self._setup.batch
-        return lr_at(
-            self._config.schedule,
-            batch.tokens_seen(self.step + 1),
-            peak_lr=self._config.optimizer.peak_lr,
-            total_tokens=batch.total_tokens,
+    def catch_up(self) -> None:
+        """The evaluation that a stop has kept from being made."""
+        if self.step > 0 and self.is_due(self._config.evaluation.every_steps) and self._val_loss is None:
+            self.evaluate()
+
+    def train_step(self) -> bool:
+        """The next step: learnt from, or left out. False if the run went back to an earlier one instead."""
+        step = self.step + 1
+        if reason := self._skips.reason(step):
+            self._leave_out(reason)
+            return True
+        lr = lr_of(step, self._config, self._setup.batch)
+        result, incident = self._guard.step(
+            step, lambda: self.batches.micro_batches(self.step), lr, stop=self._stop.name is not None
         )
+        self.stops = result.stop
+        if incident is not None:
+            self._tell(incident)
+            match incident.outcome:
+                case Outcome.stop:
+                    self._give_up(incident)
+                case Outcome.rollback:
+                    self._roll_back(incident)
+                    return False
+                case Outcome.skipped:
+                    self._leave_out(incident.finding.reason)
+                    return True
+                case Outcome.applied | Outcome.warned:
+                    pass
+        self._completed()
+        self._updates += 1
+        self._check_once()
+        self._reports.step(self.step, result, lr, self._watch.charge("train"))
+        return True
 
     def is_due(self, every_steps: int) -> bool:
         return self.step % every_steps == 0 or self.step == self._setup.batch.total_steps
 
-    def stop_requested(self) -> bool:
-        """True on all ranks if one of them was told to stop."""
-        return self.engine.any_rank(self._stop.name is not None)
-
-    def finish_step(self, result: StepResult, lr: float) -> None:
-        self.step += 1
-        seconds = self._watch.charge("train")
-        if not self._is_checked:
-            self._say("in force:\n" + effective_run(self._config, self.engine, self._setup.grid))
-            self._is_checked = True
-        if self._is_first:
-            self._metrics.step(self.step, result, lr, seconds, self._consumed())
-        self._note_end(self._saver.poll())
-
     def evaluate(self) -> None:
-        result = evaluate(
-            self.engine.losses,
-            self._validation.batches(self._setup.grid.dp_rank),
-            self._token_bytes,
-            self.engine.sum_over_rows,
-            self.engine.device,
-        )
-        self._watch.charge("eval")
+        """The validation loss; nothing if a stop comes first: the next start makes up for it."""
+        try:
+            result = evaluate(
+                self.engine.losses,
+                self._until_stop(self._validation.batches(self._grid.dp_rank)),
+                self._token_bytes,
+                self.engine.sum_over_rows,
+                self.engine.device,
+            )
+        except _StoppedError:
+            return
+        finally:
+            self._watch.charge("eval")
         if not math.isfinite(result.val_loss):
             self.finish_save()
             raise NumericsError(
                 f"validation after step {self.step} gives a loss of {result.val_loss}; it was not saved"
             )
-        self._val_loss = self.step, result.val_loss
-        if self._is_first:
-            self._metrics.evaluation(self.step, result)
+        self._val_loss = result.val_loss
+        self._reports.evaluation(self.step, result)
 
     def save(self) -> None:
         """Begins a checkpoint and goes on; how it ended is said and noted a few steps later.
@@ -119,8 +142,7 @@ class Session:
         before, if that still runs. Raises NumericsError if the weights are not finite.
         """
         self.finish_save()
-        if self._is_first:
-            self._metrics.file.sync()
+        self._reports.sync()
         self._saver.save(self.step, self.engine.fragments(), self._state())
         self._watch.charge("checkpoint")
 
@@ -133,31 +155,41 @@ class Session:
 
     def conclude(self) -> int:
         """Ends the run, or leaves it ready to be continued. Returns the exit code."""
-        finished = self.step == self._setup.batch.total_steps
+        reached = self.step >= self.last_step and not self._owes_evaluation()
+        finished = reached and self.step == self._setup.batch.total_steps
         self.finish_save()
         if self.step > self.saved_step:
             self.save()
             if problem := self.finish_save():
                 raise CheckpointError(problem)
+        self._reports.summary(self.step, Status.finished if finished else Status.preempted, self._watch.spent)
+        self._reports.note("finished" if finished else "stopped", step=self.step, reason=self._stop.name)
+        self._reports.curve()
         if finished:
-            self._warned(self._write_samples)
-        if self._is_first:
-            self._warned(self._draw)
-            self._write_summary(Status.finished if finished else Status.preempted)
-            self._note("finished" if finished else "stopped", step=self.step, reason=self._stop.name)
-            self._say(self._last_words(finished))
+            self._reports.samples(self.engine.logits)
+        self._reports.say(self._last_words(finished, reached))
         self.engine.barrier()
-        reached = self.step >= self.last_step
         return 0 if reached else EXIT_PREEMPTED
 
     # --- start -------------------------------------------------------------------------------------------------------
+
+    def _build(self, device: str) -> None:
+        config, setup = self._config, self._setup
+        self.engine = assemble(config, setup.batch, setup.grid, device, self._initial())
+        self._hosts = self.engine.from_all_ranks(socket.gethostname())
+        self._saver = Saver(
+            setup.folder.checkpoints, config.checkpoint, self._peers, self._attempt.number, self._attempt.insist
+        )
+        self._health = Health(config.health)
+        self._guard = Guard(self.engine, self._health, config.health.replica_check_every_steps)
+        self._is_checked = False
 
     def _initial(self) -> Initial | None:
         """What gives the first value of each parameter; None: it is drawn."""
         return None if self._setup.starts_from is None else start_weights(self._setup.starts_from)
 
     def _open_data(self) -> None:
-        config, grid, setup = self._config, self._setup.grid, self._setup
+        config, grid, setup = self._config, self._grid, self._setup
         rows = open_rows(setup.phase, setup.corpora, config.run.seed, setup.packs)
         self.batches = TrainBatches(rows, setup.batch, grid.dp_rank)
         self._validation = ValidationBatches(
@@ -170,47 +202,130 @@ class Session:
         )
         self._token_bytes = np.load(self._setup.data / "token_bytes.npy", allow_pickle=False)
 
-    def _take_up(self, found: Checkpoint | None, started: float) -> None:
+    def _start(self, found: Checkpoint | None, started: float) -> None:
         """All ranks: state from the checkpoint, or a fresh start; then the logs."""
         total_steps = self._setup.batch.total_steps
         asked = self._config.run.stop_at_step
         self.last_step = total_steps if asked is None else min(asked, total_steps)
-        self.step = self.saved_step = found.step if found else 0
+        self.step = self.saved_step = self._updates = 0
+        self._val_loss: float | None = None
         spent = DeviceSeconds()
-        if found:
-            found.require(self.engine.expected())
-            self.engine.load(found.read, self.step)
+        if found is not None:
+            self._take_up(found)
             spent = DeviceSeconds(**found.state["device_seconds"])
-        self._watch = Stopwatch(spent, self._setup.grid.world_size, started)
-        if self._is_first:
-            self._start_logs(spent)
+        self._watch = Stopwatch(spent, self._grid.world_size, started)
+        self._open_logs()
         self._watch.charge("idle")
+        self.stops = self.engine.any_rank(self._stop.name is not None)
 
-    def _start_logs(self, spent: DeviceSeconds) -> None:
-        folder, world_size = self._setup.folder, self._setup.grid.world_size
-        self._restarts = folder.count("started")
-        file = MetricsFile(folder.metrics_jsonl)
-        repeated = file.rewind(self.step)
-        spent.idle += world_size * sum(row.get("seconds", 0.0) for row in repeated)
-        self._metrics = Metrics(file, folder.tensorboard, self._setup.batch, self._plan, self._config.log.every_steps)
+    def _take_up(self, found: Checkpoint) -> None:
+        """Weights, moments and all that decides what follows, as the checkpoint has it."""
+        state = found.state
+        found.require(self.engine.expected())
+        self._updates = state.get("updates", found.step)  # a checkpoint without it knows of no step left out
+        self.engine.load(found.read, self._updates)
+        self._health.take_up(state.get("health", {}))
+        self._val_loss = state["val_loss"]
+        self.step = self.saved_step = found.step
+
+    def _open_logs(self) -> None:
+        reports = self._reports
         if (folder := self._setup.starts_from) is not None:
-            self._note("start_weights", folder=str(folder), sha256=open_weights(folder, every_byte=False).sha256)
+            reports.note("start_weights", folder=str(folder), sha256=open_weights(folder, every_byte=False).sha256)
         if self._setup.rebases:
-            self._note("rebased", step=self.step, phase=len(self._setup.phases))
-        self._note("started", step=self.step, world_size=world_size, repeated_steps=sum("loss" in r for r in repeated))
-        if self.step:
-            self._say(f"resumed at step {self.step} of {self._setup.batch.total_steps}")
-        self._write_summary(Status.running)
+            reports.note("rebased", step=self.step, phase=len(self._setup.phases))
+        reports.open(self.step, self._watch.spent)
+        reports.summary(self.step, Status.running, self._watch.spent)
 
-    # --- files -------------------------------------------------------------------------------------------------------
+    # --- in a step ---------------------------------------------------------------------------------------------------
+
+    def _completed(self) -> None:
+        self.step += 1
+        self._val_loss = None
+        self._note_end(self._saver.poll())
+
+    def _leave_out(self, reason: str) -> None:
+        self._completed()
+        self._watch.charge("train")
+        self._reports.skipped(self.step, reason)
+        if self._skips.reason(self.step):  # nothing was computed, so nothing was exchanged
+            self.stops = self.engine.any_rank(self._stop.name is not None)
+
+    def _check_once(self) -> None:
+        """After the first update of this process."""
+        if not self._is_checked:
+            self._reports.say("in force:\n" + effective_run(self._config, self.engine, self._grid))
+            self._is_checked = True
+
+    def _until_stop(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Raises _StoppedError, on all ranks at the same batch, when one was told to stop."""
+        for batch in batches:
+            self.stops = self.engine.any_rank(self._stop.name is not None)
+            if self.stops:
+                raise _StoppedError
+            yield batch
+
+    def _owes_evaluation(self) -> bool:
+        return self.is_due(self._config.evaluation.every_steps) and self._val_loss is None
+
+    # --- incidents ---------------------------------------------------------------------------------------------------
+
+    def _tell(self, incident: Incident) -> None:
+        self._reports.say(f"warning: {incident.describe(self._hosts)}: {incident.outcome}")
+        if self._grid.is_first:
+            facts = incident.to_tree(self._hosts, lambda row: self.batches.documents(self.step, row))
+            self._reports.note("flagged", **facts)
+
+    def _give_up(self, incident: Incident) -> None:
+        self.finish_save()
+        raise NumericsError(
+            f"{incident.describe(self._hosts)}. Nothing of it was saved; the last checkpoint is of step "
+            f"{self.saved_step}, and {self._setup.folder.events_jsonl} names the rows and layers. A lower "
+            "optimizer.peak_lr or a longer warm-up is the usual cure, under a new run.name; or leave steps out with "
+            "health.skip_steps"
+        )
+
+    def _roll_back(self, incident: Incident) -> None:
+        """Back to a checkpoint before the incident; the batches around it are left out this time. A collective."""
+        self.finish_save()
+        health, at = self._config.health, incident.step
+        if len(self._skips.rollbacks) >= health.max_rollbacks:
+            raise NumericsError(
+                f"{incident.describe(self._hosts)}. The run went back {len(self._skips.rollbacks)} times already "
+                f"(health.max_rollbacks={health.max_rollbacks}); the last checkpoint is of step {self.saved_step}"
+            )
+        margin = 0 if incident.finding.reason == Reason.odd_replicas else health.rollback_margin_steps
+        found, _ = newest_valid(
+            self._setup.folder.checkpoints, self._peers, at_most=at - 1 - margin, refused=self._skips.refused
+        )
+        if found is None:
+            raise NumericsError(
+                f"{incident.describe(self._hosts)}. There is no checkpoint of step {at - 1 - margin} or before to go "
+                "back to (checkpoint.every_steps, checkpoint.keep_last, health.rollback_margin_steps)"
+            )
+        first, last = (max(found.step + 1, at - margin), at + margin) if margin else (1, 0)
+        self._skips.add(Rollback(at, found.step, first, last, str(incident.finding.reason)))
+        on_first(self._peers, self._skips.write)
+        skips_in_a_row = self._health.skips_in_a_row
+        self._take_up(found)
+        self._health.skips_in_a_row = skips_in_a_row
+        self._watch.charge("idle")
+        repeated = self._reports.rewind(self.step, self._watch.spent)
+        self._reports.note("rolled_back", at_step=at, to_step=self.step, left_out=[first, last], repeated=repeated)
+        self._reports.say(f"went back to step {self.step}; steps {first} to {last} are left out")
+
+    # --- saves -------------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
         manifest = self._setup.manifest
         return {
             "step": self.step,
+            "updates": self._updates,
+            "rollbacks": len(self._skips.rollbacks),
+            "health": self._health.to_tree(),
             "tokens_seen": self._setup.batch.tokens_seen(self.step),
-            "world_size": self._setup.grid.world_size,
-            "val_loss": self._val_loss[1] if self._val_loss and self._val_loss[0] == self.step else None,
+            "world_size": self._grid.world_size,
+            "val_loss": self._val_loss,
             "config_sha256": config_sha256(self._config),
             "rest_sha256": rest_sha256(self._config),
             "data": {
@@ -220,76 +335,23 @@ class Session:
             "device_seconds": vars(self._watch.spent),
         }
 
-    def _note_end(self, outcome: Outcome | None) -> None:
+    def _note_end(self, outcome: SaveOutcome | None) -> None:
         """Of a save that has just ended."""
         if outcome is None:
             return
+        reports = self._reports
         if outcome.problem:
-            self._say(
+            reports.say(
                 f"warning: {outcome.problem}\n         the newest checkpoint stays that of step {self.saved_step}"
             )
-            self._note("save_failed", step=outcome.step, problem=outcome.problem)
+            reports.note("save_failed", step=outcome.step, problem=outcome.problem)
             return
         self.saved_step = outcome.step
-        self._note("saved", step=outcome.step)
+        reports.note("saved", step=outcome.step)
         if outcome.warning:
-            self._say(f"warning: {outcome.warning}")
-            self._note("old_checkpoints_stay", problem=outcome.warning)
-        if self._is_first:
-            self._write_summary(Status.running)
-
-    def _consumed(self) -> dict[str, int]:
-        """Slots of each source used so far: predictions, and for best fit their padding."""
-        phase = self._setup.phase
-        used = dict(zip((source.digest for source in phase.sources), phase.consumed_at(self.step), strict=True))
-        return {corpus.name: used[corpus.digest] for corpus in self._setup.corpora}
-
-    def _write_summary(self, status: Status) -> None:
-        summary = summarize(
-            self._setup,
-            self._plan,
-            self._metrics,
-            self._watch.spent,
-            step=self.step,
-            status=status,
-            restarts=self._restarts,
-            provenance=self._provenance,
-        )
-        self._warned(lambda: publish_json(self._setup.folder.summary_json, summary))
-
-    def _warned(self, write: Callable[[], None]) -> None:
-        """A report that cannot be made does not undo a run."""
-        try:
-            write()
-        except Exception as error:
-            self._say(f"warning: {error}")
-            self._note("report_failed", error=f"{type(error).__name__}: {error}")
-
-    def _write_samples(self) -> None:
-        """A collective: every rank draws the same tokens from the same seed, rank 0 writes them."""
-        folder, sample = self._setup.folder, self._config.sample
-        model = self._setup.data / "tokenizer.model"
-        if not model.is_file():
-            self._say(f"no samples: {self._setup.data} has no tokenizer.model (its tokens came from another program)")
-            return
-        tokenizer = Tokenizer.load(model)
-        context = self._config.data.seq_len
-        texts = [
-            write_sample(
-                self.engine.logits,
-                tokenizer,
-                SampleCommand(
-                    run=str(folder.path), prompt=prompt, n_tokens=sample.n_tokens, temperature=sample.temperature
-                ),
-                context,
-            )
-            for prompt in sample.prompts
-        ]
-        if self._is_first:
-            publish_bytes(folder.samples_txt, "\n----\n\n".join(texts).encode())
-
-    def _draw(self) -> None:
-        write_curve(self._setup.folder.curve_svg, self._metrics.file.rows, baselines(self._setup))
+            reports.say(f"warning: {outcome.warning}")
+            reports.note("old_checkpoints_stay", problem=outcome.warning)
+        reports.summary(self.step, Status.running, self._watch.spent)
 
     # --- end ---------------------------------------------------------------------------------------------------------
 
@@ -300,31 +362,28 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.restore()
-        if not self._is_first:
-            return
         if error is not None:
-            self._note("failed", step=self.step, error=f"{type(error).__name__}: {error}")
-            diverged = getattr(error, "exit_code", None) == 5
-            self._write_summary(Status.diverged if diverged else Status.failed)
-        self._metrics.close()
-        self._setup.folder.release()
+            words = str(error) if isinstance(error, RunFailedError) else f"{type(error).__name__}: {error}"
+            self._reports.note("failed", step=self.step, error=words)
+            diverged = getattr(error, "exit_code", None) == NumericsError.exit_code
+            if self._attempt.is_current():
+                self._reports.summary(self.step, Status.diverged if diverged else Status.failed, self._watch.spent)
+        self._reports.close()
+        if self._grid.is_first and error is None:
+            self._attempt.end("finished" if self.step == self._setup.batch.total_steps else "stopped", self.step)
 
-    def _last_words(self, finished: bool) -> str:
+    def _last_words(self, finished: bool, reached: bool) -> str:
         folder = self._setup.folder.path
         if finished:
             return f"finished: {self.step} steps in {folder}"
-        why = f"on {self._stop.name}" if self._stop.name else "as asked (run.stop_at_step)"
+        why = "as asked (run.stop_at_step)" if reached else f"on {self._stop.name or 'a signal to another rank'}"
         if self.step == 0:
             return f"stopped {why} before the first step; the same command begins again"
         return f"stopped {why} and saved at step {self.step}; the same command goes on from here"
 
-    def _say(self, message: str) -> None:
-        if self._is_first:
-            self._metrics.say(message)
 
-    def _note(self, event: str, **facts: Any) -> None:
-        if self._is_first:
-            self._setup.folder.note(event, **facts)
+class _StoppedError(Exception):
+    """An evaluation was left."""
 
 
 class _StopSignals:

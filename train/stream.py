@@ -1,84 +1,26 @@
 """The tokens of one split (or of one label inside it) as one long array, and where its documents begin.
 
-Everything is read at the place where it is needed, with `pread` on a file that is opened on first use: start-up opens
-nothing, and a bounded number of files is kept open, however many shards there are. Boundaries of documents come from
-the shards' indexes, by bisection; nothing is ever found by looking for an end-of-text id.
+Everything is read at the place where it is needed, from files that are opened on first use: start-up opens nothing, and
+a bounded number of files is kept open, however many shards there are. Every block that a read touches is compared with
+its checksum, each time: no altered id or boundary is ever given out. Boundaries of documents come from the shards'
+indexes, by bisection; nothing is ever found by looking for an end-of-text id.
 """
 
-import errno
-import os
-import resource
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.blocks import BLOCK, BlockFiles, OpenFiles
 from data_prep.files import DataError
-from data_prep.manifest import Manifest, ShardEntry
-from data_prep.shards import DTYPE_CODES, HEADER, MAGIC, file_of
+from data_prep.manifest import Manifest, ShardEntry, sums_sha256
+from data_prep.shards import BIN, DTYPE_CODES, HEADER, IDX, block_files
 
 Int64Array = NDArray[np.int64]
-_BLOCK = 512
+_BLOCK = BLOCK // 8
 """index entries that are read at once"""
-
-
-class OpenFiles:
-    """Descriptors of files opened for reading, the least recently used one closed beyond `limit` (None: half of what
-    the process may open), or when the process may open no more."""
-
-    def __init__(self, limit: int | None = None):
-        self._limit, self._open = limit or _allowed(), OrderedDict[Path, int]()
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def pread(self, file: Path, count: int, offset: int, check: Callable[[Path, int], None]) -> bytes:
-        """Exactly `count` bytes. `check(file, descriptor)` is called when the file is opened. Raises DataError."""
-        descriptor = self._open.get(file)
-        if descriptor is None:
-            descriptor = self._add(file, check)
-        else:
-            self._open.move_to_end(file)
-        try:
-            content = os.pread(descriptor, count, offset)
-        except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}") from error
-        if len(content) != count:
-            raise DataError(f"{file} ends before byte {offset + count}; it was truncated while in use")
-        return content
-
-    def _add(self, file: Path, check: Callable[[Path, int], None]) -> int:
-        descriptor = self._opened(file)
-        try:
-            check(file, descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._open[file] = descriptor
-        if len(self._open) > self._limit:
-            self._close_oldest()
-        return descriptor
-
-    def _opened(self, file: Path) -> int:
-        while True:
-            try:
-                return os.open(file, os.O_RDONLY)
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
-                    raise DataError(f"cannot read {file}: {error.strerror}") from error
-                self._close_oldest()
-
-    def _close_oldest(self) -> None:
-        os.close(self._open.popitem(last=False)[1])
-
-
-def _allowed() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 2))
-
 
 _FILES = OpenFiles()  # one for the process: the limit on descriptors is the process's too
 
@@ -102,9 +44,11 @@ class TokenStream:
         self, folder: Path, manifest: Manifest, split: str, label: str | None = None, files: OpenFiles = _FILES
     ):
         self.shards = shards_of(manifest, split, label)
-        self._folder, self._files = Path(folder), files
+        self._folder, self._opened = Path(folder), files
+        self._sums = sums_sha256(self._folder, manifest)
+        self._files: dict[int, BlockFiles] = {}
+        self._seen: tuple[int, int, Int64Array] = (-1, 0, np.empty(0, np.int64))  # shard, first, index entries
         self._dtypes = [_dtype_of(self._folder, shard) for shard in self.shards]
-        self._bins = [file_of(self._folder / shard.name, ".bin") for shard in self.shards]
         self._ends = np.cumsum([shard.tokens for shard in self.shards], dtype=np.int64)
         self._end_list: list[int] = self._ends.tolist()
         self.n_tokens = self._end_list[-1] if self.shards else 0
@@ -126,7 +70,7 @@ class TokenStream:
         offset = 0
         for shard, first, taken in self._parts(start, count):
             low = self._documents_before(shard, first)
-            high = self._documents_before(shard, first + taken, guess=low)
+            high = self._documents_before(shard, first + taken)
             if high > low:
                 found.append(self._starts(shard, low, high) - first + offset)
             offset += taken
@@ -172,23 +116,26 @@ class TokenStream:
             yield shard, position - (end - self.shards[shard].tokens), taken
             filled += taken
 
-    def _documents_before(self, shard: int, token: int, guess: int | None = None) -> int:
-        """How many of the shard's documents begin before this token. Looks around a guess first: documents of like
-        length would put it there."""
-        entry = self.shards[shard]
-        low, high = 0, entry.documents
-        guess = token * entry.documents // entry.tokens if guess is None else guess
+    def _documents_before(self, shard: int, token: int) -> int:
+        """How many of the shard's documents begin before this token. Looks at the entries that were read last, then
+        where documents of like length would put it, then in the middle of what is left."""
+        entry, at = self.shards[shard], token * self._dtypes[shard].itemsize
+        low, high, guess = 0, entry.documents, token * entry.documents // entry.tokens
+        seen, first, offsets = self._seen
+        last = first + len(offsets) if seen == shard else first
         while True:
+            if first < last:
+                before = int(self._offsets(shard, first, last).searchsorted(at))
+                if before == 0 and first > low:
+                    high = first
+                elif before == last - first and last < high:
+                    low = last
+                else:
+                    return first + before
+            if not low <= guess < high:
+                guess = (low + high) // 2
             first = max(low, min(guess - _BLOCK // 2, high - _BLOCK))
             last = min(high, first + _BLOCK)
-            before = int(self._offsets(shard, first, last).searchsorted(token * self._dtypes[shard].itemsize))
-            if before == 0 and first > low:
-                high = first
-            elif before == last - first and last < high:
-                low = last
-            else:
-                return first + before
-            guess = (low + high) // 2
 
     def _starts(self, shard: int, low: int, high: int) -> Int64Array:
         """Token at which each of documents low ... high - 1 begins, in its shard."""
@@ -196,27 +143,26 @@ class TokenStream:
 
     def _offsets(self, shard: int, low: int, high: int) -> Int64Array:
         """The same in bytes, as the index has it."""
-        at = HEADER.size + 4 * self.shards[shard].documents + 8 * low
-        return np.frombuffer(self._idx(shard, 8 * (high - low), at), dtype="<i8")
+        seen, first, offsets = self._seen
+        if seen != shard or low < first or high > first + len(offsets):
+            at = HEADER.size + 4 * self.shards[shard].documents + 8 * low
+            first, offsets = low, np.frombuffer(self._idx(shard, 8 * (high - low), at), dtype="<i8")
+            self._seen = shard, first, offsets
+        return offsets[low - first : high - first]
 
-    def _idx(self, shard: int, count: int, offset: int) -> bytes:
-        entry = self.shards[shard]
+    def _idx(self, shard: int, count: int, offset: int) -> memoryview:
+        return self._file(shard).read(IDX, count, offset)
 
-        def check(file: Path, descriptor: int) -> None:
-            code = DTYPE_CODES[self._dtypes[shard].name]
-            expected = HEADER.pack(MAGIC, 1, code, entry.documents, entry.documents + 1)
-            if os.pread(descriptor, HEADER.size, 0) != expected:
-                raise DataError(f"{file} is not the index that the manifest tells of: altered or exchanged")
+    def _bin(self, shard: int, count: int, offset: int) -> memoryview:
+        return self._file(shard).read(BIN, count, offset)
 
-        return self._files.pread(file_of(self._folder / entry.name, ".idx"), count, offset, check)
-
-    def _bin(self, shard: int, count: int, offset: int) -> bytes:
-        def check(file: Path, descriptor: int) -> None:
-            found, expected = os.fstat(descriptor).st_size, self.shards[shard].bin_bytes
-            if found != expected:
-                raise DataError(f"{file} has {found} bytes, the manifest tells of {expected}")
-
-        return self._files.pread(self._bins[shard], count, offset, check)
+    def _file(self, shard: int) -> BlockFiles:
+        found = self._files.get(shard)
+        if found is None:
+            entry = self.shards[shard]
+            stem, sizes = self._folder / entry.name, (entry.bin_bytes, entry.idx_bytes)
+            found = self._files[shard] = block_files(stem, sizes, self._sums[entry.name], self._opened)
+        return found
 
 
 def shards_of(manifest: Manifest, split: str, label: str | None) -> list[ShardEntry]:

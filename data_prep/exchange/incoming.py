@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from conf.compose import digest, flatten, to_tree
+from data_prep.blocks import BlockSums
 from data_prep.config import OnBad
 from data_prep.exchange import peer_tokenizer
 from data_prep.exchange.config import ImportConfig
@@ -48,6 +49,7 @@ from data_prep.shards import (
     EOS_POLICY,
     LONGEST_DOCUMENT,
     SCHEMA_VERSION,
+    SUMS,
     Sidecar,
     SpanCount,
     dtype_for,
@@ -142,8 +144,12 @@ def _finished(job: Job, tokenizer: PeerTokenizer) -> bool:
 
 def _import_file(job: Job, config: ImportConfig, tokenizer: PeerTokenizer, on_bad: OnBad) -> None:
     _refuse_narrow(job.peer, tokenizer)
-    with _spooled(job.peer, tokenizer.eos_id, job.stem.parent) as (ends, empty):
-        found = examine(job.peer, ends, tokenizer, config)
+    with (
+        tempfile.TemporaryFile(dir=job.stem.parent) as spool,
+        _spooled(job.peer, tokenizer.eos_id, job.stem.parent) as (ends, empty),
+    ):
+        sums = BlockSums(spool)
+        found = examine(job.peer, ends, tokenizer, config, sums)
         rejected = {reason: n for reason, n in ((EMPTY, empty), (CONTROL_ID, len(found.bad))) if n}
         if found.bad and on_bad is OnBad.error:
             raise DataError(control_message(job.peer, ends, found.bad, tokenizer, config))
@@ -168,7 +174,7 @@ def _import_file(job: Job, config: ImportConfig, tokenizer: PeerTokenizer, on_ba
                 _rewrite(job, ends, found, record, tokenizer)
                 say(f"{job.peer.name}: {record.documents:,} documents, rewritten ({', '.join(reasons)})")
             else:
-                linked = _link(job, ends, found, record, tokenizer)
+                linked = _link(job, ends, found, record, tokenizer, sums)
                 say(f"{job.peer.name}: {record.documents:,} documents, {'linked' if linked else 'copied'}")
         except BaseException:
             remove_shard(job.stem)
@@ -213,11 +219,11 @@ def _why_rewritten(peer: PeerFile, found: Examined) -> list[str]:
     return [reason for reason, applies in reasons.items() if applies]
 
 
-def _link(job: Job, ends: Row, found: Examined, record: SpanCount, tokenizer: PeerTokenizer) -> bool:
+def _link(job: Job, ends: Row, found: Examined, record: SpanCount, tokenizer: PeerTokenizer, sums: BlockSums) -> bool:
     """The payload as it is under our name, our index and sidecar beside it."""
     dtype = SHARED_WIDTHS[np.dtype(job.peer.dtype).itemsize]
     linked = link_or_copy(job.peer.path, file_of(job.stem, ".bin"))
-    _seal(job, ends, dtype, found.sha256, found.text_bytes, record, tokenizer)
+    _seal(job, ends, dtype, found.sha256, found.text_bytes, record, tokenizer, sums)
     return linked
 
 
@@ -225,25 +231,40 @@ def _rewrite(job: Job, ends: Row, found: Examined, record: SpanCount, tokenizer:
     """Block by block; every id was found to fit before."""
     dtype = dtype_for(tokenizer.vocab_size)
     sha256, text_bytes, n_kept = hashlib.sha256(), 0, 0
-    with tempfile.TemporaryFile(dir=job.stem.parent) as spool:
+    folder = job.stem.parent
+    with tempfile.TemporaryFile(dir=folder) as spool, tempfile.TemporaryFile(dir=folder) as sums_spool:
+        sums = BlockSums(sums_spool)
         with published(file_of(job.stem, ".bin")) as stream:
             for ids, new_ends in mended(job.peer, ends, found.bad, tokenizer.eos_id):
                 content = ids.astype(np.dtype(dtype).newbyteorder("<")).tobytes()
                 stream.write(content)
                 sha256.update(content)
+                sums.update(content)
                 text_bytes += int(tokenizer.token_bytes[ids].sum(dtype=np.int64))
                 spool.write(new_ends.astype("<i8").tobytes())
                 n_kept += len(new_ends)
         spool.flush()
-        _seal(job, Row(spool, "<i8", 0, n_kept), dtype, sha256.hexdigest(), text_bytes, record, tokenizer)
+        _seal(job, Row(spool, "<i8", 0, n_kept), dtype, sha256.hexdigest(), text_bytes, record, tokenizer, sums)
 
 
 def _seal(
-    job: Job, ends: Row, dtype: str, bin_sha256: str, text_bytes: int, record: SpanCount, tokenizer: PeerTokenizer
+    job: Job,
+    ends: Row,
+    dtype: str,
+    bin_sha256: str,
+    text_bytes: int,
+    record: SpanCount,
+    tokenizer: PeerTokenizer,
+    sums: BlockSums,
 ) -> None:
-    """Index and sidecar of a payload that lies there; the sidecar last."""
+    """Index, block checksums (`sums` has those of the payload) and sidecar of a payload that lies there; the sidecar
+    last."""
+    sums.end_file()
     with published(file_of(job.stem, ".idx")) as stream:
-        idx_sha256 = write_megatron_index(stream, ends, dtype)
+        idx_sha256 = write_megatron_index(stream, ends, dtype, sums)
+    sums.end_file()
+    with published(file_of(job.stem, SUMS)) as stream:
+        sums.copy_to(stream)
     sidecar = Sidecar(
         schema_version=SCHEMA_VERSION,
         task=job.task,
@@ -308,5 +329,5 @@ def _manifest(
         baselines={},
         sources=sources,
         shards=shards,
-        files=file_entries(out, [*names, INPUTS]),
+        files=file_entries(out, [*names, INPUTS, *(f"{shard.name}{SUMS}" for shard in shards)]),
     )

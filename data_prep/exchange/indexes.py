@@ -13,6 +13,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.blocks import BlockSums
 from data_prep.files import DataError
 from data_prep.shards import DTYPE_CODES, HEADER, MAGIC, Sidecar, file_of
 
@@ -90,13 +91,14 @@ def ids_of(stem: Path, sidecar: Sidecar) -> Row:
     return Row.of(file_of(stem, ".bin"), np.dtype(sidecar.dtype).newbyteorder("<").str, 0, sidecar.tokens)
 
 
-def write_megatron_index(stream: IO[bytes], ends: Row, dtype: str) -> str:
+def write_megatron_index(stream: IO[bytes], ends: Row, dtype: str, sums: BlockSums) -> str:
     """Writes the .idx for one sequence per document, from the token positions after each; returns its SHA-256."""
     sha256 = hashlib.sha256()
 
     def put(content: bytes) -> None:
         stream.write(content)
         sha256.update(content)
+        sums.update(content)
 
     n, itemsize = len(ends), np.dtype(dtype).itemsize
     put(HEADER.pack(MAGIC, 1, DTYPE_CODES[dtype], n, n + 1))

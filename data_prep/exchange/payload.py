@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.blocks import BlockSums
 from data_prep.exchange.config import ImportConfig
 from data_prep.exchange.indexes import Row
 from data_prep.exchange.peer_tokenizer import PeerTokenizer
@@ -31,8 +32,8 @@ class Examined:
     lacking: int
 
 
-def examine(peer: PeerFile, ends: Row, tokenizer: PeerTokenizer, config: ImportConfig) -> Examined:
-    """Reads every id once. Raises DataError on the first id outside the vocabulary.
+def examine(peer: PeerFile, ends: Row, tokenizer: PeerTokenizer, config: ImportConfig, sums: BlockSums) -> Examined:
+    """Reads every id once; the bytes go through `sums`. Raises DataError on the first id outside the vocabulary.
 
     An id without text is in order at its declared place: `eos_id` as the last of a document, `bos_id` as the first,
     `allow_ids` anywhere.
@@ -43,7 +44,9 @@ def examine(peer: PeerFile, ends: Row, tokenizer: PeerTokenizer, config: ImportC
     bad = array("q")
     for ids in peer.blocks():
         after = position + len(ids)
-        sha256.update(ids.tobytes())
+        content = ids.tobytes()
+        sha256.update(content)
+        sums.update(content)
         _check_range(peer, ids, position, tokenizer.vocab_size)
         text_bytes += int(tokenizer.token_bytes[ids].sum(dtype=np.int64))
         first, stop = bisect_right(ends, position), bisect_right(ends, after)

@@ -80,7 +80,7 @@ def test_a_truncated_shard_is_named_with_both_sizes(copy: Path, lost: int, endin
 
 
 def test_verify_names_every_file_with_a_flipped_bit(copy: Path):
-    flipped = [shard(copy).with_suffix(".bin"), shard(copy, "val").with_suffix(".idx"), copy / "token_bytes.npy"]
+    flipped = [shard(copy).with_suffix(".bin"), shard(copy, "val").with_suffix(".idx"), shard(copy).with_suffix(".crc")]
     for file in flipped:
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 4

@@ -135,7 +135,10 @@ def test_longer_missing_and_exchanged_files_are_named(tmp_path: Path):
     write(tmp_path / "a", [[1, 2], [3]])
     write(tmp_path / "b", [[1], [2]])
     (tmp_path / "b.idx").replace(tmp_path / "a.idx")
-    with pytest.raises(DataError, match="altered or exchanged"):
+    with pytest.raises(DataError, match=r"a\.idx was altered after it was written"):
+        _ = ShardReader(tmp_path / "a").document_starts
+    (tmp_path / "b.crc").replace(tmp_path / "a.crc")
+    with pytest.raises(DataError, match=r"a\.idx does not describe a\.bin: it was altered or exchanged"):
         _ = ShardReader(tmp_path / "a").document_starts
 
 

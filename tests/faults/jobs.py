@@ -82,7 +82,7 @@ class Job:
 
 def _rank(folder: str, words: list[str], place: tuple[int, int, int], fault: Fault | None, log: str) -> None:
     from conf.compose import compose
-    from train.__main__ import APP, run
+    from train.__main__ import APP, is_said, run
 
     rank, world_size, port = place
     become_rank(rank, world_size, port, "cpu")
@@ -90,7 +90,7 @@ def _rank(folder: str, words: list[str], place: tuple[int, int, int], fault: Fau
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     code = 1
     try:
         if fault is not None:
@@ -98,7 +98,10 @@ def _rank(folder: str, words: list[str], place: tuple[int, int, int], fault: Fau
         code = run(compose(APP, words))
     except BaseException as error:
         code = getattr(error, "exit_code", 1)
-        print(f"error: {error}" if code != 1 else traceback.format_exc(), file=sys.stderr)
+        if not hasattr(error, "exit_code"):
+            traceback.print_exc()
+        elif not (isinstance(error, Exception) and is_said(error)):
+            print(f"error: {error}", file=sys.stderr)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from data_prep.files import sha256_file
+from data_prep.manifest import FileEntry
 from data_prep.shards import ShardHead, read_sidecar, shard_writer
 from train.corpus import Corpus
 from train.data_config import DataConfig, SourceConfig
@@ -44,12 +46,14 @@ def write_shards(
                 tokens=sidecar.tokens,
                 documents=sidecar.documents,
                 bin_bytes=sidecar.bin_bytes,
+                idx_bytes=sidecar.idx_bytes,
                 bin_sha256=sidecar.bin_sha256,
                 idx_sha256=sidecar.idx_sha256,
                 source="",
             )
         )
     manifest = SimpleNamespace(
+        files=[FileEntry(name, 0, sha256_file(folder / name)) for name in [f"{entry.name}.crc" for entry in entries]],
         dtype="uint16",
         tokenizer_sha256="k",
         shards=entries,

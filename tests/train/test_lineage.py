@@ -234,12 +234,14 @@ def test_a_missing_dataset_is_named(tmp_path: Path):
 def test_only_a_process_that_looks_finds_a_shard_of_another_size(tmp_path: Path):
     folder = large_manifest(tmp_path, n_shards=3, tokens=30)
     data = DataConfig(folder=str(folder))
-    (file, *_) = folder.glob("*.bin")
+    file = min(folder.glob("*.bin"))
     file.write_bytes(b"")
     with pytest.raises(DataError, match=file.name):
         load_corpora(data)
     (corpus,) = load_corpora(data, look=False)
-    with pytest.raises(DataError, match=rf"{file.name} has 0 bytes"):  # named all the same when it is opened
+    with pytest.raises(
+        DataError, match=rf"{file.name} is truncated: expected \d+ bytes, found 0"
+    ):  # named all the same when it is opened
         corpus.stream("train").read(0, 30)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from train.batch import solve_batch
+from train.errors import FencedError
 from train.metrics import Console, DeviceSeconds, Stopwatch
-from train.metrics_file import MetricsFile, read_rows
+from train.metrics_file import MetricsFile, last_step, read_rows
 
 ROW = {"step": 1, "loss": 5.0, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_second": 1000.0, "mfu": 0.5}
 
@@ -37,6 +38,31 @@ def test_a_log_that_cannot_be_written_warns_and_the_run_goes_on(tmp_path: Path, 
     file.append(ROW)
     assert file.rows == [ROW]
     assert "training goes on" in capsys.readouterr().err
+
+
+def test_a_run_that_is_anothers_now_is_not_written_and_that_is_no_mere_warning(tmp_path: Path):
+    def insist() -> None:
+        if is_fenced:
+            raise FencedError("attempt 1 is over")
+
+    is_fenced = False
+    file = MetricsFile(tmp_path / "metrics.jsonl", insist)
+    file.append(ROW)
+    before, is_fenced = (tmp_path / "metrics.jsonl").read_bytes(), True
+    for write in (lambda: file.append(ROW), file.sync, lambda: file.rewind(0)):
+        with pytest.raises(FencedError):
+            write()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [("", 0), ('{"step": 3}\n{"step": 4}\n{"step": 5, "lo', 4), ("x\n" * 100_000 + '{"step": 7}\n', 7), ("\0\xff", 0)],
+)
+def test_the_last_step_is_read_from_the_end_of_the_file(tmp_path: Path, text: str, step: int):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert last_step(tmp_path / "metrics.jsonl") == step
+    assert last_step(tmp_path / "nothing") == 0
 
 
 def test_time_is_charged_to_its_purpose_for_all_devices(monkeypatch: pytest.MonkeyPatch):

@@ -99,7 +99,7 @@ def test_a_part_of_a_row_is_the_same_pieces_cut(tmp_path: Path):
         assert parts == whole
 
 
-@pytest.mark.parametrize("name", ["rows.bin", "starts.bin", "pairs.bin", "windows.bin", "pack.json"])
+@pytest.mark.parametrize("name", ["rows.bin", "starts.bin", "pairs.bin", "windows.bin", "blocks.crc", "pack.json"])
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
 def test_a_damaged_pack_is_made_anew(tmp_path: Path, name: str, damage: str):
     corpus, said = corpus_of(tmp_path, "a", [[5, 6, 3, 4, 9, 2]]), []
@@ -208,7 +208,7 @@ def test_one_that_waits_gives_up_a_pack_that_stays_damaged(tmp_path: Path):
     Packs(None, say=said.append).of(corpus, 12)
     (folder,) = (tmp_path / "a" / "packs").glob("[!.]*")
     (folder / "rows.bin").write_bytes(b"")
-    with pytest.raises(DataError, match=r"rows\.bin has 0 bytes"):
+    with pytest.raises(DataError, match=r"rows\.bin is truncated: expected \d+ bytes, found 0"):
         Packs(None, makes=False, say=said.append, patience=0.2).of(corpus, 12)
     assert "waiting for the first process to mend" in said[2]
 
@@ -246,6 +246,7 @@ def test_a_pack_made_anew_by_the_first_process_is_opened_anew_by_the_others(tmp_
     starts = np.fromfile(folder / "starts.bin", "<i8")
     (starts + 1).tofile(folder / "starts.bin")
     other = Packs(None, makes=False, verify=False)
-    assert other.of(corpus, 12).pieces(0, 0, 12) != whole
+    with pytest.raises(DataError, match=r"starts\.bin was altered after it was written: between bytes 0 and \d+"):
+        other.of(corpus, 12).pieces(0, 0, 12)
     Packs(None, say=lambda _: None).of(corpus, 12)
     assert other.of(corpus, 12).pieces(0, 0, 12) == whole

@@ -25,5 +25,5 @@ def test_a_start_with_ten_thousand_shards_of_a_trillion_tokens_takes_less_than_a
     assert min(start_seconds(large, look=False) for _ in range(3)) < 1
 
 
-def test_the_first_process_looks_at_their_thirty_thousand_files_in_about_as_long_again(large: Path):
+def test_the_first_process_looks_at_their_forty_thousand_files_in_about_as_long_again(large: Path):
     assert min(start_seconds(large, look=True) for _ in range(3)) < 2

@@ -7,7 +7,7 @@ rows, the beginning of a row. Two fragments overlap where their rectangles do.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -100,6 +100,42 @@ def common(mine: Fragment, theirs: Fragment) -> Iterator[tuple[Window, Window]]:
             if row < last_row and column < last_column:
                 spot = (row, last_row, column, last_column)
                 yield _window(a, *spot), _window(b, *spot)
+
+
+def uncovered(shape: tuple[int, ...], fragments: Iterable[Fragment]) -> str | None:
+    """Why these fragments do not hold each number of their tensor exactly once; None if they do.
+
+    Slices tile the dimension that is cut, and ranges tile their slice: so layouts cut, and to sort both is cheap
+    however many fragments there are. Every fragment has passed `check`.
+    """
+    ranges: dict[tuple[int | None, int, int], list[tuple[int, int]]] = {}
+    for fragment in fragments:
+        if fragment.start < fragment.stop:
+            where = (fragment.tp_dim, fragment.tp_start, fragment.tp_stop)
+            ranges.setdefault(where, []).append((fragment.start, fragment.stop))
+    dims = {dim for dim, _, _ in ranges}
+    if len(dims) > 1:
+        return f"it is cut along dimensions {sorted(dims, key=str)} at once"
+    dim = next(iter(dims), None)
+    if dim is not None and (problem := _untiled([(low, high) for _, low, high in ranges], shape[dim])):
+        return f"of dimension {dim}, {problem}"
+    for (_, low, high), found in (ranges or {(None, 0, 0): []}).items():
+        n = math.prod(shape) if dim is None else math.prod(shape) // shape[dim] * (high - low)
+        if problem := _untiled(found, n):
+            return problem if dim is None else f"of the slice {low} to {high} of dimension {dim}, {problem}"
+    return None
+
+
+def _untiled(ranges: list[tuple[int, int]], n: int) -> str | None:
+    """Where ranges [low, high) that are not empty do not fill [0, n) without overlap."""
+    end = 0
+    for low, high in [*sorted(ranges), (n, n)]:
+        if low < end:
+            return f"numbers {low} to {min(end, high)} are there twice"
+        if low > end:
+            return f"numbers {end} to {low} are nowhere"
+        end = high
+    return None
 
 
 def _split(first: int, last: int, width: int) -> Iterator[tuple[int, int, int, int]]:

@@ -1,15 +1,17 @@
 """The only door to DeepSpeed: a model and our settings become an engine of three verbs.
 
-`start` joins the ranks, builds the model and initialises; `train_step` runs one optimizer step; `logits` runs the model
-without gradients; `fragments` and `load` move the training state out and in, each rank its own part of it. Beside this
-file: settings.py (our settings → DeepSpeed's dictionary), build.py (the model's first weights), state.py (fragments),
-in_force.py (asked and in force).
+`start` joins the ranks, builds the model and initialises; `train_step` runs one optimizer step, which a judge may
+refuse before the update; `logits` runs the model without gradients; `fragments` and `load` move the training state out
+and in, each rank its own part of it. Beside this file: settings.py (our settings → DeepSpeed's dictionary), build.py
+(the model's first weights), state.py (fragments), in_force.py (asked and in force), gate.py and exchange.py (what comes
+between gradients and update), replicas.py, look.py and clock.py (which rank, which row, which layer).
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,8 +21,13 @@ from model.loss import IGNORED_TARGET
 from train.batch import BatchPlan
 from train.config import LossConfig, OptimizerConfig, OptimizerKind
 from train.engine.build import Initial, logical_name, materialise, on_meta, zero_3
+from train.engine.clock import CLOCK
+from train.engine.exchange import Report, exchange
+from train.engine.gate import Gate
 from train.engine.in_force import Row, effective_rows, refuse_differences
 from train.engine.library import join_ranks, quiet
+from train.engine.look import Look
+from train.engine.replicas import Replicas
 from train.engine.settings import deepspeed_settings
 from train.engine.state import TrainingState
 from train.errors import EngineError, NumericsError
@@ -39,11 +46,26 @@ class StepResult:
     loss: float
     """nats per target, over all ranks and micro-batches of the step"""
     grad_norm: float
-    """global norm before clipping; infinite or NaN if the step was not applied"""
+    """global norm before clipping; infinite if it is no number"""
     n_targets: int
     """predictions in the step, over all ranks: less than its tokens where rows are padded or documents masked"""
     batch_hash: str
     """of all ids and targets of the step: see `train/fingerprint.py`"""
+    applied: bool
+    """False if the judge has refused it, or its norm is no number: weights, moments and their counts are as before"""
+    odd_ranks: tuple[int, ...]
+    """that hold weights which are not those of the others"""
+    reports: tuple[Report, ...] = field(compare=False)
+    """of all ranks"""
+
+    @property
+    def stop(self) -> bool:
+        """A rank was told to stop."""
+        return any(report.stop for report in self.reports)
+
+
+Judge = Callable[[StepResult], bool]
+"""Whether a step is to be applied; called on all ranks, with what is equal on all of them"""
 
 
 def start(
@@ -136,39 +158,91 @@ class Engine:
         self._width_ratio = width_ratio
         self._data_ranks = mesh.get_data_parallel_world_size()
         named = [(logical_name(name), parameter) for name, parameter in deepspeed_engine.module.named_parameters()]
+        self._named = named
         self._state = TrainingState(deepspeed_engine.optimizer, named, tp_rank=mesh.tp_rank)
+        self._replicas = Replicas(deepspeed_engine.optimizer, self._state, named, grid)
         if isinstance(inner := deepspeed_engine.optimizer.optimizer, MuonAdamW):
             inner.use_layout(self._state.flats, [(p.fragment, p.flat, p.offset) for p in self._state.pieces])
+        self._gate = Gate(deepspeed_engine.optimizer.optimizer)
         self._is_checked = False
         self.saw_segments = False
+        self.progress: Callable[[], None] = lambda: None
+        """called before each micro-batch, and before each batch without gradients"""
 
-    def train_step(self, micro_batches: Iterable[tuple[Tensor, ...]], lr: float) -> StepResult:
-        """Forward and backward over this rank's micro-batches, then one update with learning rate `lr`.
+    def train_step(
+        self,
+        micro_batches: Iterable[tuple[Tensor, ...]],
+        lr: float,
+        judge: Judge = lambda result: True,
+        *,
+        stop: bool = False,
+        compares_replicas: bool = False,
+        look: Look | None = None,
+    ) -> StepResult:
+        """Forward and backward over this rank's micro-batches, then one update with learning rate `lr`, if `judge`
+        lets it.
 
         A micro-batch is (tokens, targets), or (tokens, targets, segments) where attention stays inside documents. The
         gradient is that of the mean over *all* targets of the step: each micro-batch contributes its sum of nats
         divided by the global count. DeepSpeed averages over its data-parallel ranks, which is undone here.
+
+        stop: this rank was told to stop, which all ranks learn from the result. compares_replicas: see
+        `StepResult.odd_ranks`.
         """
+        started = time.perf_counter()
+        CLOCK.read()
         set_learning_rate(self._deepspeed.optimizer.param_groups, lr)
         batches = list(micro_batches)
+        data_seconds = time.perf_counter() - started
         self.saw_segments = any(len(batch) > 2 for batch in batches)
         n_targets, batch_hash = self._count(batches)
         scale = self._data_ranks / n_targets
         nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        result: list[StepResult] = []
+
+        def decide() -> bool:
+            mine = self._report(nats, stop, data_seconds, started, compares_replicas)
+            result.append(self._result(mine, n_targets, batch_hash, judge))
+            return result[0].applied
+
+        self._gate.ask(decide)
         for batch in batches:
+            self.progress()
             losses, log_z = self._deepspeed(*(part.to(self.device, non_blocking=True) for part in batch))
             loss = losses.sum()
             nats += loss.detach()
+            if look is not None:
+                look.take(losses, batch[1].to(self.device))
             if self._loss.z_loss:
                 loss = loss + self._loss.z_loss * log_z.square().sum()
             self._deepspeed.backward(loss * scale, scale_wrt_gas=False)
-            self._deepspeed.step()  # updates on the last micro-batch only
-        norm = self._deepspeed.get_global_grad_norm()
-        total = float(self.sum_over_ranks(nats if self._grid.tp_rank == 0 else torch.zeros_like(nats)))
-        if not self._is_checked:
+            self._deepspeed.step()  # updates on the last micro-batch only, through the gate
+        if not result:  # DeepSpeed found the norm to be no number, and has not come to the update
+            decide()
+        if not self._is_checked and result[0].applied:
             refuse_differences(self.effective_run())  # what the first step has made of it
             self._is_checked = True
-        return StepResult(total / n_targets, math.nan if norm is None else float(norm), n_targets, batch_hash)
+        return result[0]
+
+    def _report(self, nats: Tensor, stop: bool, data_seconds: float, started: float, compares_replicas: bool) -> Report:
+        own_nats = float(nats) if self._grid.tp_rank == 0 else 0.0
+        norm = self._deepspeed.optimizer._global_grad_norm
+        norm = math.inf if norm is None or not math.isfinite(norm) else float(norm)
+        bit_sums = self._replicas.bit_sums() if compares_replicas else ()
+        communication_seconds = CLOCK.read()
+        return Report(
+            own_nats, norm, stop, data_seconds, communication_seconds, time.perf_counter() - started, bit_sums
+        )
+
+    def _result(self, mine: Report, n_targets: int, batch_hash: str, judge: Judge) -> StepResult:
+        """What all ranks report together, with the verdict. A collective."""
+        reports = exchange(mine, self._grid.world_size, self.device)
+        loss = math.fsum(report.nats for report in reports) / n_targets if _finite(reports) else math.nan
+        norm = max(report.grad_norm for report in reports)
+        odd = tuple(self._replicas.odd_ranks([report.bit_sums for report in reports]))
+        result = StepResult(loss, norm, n_targets, batch_hash, True, odd, tuple(reports))
+        applied = math.isfinite(norm) and judge(result)
+        return result if applied else replace(result, applied=False)
 
     def _count(self, batches: list[tuple[Tensor, ...]]) -> tuple[int, str]:
         """(targets, hash) of the whole step. A collective, in integers, so it is exact."""
@@ -179,6 +253,19 @@ class Engine:
         if sums[0] == 0:
             raise NumericsError("a step holds no prediction at all: every document in it is a single token")
         return sums[0], from_pieces(sums[1:])
+
+    def look(self) -> Look:
+        """To be entered around a `train_step`, and given to it."""
+        return Look(self._named, self._grid, self._plan.global_batch_size, self.device)
+
+    def odd_parameters(self) -> list[str]:
+        """Names of the weights whose copies on the ranks differ. A collective."""
+        return self._replicas.odd_parameters()
+
+    def refresh(self) -> None:
+        """Sets the weights of forward, on all ranks, to the rounded masters: what they should be already. A
+        collective."""
+        self._state.refresh()
 
     def losses(self, tokens: Tensor, targets: Tensor, *segments: Tensor) -> Tensor:
         """(B, T) int64 each, and segments if there are any, to the nats of each target (B, T) fp32, without gradients.
@@ -201,6 +288,7 @@ class Engine:
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
+        self.progress()
         self._deepspeed.eval()
         try:
             with torch.no_grad():
@@ -217,6 +305,14 @@ class Engine:
         """Over one rank of those that are given the same rows."""
         is_one = self._grid.tp_rank == self._grid.sp_rank == 0
         return self.sum_over_ranks(values if is_one else torch.zeros_like(values))
+
+    def from_all_ranks(self, word: str) -> list[str]:
+        """The words of all ranks, in their order. A collective."""
+        words: list[Any] = [word]
+        if self._grid.world_size > 1:
+            words = [None] * self._grid.world_size
+            torch.distributed.all_gather_object(words, word)
+        return words
 
     @property
     def module(self) -> Any:
@@ -268,3 +364,7 @@ class Engine:
         read: the numbers of a fragment, flat, of any float type and device. step: optimizer updates done so far.
         """
         self._state.load(read, step)
+
+
+def _finite(reports: Sequence[Report]) -> bool:
+    return all(math.isfinite(report.nats) for report in reports)

@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from train.engine.clock import watch_collectives
 from train.errors import EngineError
+from train.parallel import rank_grid, restarted_store
 
 DEEPSPEED_VERSION = "0.19.8"
 
@@ -22,8 +24,11 @@ def join_ranks(device: str) -> Any:
         "ignore", category=FutureWarning, module=r"torch\.distributed"
     )  # DeepSpeed's calls, not ours
     deepspeed = _import_deepspeed(device)
+    watch_collectives(device)
+    backend = "gloo" if device == "cpu" else "nccl"
     with quiet():
-        deepspeed.init_distributed("gloo" if device == "cpu" else "nccl", verbose=False)
+        _meet_again(backend, device)
+        deepspeed.init_distributed(backend, verbose=False)
     return deepspeed
 
 
@@ -34,6 +39,18 @@ def sum_over_ranks(numbers: list[int], device: str) -> list[int]:
     sums = torch.tensor(numbers, device=device)
     torch.distributed.all_reduce(sums)
     return sums.tolist()
+
+
+def _meet_again(backend: str, device: str) -> None:
+    """After a restart by torchrun, the group of all ranks; DeepSpeed then takes it as it is."""
+    import torch
+    import torch.distributed as dist
+
+    grid = rank_grid()
+    if dist.is_initialized() or (store := restarted_store()) is None:
+        return
+    where = None if device == "cpu" else torch.device(device)
+    dist.init_process_group(backend, store=store, rank=grid.rank, world_size=grid.world_size, device_id=where)
 
 
 @contextlib.contextmanager

@@ -73,6 +73,10 @@ class TrainingState:
         for flat in self.flats:
             if "step" in self._inner.state[flat]:
                 self._inner.state[flat]["step"].fill_(step)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Sets the weights of forward to the rounded masters. A collective."""
         refresh_forward_weights(self._optimizer)
 
     def set_masters(self, initial: Callable[[str, torch.Size], Tensor]) -> None:

@@ -21,7 +21,7 @@ from tests.train.checkpoint.layouts import (
     tensors,
     written,
 )
-from train.checkpoint import host
+from train.checkpoint import host, reader
 from train.checkpoint.cuts import whole
 from train.checkpoint.host import HostCopy
 from train.checkpoint.reader import Checkpoint
@@ -158,7 +158,7 @@ def cut_index(checkpoint: Checkpoint, find: str, put: str) -> Checkpoint:
     text = path.read_text()
     assert find in text
     path.write_text(text.replace(find, put))
-    return replace(checkpoint, _maps={})
+    return replace(checkpoint, _files={})
 
 
 def test_numbers_that_no_file_holds_are_an_error_that_names_the_tensor(tmp_path: Path):
@@ -194,6 +194,46 @@ def test_ranks_that_give_too_few_or_too_many_numbers_make_no_checkpoint(tmp_path
         written(tmp_path, lacking, VALUES)
     with pytest.raises(CheckpointError, match=r"the ranks gave 384 numbers of master of embedding\.weight"):
         written(tmp_path, slices(1) * 2, VALUES, step=2)
+
+
+OVERLAPS = {
+    "ranges of a whole tensor": ("bias", None, [(0, 0, 0, 5), (0, 0, 4, 7)]),
+    "ranges of a slice": ("q.weight", 0, [(0, 4, 0, 40), (0, 4, 39, 47), (4, 8, 0, 48)]),
+    "slices": ("o.weight", 1, [(0, 4, 0, 48), (3, 7, 0, 48)]),
+    "slices along two dimensions": ("q.weight", 0, [(0, 4, 0, 48), (None, 0, 48, 96)]),
+    "one range twice": ("bias", None, [(0, 0, 0, 4), (0, 0, 0, 4)]),
+}
+
+
+@pytest.mark.parametrize("case", OVERLAPS)
+def test_ranks_whose_parts_overlap_and_leave_a_hole_make_no_checkpoint(tmp_path: Path, case: str):
+    """The count of numbers is right, or nearly; where they lie is not."""
+    name, dim, places = OVERLAPS[case]
+    shape = SHAPES[name]
+    ranks = [
+        [Fragment(name, shape, None, 0, *rest) if low is None else Fragment(name, shape, dim, low, *rest)]
+        for low, *rest in places
+    ]
+    ranks[0] += [whole(other, SHAPES[other]) for other in SHAPES if other != name]
+    with pytest.raises(CheckpointError, match=rf"the ranks gave .* of master of {name}"):
+        written(tmp_path, ranks, VALUES)
+    assert list(tmp_path.glob("step-*")) == []
+
+
+@pytest.mark.parametrize("n_bytes", [4, 40, 4000])
+def test_a_tensor_is_read_in_blocks_of_any_size(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, n_bytes: int):
+    """Blocks shorter than a row, of some rows, and of whole tensors."""
+    monkeypatch.setattr(reader, "BLOCK_BYTES", n_bytes)
+    for rank in LAYOUTS["zero 2, dp 3 x tp 2"]:
+        for kind, fragment, expected in fragments_of(rank, VALUES):
+            assert same_bits(checkpoint.read(kind, fragment), expected), (kind, fragment)
+
+
+def test_a_checkpoint_of_more_files_than_may_be_open_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reader, "OPEN_FILES", 2)
+    saved = written(tmp_path, LAYOUTS["zero 1, dp 5"], VALUES)
+    assert all(same_bits(tensor, VALUES[kind, name]) for kind, name, tensor in saved.tensors())
+    assert len(saved._files) == 2
 
 
 def model() -> list[tuple[str, str, tuple[int, ...]]]:

@@ -1,5 +1,6 @@
 """A save while training goes on: what is saved, how it fails, and what a kill at any moment leaves."""
 
+import json
 import os
 import signal
 import time
@@ -235,7 +236,7 @@ def damage_and_verify(folder: str) -> Any:
             path.write_bytes(content[:-2])
         together.from_first(0)
         found, messages = newest_valid(Path(folder), together)
-        seen.append((path.name, found.step if found else None, messages))
+        seen.append((path.name, found.step if found else None, [str(message) for message in messages]))
         if together.is_first:
             path.write_bytes(content)
     return seen
@@ -324,10 +325,11 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_it_offered(saved: Pat
             path.write_bytes(content + b"\n")
         case _:
             path.unlink()
-    found, (message,) = newest_valid(saved)
+    found, (passed,) = newest_valid(saved)
     assert found is not None
     assert found.step == 1
-    assert str(path) in message
+    assert (passed.step, passed.is_damaged) == (2, True)
+    assert str(path) in passed.problem
 
 
 def test_a_file_that_the_manifest_does_not_name_is_never_read(saved: Path):
@@ -353,11 +355,26 @@ def test_checkpoints_that_are_all_damaged_are_an_error_and_none_at_all_is_not(sa
     assert newest_valid(tmp_path / "nothing") == (None, [])
 
 
+def write_schema(path: Path, version: int) -> None:
+    """Has the checkpoint be one of this schema, by a manifest without a checksum of its own."""
+    manifest = path / "manifest.json"
+    facts = json.loads(manifest.read_text()) | {"schema_version": version}
+    del facts["sha256"]
+    manifest.write_text(json.dumps(facts))
+
+
+def test_a_checkpoint_of_the_schema_before_is_read(saved: Path):
+    """Its manifest is the same but for the first line, the checksum of the rest."""
+    from train.checkpoint.verify import verify
+
+    write_schema(saved / "step-00000002", 2)
+    assert verify(saved / "step-00000002").step == 2
+
+
 def test_checkpoints_of_the_first_schema_are_refused_in_words(saved: Path):
     from train.checkpoint.verify import verify
 
-    manifest = saved / "step-00000002" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    write_schema(saved / "step-00000002", 1)
     with pytest.raises(CheckpointError, match="written by an earlier version of this program"):
         verify(saved / "step-00000002")
 
@@ -369,8 +386,7 @@ def test_a_checkpoint_that_may_be_good_is_never_passed_over(saved: Path, why: st
 
     newest = saved / "step-00000002"
     if why == "a newer schema":
-        manifest = newest / "manifest.json"
-        manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 3'))
+        write_schema(newest, 4)
     else:
 
         def unreadable(file: Path) -> str:

@@ -1,0 +1,500 @@
+"""Checkpoints that were hurt after they were made: found before step 1, named, kept for a look, never made worse."""
+
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.jobs import Job
+from tests.runs import curve, rows
+from train.errors import CheckpointError
+
+EVERY_5 = ("checkpoint.every_steps=5", "checkpoint.keep_last=3", "run.stop_at_step=20")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workplace: Path) -> Path:
+    """20 steps on two ranks; checkpoints of steps 10, 15 and 20."""
+    job = Job(workplace, *EVERY_5, "run.name=damage")
+    assert job.end() == [0, 0], job.printed()
+    return workplace / "runs" / "damage"
+
+
+@pytest.fixture
+def checkpoints(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of the three checkpoints of two ranks."""
+    return Path(shutil.copytree(undisturbed / "checkpoints", tmp_path / "checkpoints"))
+
+
+@pytest.fixture
+def hurt(here: Path, undisturbed: Path) -> Path:
+    """A copy of the run under its own name, to be hurt and gone on with."""
+    (here / "runs").mkdir()
+    return Path(shutil.copytree(undisturbed, here / "runs" / "damage"))
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+# --- F7: at the level of files
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "truncate": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "flip": lambda path: flip(path, path.stat().st_size * 4),
+    "delete": Path.unlink,
+    "zero-fill": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "append": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_to_any_file_is_found_and_named_and_the_older_checkpoint_taken(checkpoints: Path, damage: str):
+    """F7: every file of a checkpoint of two ranks."""
+    from train.checkpoint.verify import newest_valid
+
+    files = sorted((checkpoints / name_of(20)).iterdir())
+    assert len(files) == 9
+    for path in files:
+        content = path.read_bytes()
+        DAMAGE[damage](path)
+        found, (passed,) = newest_valid(checkpoints)
+        assert found is not None
+        assert (found.step, passed.step, passed.is_damaged) == (15, 20, True)
+        assert str(path) in passed.problem
+        path.write_bytes(content)
+    assert newest_valid(checkpoints)[1] == []
+
+
+def test_two_hundred_random_flips_and_truncations_are_all_found(checkpoints: Path):
+    """F7: 100 flipped bits and 100 cut files, seeded; a file is as likely as any other, whatever its size."""
+    from train.checkpoint.verify import newest_valid
+
+    draw = random.Random(7)
+    files = sorted((checkpoints / name_of(20)).iterdir())
+    for number in range(200):
+        path = draw.choice(files)
+        content = path.read_bytes()
+        if number % 2:
+            flip(path, draw.randrange(8 * len(content)))
+        else:
+            path.write_bytes(content[: draw.randrange(len(content))])
+        found, passed = newest_valid(checkpoints)
+        assert [(one.step, str(path) in one.problem) for one in passed] == [(20, True)], (number, path)
+        assert found is not None
+        path.write_bytes(content)
+
+
+def test_files_of_two_saves_are_never_mixed(checkpoints: Path):
+    """F2, F7: any file exchanged with that of the save before, of equal size or not; a whole folder by a wrong name."""
+    from train.checkpoint.verify import newest_valid
+
+    older, newer = checkpoints / name_of(15), checkpoints / name_of(20)
+    same_size = 0
+    for name in sorted(path.name for path in newer.iterdir()):
+        a, b = (older / name).read_bytes(), (newer / name).read_bytes()
+        if a == b:  # the index: both saves cut the tensors alike
+            continue
+        same_size += len(a) == len(b)
+        (older / name).write_bytes(b)
+        (newer / name).write_bytes(a)
+        found, passed = newest_valid(checkpoints)
+        assert found is not None
+        assert (found.step, [one.step for one in passed]) == (10, [20, 15]), name
+        (older / name).write_bytes(a)
+        (newer / name).write_bytes(b)
+    assert same_size >= 6
+    older.rename(checkpoints / name_of(30))
+    found, (passed,) = newest_valid(checkpoints)
+    assert found is not None
+    assert found.step == 20
+    assert "holds the checkpoint of step 15" in str(passed)
+
+
+def test_the_newest_is_the_one_of_the_largest_step_whatever_the_clock_said(checkpoints: Path):
+    """F24: modification times in the wrong order, from the future and from before 1970's second day."""
+    from train.checkpoint.verify import newest_valid
+
+    for step, when in ((20, 1), (15, 2**31), (10, 2**32)):
+        for path in [*(checkpoints / name_of(step)).iterdir(), checkpoints / name_of(step)]:
+            os.utime(path, (when, when))
+    found, _ = newest_valid(checkpoints)
+    assert found is not None
+    assert found.step == 20
+
+
+def test_a_rollback_takes_the_newest_of_at_most_a_step_and_none_that_is_refused(checkpoints: Path):
+    """F12: what health needs to go back."""
+    from train.checkpoint.verify import newest_valid
+
+    assert [newest_valid(checkpoints, at_most=step)[0] for step in (9, 0)] == [None, None]
+    for at_most, step in ((10, 10), (14, 10), (19, 15), (99, 20)):
+        found, passed = newest_valid(checkpoints, at_most=at_most)
+        assert found is not None
+        assert (found.step, passed) == (step, [])
+    found, passed = newest_valid(checkpoints, refused=lambda state: "of before" if state["step"] > 10 else None)
+    assert found is not None
+    assert (found.step, [(one.step, one.is_damaged) for one in passed]) == (10, [(20, False), (15, False)])
+    assert str(passed[0]).endswith(f"{name_of(20)} is not used: of before")
+    with pytest.raises(CheckpointError, match=r"not started from step 0 unasked(.|\n)*no way"):
+        newest_valid(checkpoints, refused=lambda _: "no way")
+
+
+# --- F7: whole runs
+
+
+def flip_in_a_share(newest: Path) -> None:
+    flip(newest / "exp_avg-00001.safetensors", 4321)
+
+
+def nested_manifest(newest: Path) -> None:
+    (newest / "manifest.json").write_text(DEEP)
+
+
+def piped_manifest(newest: Path) -> None:
+    (newest / "manifest.json").unlink()
+    os.mkfifo(newest / "manifest.json")
+
+
+@pytest.mark.parametrize("damage", [flip_in_a_share, nested_manifest, piped_manifest])
+def test_a_run_goes_on_from_the_older_checkpoint_to_the_same_end(hurt: Path, undisturbed: Path, damage: Any):
+    """F7, F23: damage found before the first step; the run's second half is that of a run that never saw it."""
+    damage(hurt / "checkpoints" / name_of(20))
+    job = Job(hurt.parents[1], *EVERY_5, "run.name=damage")
+    assert job.end() == [0, 0], job.printed()
+    assert "resumed at step 15" in job.printed()
+    assert curve(hurt) == curve(undisturbed)
+    assert hashes(hurt) == hashes(undisturbed)
+
+
+def hashes(run: Path) -> Any:
+    return json.loads((run / "checkpoints" / name_of(20) / "manifest.json").read_text())["tensor_hashes"]
+
+
+def test_damaged_checkpoints_stay_for_a_look_and_the_last_two_of_them(hurt: Path, undisturbed: Path):
+    """F7: the newest checkpoint is damaged, saved again, and damaged again, three times."""
+    for again in (1, 2, 3):
+        flip(hurt / "checkpoints" / name_of(20) / "state.json", 100 + again)
+        job = Job(hurt.parents[1], *EVERY_5, "run.name=damage")
+        assert job.end() == [0, 0], job.printed()
+    names = sorted(path.name for path in (hurt / "checkpoints").iterdir())
+    assert names == [f"damaged-000{number}-{name_of(20)}" for number in (2, 3)] + [name_of(s) for s in (10, 15, 20)]
+    told = [json.loads(line) for line in (hurt / "events.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in told if row["event"] == "checkpoint_damaged"] == [20, 20, 20]
+    assert sum("damaged-0001" in row.get("what", "") for row in told) == 2  # set aside, and removed
+    assert hashes(hurt) == hashes(undisturbed)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_makes_no_step_and_changes_nothing(hurt: Path):
+    """F7: exit code 4, each one named, and never a start from step 0."""
+    for number, step in enumerate((10, 15, 20)):
+        flip(hurt / "checkpoints" / name_of(step) / "master-00000.safetensors", 999 * number)
+    before = content_of(hurt / "checkpoints"), rows(hurt)
+    job = Job(hurt.parents[1], *EVERY_5, "run.name=damage")
+    assert job.end() == [4, 4], job.printed()
+    assert "not started from step 0 unasked" in job.printed()
+    assert all(name_of(step) in job.printed() for step in (10, 15, 20))
+    assert (content_of(hurt / "checkpoints"), rows(hurt)) == before
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def cut_after_it_was_verified(rank: int) -> None:
+    """A fault: rank 1 finds its file shorter when it loads than when it was verified."""
+    from train.checkpoint.reader import Checkpoint
+
+    read = Checkpoint.read
+
+    def cut_and_read(self: Checkpoint, *words: Any) -> Any:
+        if rank == 1:
+            os.truncate(self.path / "exp_avg-00001.safetensors", 100)
+        return read(self, *words)
+
+    pytest.MonkeyPatch().setattr(Checkpoint, "read", cut_and_read)
+
+
+def give_on_two(folder: str) -> Any:
+    """The message of either rank, of which only the second cannot read its part."""
+    from tests.train.checkpoint.test_saver import peers
+    from train.checkpoint.verify import newest_valid
+
+    together = peers()
+    found, _ = newest_valid(Path(folder), together)
+    assert found is not None
+    cut_after_it_was_verified(together.rank)
+
+    def load(read: Any) -> None:
+        from train.checkpoint.cuts import whole
+
+        if together.rank == 1:
+            for kind, name in found._index:
+                read(kind, whole(name, found._index[kind, name].shape))
+        together.from_first(0)  # an engine's load is a collective too
+
+    try:
+        found.give(load, together)
+    except CheckpointError as error:
+        return str(error)
+    return "given"
+
+
+def test_what_one_rank_cannot_read_ends_all_with_one_message(checkpoints: Path):
+    """F7: a file that is cut between the look at it and its use."""
+    from tests.distributed.ranks import run_ranks
+
+    first, second = run_ranks(give_on_two, 2, str(checkpoints))
+    assert first == second
+    assert first.startswith("rank 1: ")
+    assert "exp_avg-00001.safetensors ends at byte 100" in first
+
+
+def backwards(rank: int) -> None:
+    """A fault: the clock goes backwards, an hour with every look at it."""
+    began, looks = time.time(), iter(range(10**9))
+    time.time = lambda: began - 3600 * next(looks)
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(hurt: Path, undisturbed: Path):
+    """F24: times of files in the wrong order, and a clock that runs backwards while the run goes on."""
+    for step, when in ((20, 1), (15, 2**31), (10, 2**32)):
+        os.utime(hurt / "checkpoints" / name_of(step), (when, when))
+    more = (*EVERY_5, "run.stop_at_step=25", "run.name=damage")
+    job = Job(hurt.parents[1], *more, fault=backwards)
+    assert job.end() == [0, 0], job.printed()
+    assert "resumed at step 20" in job.printed()
+    assert [row["step"] for row in rows(hurt) if "loss" in row] == list(range(1, 26))
+    assert curve(hurt)[: len(curve(undisturbed))] == curve(undisturbed)
+
+
+# --- F22: pickles
+
+
+class Poison:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def poison(marker: Path) -> bytes:
+    import pickle
+
+    return pickle.dumps(Poison(marker))
+
+
+def test_poison_in_place_of_any_file_is_found_and_never_opened_up(checkpoints: Path, tmp_path: Path):
+    """F22: as every file of a checkpoint in turn."""
+    from train.checkpoint.verify import newest_valid
+
+    marker = tmp_path / "poisoned"
+    for path in sorted((checkpoints / name_of(20)).iterdir()):
+        content = path.read_bytes()
+        path.write_bytes(poison(marker))
+        found, (passed,) = newest_valid(checkpoints)
+        assert found is not None
+        assert found.step == 15
+        assert str(path) in passed.problem
+        path.write_bytes(content)
+    assert not marker.exists()
+
+
+def count_pickles(rank: int, counts: str) -> None:
+    """A fault: a line for every name that an unpickler looks up from here on."""
+
+    def audit(event: str, args: tuple[Any, ...]) -> None:
+        if event == "pickle.find_class":
+            with Path(f"{counts}-{rank}").open("a") as stream:
+                stream.write(f"{args}\n")
+
+    sys.addaudithook(audit)
+
+
+def test_a_run_that_goes_on_unpickles_nothing_at_all(hurt: Path, tmp_path: Path):
+    """F22: with poison under every name that any loader looks for; not one name is looked up by an unpickler."""
+    marker, counts = tmp_path / "poisoned", tmp_path / "pickles"
+    strange = ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt", "latest", "data.pkl",
+               "pytorch_model.bin", "master-00002.safetensors", "rng_state.pth", "__init__.py"]  # fmt: skip
+    for folder in (hurt / "checkpoints" / name_of(20), hurt / "checkpoints", hurt):
+        for name in strange:
+            (folder / name).write_bytes(poison(marker))
+    more = (*EVERY_5, "run.stop_at_step=25", "run.name=damage")
+    job = Job(hurt.parents[1], *more, fault=partial(count_pickles, counts=str(counts)))
+    assert job.end() == [0, 0], job.printed()
+    assert "resumed at step 20" in job.printed()
+    assert not marker.exists()
+    assert [path.read_text() for path in tmp_path.glob("pickles-*")] == []
+
+
+# --- F23: names and places
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """A manifest that says something else, and says it with the right checksum."""
+    from train.checkpoint.manifest import FileFacts, manifest_bytes
+
+    facts = json.loads((path / "manifest.json").read_text())
+    change(facts)
+    files = {name: FileFacts(file["bytes"], file["sha256"]) for name, file in facts["files"].items()}
+    (path / "manifest.json").write_bytes(manifest_bytes(facts["step"], files, facts["tensor_hashes"]))
+
+
+def vouch(path: Path) -> None:
+    """Has the manifest say what the index is now."""
+    from data_prep.files import sha256_file
+
+    index = path / "index.jsonl"
+    facts = {"bytes": index.stat().st_size, "sha256": sha256_file(index)}
+    rewrite(path, lambda manifest: manifest["files"].update({"index.jsonl": facts}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/passwd", "../secret", "sub/secret", "..", ".", "", ".hidden", "a\x00b", "a\nb", "\\\\host\\x", "x" * 300],
+)
+def test_a_manifest_that_names_what_lies_elsewhere_is_refused_before_anything_is_opened(checkpoints: Path, name: str):
+    """F23: absolute paths, `..`, separators, hidden and endless names."""
+    from train.checkpoint.verify import verify
+
+    path = checkpoints / name_of(20)
+    (checkpoints / "secret").write_bytes(b"secret")
+    rewrite(path, lambda facts: facts["files"].update({name: facts["files"]["state.json"]}))
+    opened = opens()
+    with pytest.raises(CheckpointError, match=r"is not the name of a file in its folder: nothing was opened"):
+        verify(path)
+    assert opened() == {str(path / "manifest.json")}
+
+
+_opened: list[str] = []
+_is_audited: list[bool] = []
+
+
+def opens() -> Callable[[], set[str]]:
+    """What this process opens from here on under /tmp-like paths of tests, when asked."""
+
+    def audit(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open":
+            _opened.append(str(args[0]))
+
+    if not _is_audited:
+        sys.addaudithook(audit)
+        _is_audited.append(True)
+    _opened.clear()
+    return lambda: {path for path in _opened if not path.endswith((".py", ".pyc"))}
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder", "device"])
+@pytest.mark.parametrize("name", ["manifest.json", "state.json", "index.jsonl", "master-00000.safetensors"])
+def test_a_file_that_is_none_is_refused_and_not_opened(checkpoints: Path, name: str, kind: str):
+    """F23: a link, even to the right content; a pipe, which would wait for ever; a folder; a device."""
+    from train.checkpoint.verify import verify
+
+    path = checkpoints / name_of(20) / name
+    match kind:
+        case "link":
+            path.rename(checkpoints / "elsewhere")
+            path.symlink_to(checkpoints / "elsewhere")
+        case "pipe":
+            path.unlink()
+            os.mkfifo(path)
+        case "folder":
+            path.unlink()
+            path.mkdir()
+        case _:
+            path.unlink()
+            path.symlink_to("/dev/zero")
+    opened = opens()
+    with pytest.raises(CheckpointError, match=f"{name} is a link, a folder or a device"):
+        verify(path.parent)
+    assert str(path) not in opened()
+
+
+DEEP = "[" * 200_000
+BIG = 10**18
+
+
+def swap(find: str, put: str) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        assert find in text
+        return text.replace(find, put, 1)
+
+    return change
+
+
+INDEXES: dict[str, tuple[Callable[[str], str], str]] = {
+    "deeply nested": (lambda text: text + DEEP + "\n", "index.jsonl cannot be read: RecursionError"),
+    "of endless shape": (swap('"shape": [512, 32]', f'"shape": [{BIG}, {BIG}]'), "are nowhere"),
+    "of negative shape": (swap('"shape": [512, 32]', '"shape": [-512, -32]'), "no whole numbers"),
+    "of a strange dtype": (swap('"dtype": "F32"', '"dtype": "I8"'), "index.jsonl cannot be read: KeyError"),
+    "behind the file's end": (swap('["master-00000.safetensors", ', '["master-00000.safetensors", 9'), "ends at"),
+    "before the file": (swap('["master-00000.safetensors", ', '["master-00000.safetensors", -'), "no whole numbers"),
+    "in a file elsewhere": (swap('["master-00000.safetensors"', '["/etc/passwd"'), "the manifest names no file"),
+    "in a file of no name": (swap('["master-00000.safetensors"', '[["x"]'), "unhashable"),
+    "no JSON": (lambda text: "index", "index.jsonl cannot be read"),
+    "no text": (lambda text: text + "\udcff", "index.jsonl cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", INDEXES)
+def test_an_index_that_its_manifest_vouches_for_is_not_believed_either(checkpoints: Path, kind: str):
+    """F23: what a stranger's checkpoint could say; nothing is allocated, read or followed for it."""
+    from train.checkpoint.verify import verify
+
+    path = checkpoints / name_of(20)
+    change, words = INDEXES[kind]
+    text = change((path / "index.jsonl").read_text())
+    (path / "index.jsonl").write_bytes(text.encode(errors="surrogateescape"))
+    vouch(path)
+    with pytest.raises(CheckpointError, match=words):
+        verify(path)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state.json"])
+def test_nested_brackets_without_end_are_damage_and_no_crash(checkpoints: Path, name: str):
+    """F23: a RecursionError of the JSON reader names the file."""
+    from data_prep.files import sha256_file
+    from train.checkpoint.verify import verify
+
+    path = checkpoints / name_of(20)
+    (path / name).write_text(DEEP)
+    if name == "state.json":
+        facts = {"bytes": len(DEEP), "sha256": sha256_file(path / name)}
+        rewrite(path, lambda manifest: manifest["files"].update({name: facts}))
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read: maximum recursion"):
+        verify(path)
+
+
+def test_fragments_that_overlap_and_leave_a_hole_are_found_though_their_numbers_add_up(checkpoints: Path):
+    """F23: one range of the index moved by one, with a manifest that vouches for it."""
+    from train.checkpoint.verify import verify
+
+    path = checkpoints / name_of(20)
+    lines = (path / "index.jsonl").read_text().splitlines()
+    row = next(row for row in map(json.loads, lines) if len(row["fragments"]) == 2)
+    moved = json.loads(json.dumps(row))
+    later = max(moved["fragments"], key=lambda fragment: fragment[-1])
+    later[-2:] = [later[-2] - 1, later[-1] - 1]
+    text = "\n".join(lines).replace(json.dumps(row), json.dumps(moved))
+    (path / "index.jsonl").write_text(text)
+    vouch(path)
+    with pytest.raises(CheckpointError, match=rf"{row['kind']} of {row['name']}.* are there twice"):
+        verify(path)

@@ -1,0 +1,167 @@
+"""What a run tells people: console, events.jsonl, metrics and curves, summary.json, samples. Rank 0 speaks; on other
+ranks the same calls do nothing.
+
+A report that cannot be written is said, noted where that is possible, and never stops a run.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from data_prep.files import publish_bytes, publish_json
+from data_prep.tokenizer import Tokenizer
+from train.curve import write_curve
+from train.engine.core import StepResult
+from train.evaluate import Evaluation
+from train.history import device_seconds_before
+from train.metrics import DeviceSeconds, Metrics
+from train.metrics_file import MetricsFile, is_step
+from train.pace import Pace
+from train.plan import Plan
+from train.sample import SampleCommand, write_sample
+from train.setup import Setup
+from train.summary import Status, baselines, provenance, summarize
+
+
+class Reports:
+    """Of one process. `open` comes before everything that writes."""
+
+    def __init__(self, setup: Setup, plan: Plan):
+        self._setup, self._plan = setup, plan
+        self._speaks = setup.grid.is_first
+        self._metrics: Metrics | None = None
+        self._provenance = provenance()
+        self._pace = Pace(setup.config.health.slow_ratio)
+        self._restarts = 0
+        self._has_stepped = False
+
+    def open(self, step: int, spent: DeviceSeconds) -> None:
+        """The logs of a run that stands at `step`: rows after it are forgotten, and their seconds were idle ones."""
+        if not self._speaks:
+            return
+        folder = self._setup.folder
+        self._restarts = folder.count("started")
+        self._metrics = Metrics(
+            MetricsFile(folder.metrics_jsonl, self._insist),
+            folder.tensorboard,
+            self._setup.batch,
+            self._plan,
+            self._setup.config.log.every_steps,
+        )
+        repeated = self.rewind(step, spent)
+        if folder.attempt is not None:  # what earlier attempts have spent after their last checkpoint, and on it
+            spent.idle += max(0.0, device_seconds_before(folder.path, folder.attempt.number) - spent.total)
+        self.note("started", step=step, world_size=self._setup.grid.world_size, repeated_steps=repeated)
+        if step:
+            self.say(f"resumed at step {step} of {self._setup.batch.total_steps}")
+
+    def rewind(self, step: int, spent: DeviceSeconds) -> int:
+        """Forgets the rows after `step`: they will be made again. Returns the number of steps."""
+        if self._metrics is None:
+            return 0
+        rows = self._metrics.rewind(step)
+        spent.idle += self._setup.grid.world_size * sum(row.get("seconds", 0.0) for row in rows)
+        return sum(is_step(row) for row in rows)
+
+    def say(self, message: str) -> None:
+        if self._metrics is not None:
+            self._metrics.say(message)
+
+    def note(self, event: str, **facts: Any) -> None:
+        """A line of events.jsonl."""
+        if self._speaks:
+            self._setup.folder.note(event, **facts)
+
+    def step(self, step: int, result: StepResult, lr: float, seconds: float) -> None:
+        if self._metrics is None:
+            return
+        self._metrics.step(step, result, lr, seconds, self._consumed(step))
+        if not self._has_stepped:
+            self.note("first_step", step=step)
+            self._has_stepped = True
+        if slow := self._pace.slow_rank([report.work_seconds for report in result.reports]):
+            rank, ratio = slow
+            self.note("slow_rank", step=step, rank=rank, ratio=round(ratio, 2))
+            self.say(f"warning: rank {rank} is slow: its own work takes {ratio:.1f} times that of the others")
+
+    def skipped(self, step: int, reason: str) -> None:
+        if self._metrics is not None:
+            self._metrics.skipped(step, reason, self._consumed(step))
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        if self._metrics is not None:
+            self._metrics.evaluation(step, evaluation)
+
+    def sync(self) -> None:
+        """Makes the rows so far survive a power cut."""
+        if self._metrics is not None:
+            self._metrics.file.sync()
+
+    def summary(self, step: int, status: Status, spent: DeviceSeconds) -> None:
+        """summary.json as of now."""
+        if self._metrics is None:
+            return
+        summary = summarize(
+            self._setup,
+            self._plan,
+            self._metrics,
+            spent,
+            step=step,
+            status=status,
+            restarts=self._restarts,
+            provenance=self._provenance,
+        )
+        self._warned(lambda: publish_json(self._setup.folder.summary_json, summary))
+
+    def curve(self) -> None:
+        """The picture of the losses."""
+        if (metrics := self._metrics) is not None:
+            self._warned(lambda: write_curve(self._setup.folder.curve_svg, metrics.file.rows, baselines(self._setup)))
+
+    def samples(self, logits: Callable[..., Any]) -> None:
+        """samples.txt. A collective: every rank draws the same tokens from the same seed, rank 0 writes them."""
+        self._warned(lambda: self._write_samples(logits))
+
+    def close(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
+
+    def _consumed(self, step: int) -> dict[str, int]:
+        """Slots of each source used so far: predictions, and for best fit their padding."""
+        phase = self._setup.phase
+        used = dict(zip((source.digest for source in phase.sources), phase.consumed_at(step), strict=True))
+        return {corpus.name: used[corpus.digest] for corpus in self._setup.corpora}
+
+    def _write_samples(self, logits: Callable[..., Any]) -> None:
+        folder, sample = self._setup.folder, self._setup.config.sample
+        model = self._setup.data / "tokenizer.model"
+        if not model.is_file():
+            self.say(f"no samples: {self._setup.data} has no tokenizer.model (its tokens came from another program)")
+            return
+        tokenizer = Tokenizer.load(model)
+        texts = [
+            write_sample(
+                logits,
+                tokenizer,
+                SampleCommand(
+                    run=str(folder.path), prompt=prompt, n_tokens=sample.n_tokens, temperature=sample.temperature
+                ),
+                self._setup.config.data.seq_len,
+            )
+            for prompt in sample.prompts
+        ]
+        if self._speaks:
+            publish_bytes(folder.samples_txt, "\n----\n\n".join(texts).encode())
+
+    def _insist(self) -> None:
+        """Nothing is written of a run that is another attempt's now."""
+        if self._speaks and self._setup.folder.attempt is not None:
+            self._setup.folder.attempt.insist()
+
+    def _warned(self, write: Callable[[], None]) -> None:
+        """Raises FencedError if the run is another's now; no other error."""
+        self._insist()
+        try:
+            write()
+        except Exception as error:
+            self.say(f"warning: {error}")
+            self.note("report_failed", error=f"{type(error).__name__}: {error}")

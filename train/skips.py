@@ -1,0 +1,76 @@
+"""Which steps a run leaves out: those that the configuration names, and those that rollbacks have left behind them.
+
+A rollback is written to `rollbacks.json` in the run folder before anything follows from it, so a run that is killed on
+the way goes back all the same. A checkpoint tells how many rollbacks it knows of; one that lies beyond the step to
+which a later rollback went holds what was to be undone, and is not used.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import publish_json
+from train.errors import UnreadableError
+
+FILE = "rollbacks.json"
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """The run went back from `at_step` to the checkpoint of `to_step`, and leaves out steps `first` to `last`; none if
+    `first` is behind `last`."""
+
+    at_step: int
+    to_step: int
+    first: int
+    last: int
+    reason: str
+
+
+class Skips:
+    """The left-out steps of one run, and its rollbacks."""
+
+    def __init__(self, ranges: list[str], folder: Path):
+        """ranges: FIRST-LAST each, from the configuration. folder: of the run. Raises UnreadableError for a
+        rollbacks.json that is not what it was."""
+        self._path = folder / FILE
+        self._asked = [(int(first), int(last)) for first, _, last in (text.partition("-") for text in ranges)]
+        self.rollbacks = _read(self._path)
+
+    def reason(self, step: int) -> str | None:
+        """Why a step (counted from 1) is left out; None if it is not."""
+        for first, last in self._asked:
+            if first <= step <= last:
+                return f"health.skip_steps={first}-{last}"
+        for rollback in self.rollbacks:
+            if rollback.first <= step <= rollback.last:
+                return f"rollback from step {rollback.at_step} ({rollback.reason})"
+        return None
+
+    def add(self, rollback: Rollback) -> None:
+        self.rollbacks.append(rollback)
+
+    def write(self) -> None:
+        """Makes the rollbacks last. Raises DataError if that is not possible."""
+        publish_json(self._path, [asdict(each) for each in self.rollbacks])
+
+    def refused(self, state: Mapping[str, Any]) -> str | None:
+        """Why the checkpoint with this state must not be used; None if it may."""
+        for rollback in self.rollbacks[state.get("rollbacks", 0) :]:
+            if state["step"] > rollback.to_step:
+                return f"it was made before the run went back to step {rollback.to_step}"
+        return None
+
+
+def _read(path: Path) -> list[Rollback]:
+    try:
+        return [Rollback(**tree) for tree in json.loads(path.read_text())]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        raise UnreadableError(
+            f"{path} cannot be read ({error}): it tells which steps the run leaves out. Without it the run would learn "
+            "from them again; restore it, or remove it if you want that"
+        ) from None
