@@ -182,7 +182,8 @@ class BlockFiles:
         return DataError(
             f"{file} was altered after it was written: between bytes {first} and {last} (CRC-32 "
             f"{int.from_bytes(found[wrong : wrong + 4], 'little'):08x}, "
-            f"{int.from_bytes(expected[wrong : wrong + 4], 'little'):08x} was written). Nothing of it was used; put a whole copy there and start again."
+            f"{int.from_bytes(expected[wrong : wrong + 4], 'little'):08x} was written). Nothing of "
+            "it was used; put a whole copy there and start again."
         )
 
 

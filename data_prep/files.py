@@ -39,14 +39,14 @@ def published(path: Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
+        with open(temporary, "wb", opener=_no_link) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise write_error(error, path) from error
+        raise write_error(error, path, _size(temporary)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -96,16 +96,29 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_error(error: OSError, path: Path) -> DataError:
-    """The four errors a writer meets, in words a person can act on. `path` is what was being written."""
+def write_error(error: OSError, path: Path, written: int | None = None) -> DataError:
+    """The four errors a writer meets, in words a person can act on. `path` is what was being written, `written` how
+    many bytes of it there was room for."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        after = "" if written is None else f" after {written:,} bytes"
         return DataError(
-            f"no room to write {path}: {error.strerror}{_free_space(path)}. Nothing half-written is left under that "
-            "name; free some space or choose another folder, then run the same command again."
+            f"no room to write {path}: {error.strerror}{after}{_free_space(path)}. Nothing half-written is left "
+            "under that name; free some space or choose another folder, then run the same command again."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return DataError(f"no permission to write {path}: {error.strerror}. Choose a folder that you may write to.")
     return DataError(f"cannot write {path}: {error.strerror or error}")
+
+
+def _no_link(path: str, flags: int) -> int:
+    """A temporary name can be guessed: a link that somebody has put there is not followed."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def _size(path: Path) -> int | None:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return None
 
 
 def _free_space(path: Path) -> str:

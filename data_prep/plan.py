@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.compose import digest, flatten, to_tree
+from conf.check import digest, flatten, to_tree
 from data_prep import jobs
 from data_prep.config import DataPrepConfig
 from data_prep.files import DataError, publish_bytes, sha256_file

@@ -1,11 +1,13 @@
 """Runs the jobs of a stage: one after the other, or in a pool of processes. The result never depends on which.
 
 In: jobs, and how many processes. Out: every job finished, or the first error, after which no process is left. A job
-that is finished already is not run again. A process whose parent was killed ends itself at its next word to it.
+that is finished already is not run again. A process whose parent was killed ends itself at once.
 """
 
 import multiprocessing
+import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -107,12 +109,21 @@ def _death(child: BaseProcess, job: Job) -> DataError:
 def _serve(pipe: Connection) -> None:
     """A child's life: a job comes, words about it go, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:
             job: Job = pipe.recv()
             pipe.send(_outcome(job, pipe.send))
     except (_ParentGoneError, EOFError, BrokenPipeError, ConnectionResetError):
         return  # nobody is there to hear
+
+
+def _end_with_parent() -> None:
+    """A job may say nothing for minutes, and would not notice. What it had half written, the next run removes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 class _ParentGoneError(Exception):

@@ -2,6 +2,7 @@
 
 python -m launch plan experiment=debug                       # what it needs in memory, time and money
 python -m launch plan experiment=llama_100m cluster=h100     # on another machine than this one
+python -m launch submit experiment=llama_100m run.name=web cluster=h100 slurm.gpus_per_node=1      # a job of Slurm
 python -m launch data out=data/web source=jsonl source.paths=[crawl/] slurm.partition=cpu   # data_prep, by job arrays
 
 Each takes --help.
@@ -13,7 +14,7 @@ from conf.compose import App, entry
 from data_prep.__main__ import APP as DATA_PREP
 from launch.data_config import LaunchDataConfig
 
-VERBS = ("plan", "data")
+VERBS = ("plan", "submit", "data")
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -24,10 +25,13 @@ def main() -> None:
         print(f"{asked}{(__doc__ or '').strip()}", file=sys.stderr if asked else sys.stdout)
         sys.exit(2 if asked else 0)
     del sys.argv[1]
-    if verb == "plan":
-        _plan()
-    else:
-        _data()
+    match verb:
+        case "plan":
+            _plan()
+        case "submit":
+            _submit()
+        case _:
+            _data()
 
 
 def _plan() -> None:
@@ -38,6 +42,15 @@ def _plan() -> None:
     from train.config import OPTIONS, TrainConfig
 
     entry(App("train", TrainConfig, OPTIONS), plan)
+
+
+def _submit() -> None:
+    from launch.submit import submit
+    from launch.submit_config import SubmitConfig
+    from train.config import OPTIONS
+
+    words = sys.argv[1:]
+    entry(App("launch_submit", SubmitConfig, OPTIONS), lambda config: submit(config, words))
 
 
 def _data() -> None:

@@ -4,20 +4,11 @@ In: nothing. Out: `LaunchDataConfig`. Only dataclasses.
 """
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.config import DataPrepConfig, Stage
-
-PLAIN = re.compile(r"[A-Za-z0-9_.,:@+*=-]+")
-"""What Slurm's own names are made of. They stand unquoted in a script: versions of sbatch differ in how they take
-quotes there."""
-OPTION = re.compile(r"--([a-z-]+)(=[]A-Za-z0-9_.,:@+*=&|!/[-]+)?")
-OURS = re.compile(
-    "account|array|cpus-per-task|dependency|job-name|kill-on-invalid-dep|mem|nodes|ntasks|open-mode|output|parsable|"
-    "partition|qos|requeue|no-requeue|time|wrap"
-)
+from launch.queue_config import QueueConfig
 
 
 @dataclass
@@ -44,45 +35,25 @@ class Rates:
 
 
 @dataclass
-class SlurmConfig:
-    partition: str | None = None
-    """null: the cluster's default; the same holds for account and qos"""
-    account: str | None = None
-    qos: str | None = None
-    time_limit_minutes: int = 240
-    """Of each element of an array, and of each single job."""
-    cpus_per_task: int = 4
-    """Cores of an element, and its processes unless `workers` says otherwise."""
-    memory_gib: int | None = None
-    """Of an element, or single job; null: the partition's default. Training the tokenizer takes some 20 times
-    tokenizer.sample_bytes."""
+class SlurmConfig(QueueConfig):
+    """`cpus_per_task`: also the processes of an element, unless `workers` says otherwise. `memory_gib`: training the
+    tokenizer takes some 20 times tokenizer.sample_bytes."""
+
     max_array: int = 1000
     """Elements of an array at most; the cluster's own limits may lower it. Keep it, and cpus_per_task, until the
     dataset is finished: an element sent again then has the jobs that it had."""
     max_parallel: int | None = None
     """Elements of an array that run at once; null: as many as find room."""
-    options: list[str] = field(default_factory=list[str])
-    """Further options of sbatch, quoted for Hydra: slurm.options=['--constraint=icelake','--exclude=n[3-5]']."""
     text_per_stored_byte: float | None = None
     """Bytes of text in a byte of the inputs as stored; null: 3 for compressed files, 1 for others."""
     rates: Rates = field(default_factory=Rates)
 
     def problems(self) -> list[str]:
-        found: list[str] = []
-        for name in ("partition", "account", "qos"):
-            value = getattr(self, name)
-            if value is not None and not PLAIN.fullmatch(value):
-                found.append(f"slurm.{name}={value!r} is no name that Slurm could know: letters, digits and _.,:@+*=-")
-        for name in ("time_limit_minutes", "cpus_per_task", "memory_gib", "max_array", "max_parallel"):
+        found = super().problems()
+        for name in ("max_array", "max_parallel"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"slurm.{name}={value} must be at least 1")
-        for word in self.options:
-            option = OPTION.fullmatch(word)
-            if option is None:
-                found.append(f"slurm.options: {word!r} is not written as --option=value without blanks and quotes")
-            elif OURS.fullmatch(option[1]):
-                found.append(f"slurm.options: launch data sets --{option[1]} itself; see the keys of slurm")
         if self.text_per_stored_byte is not None and self.text_per_stored_byte <= 0:
             found.append(f"slurm.text_per_stored_byte={self.text_per_stored_byte} must be above 0, or null")
         return found

@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from conf.compose import ConfigError
+from conf.errors import ConfigError
 from data_prep.manifest import Manifest
 from train.batch import solve_batch
 from train.config import ClusterConfig, Device, TrainConfig

@@ -92,7 +92,7 @@ def script(job: BatchJob, slurm: SlurmConfig) -> str:
             "",
             "set -euo pipefail",
             f"cd -- {shlex.quote(str(job.folder))}",
-            *_python_path(job),
+            *python_path(job.python_path),
             'echo "$(date +%FT%T) on ${SLURMD_NODENAME:-$(hostname)}, attempt $((${SLURM_RESTART_COUNT:-0} + 1))"',
             f"exec {command}",
             "",
@@ -152,24 +152,20 @@ def queued(names: Sequence[str]) -> list[str]:
     return [line.strip() for line in (answer or "").splitlines() if line.strip()]
 
 
+def python_path(folder: Path | None) -> list[str]:
+    if folder is None:
+        return []
+    return [f"export PYTHONPATH={shlex.quote(str(folder))}${{PYTHONPATH:+:${{PYTHONPATH}}}}"]
+
+
 def _directives(job: BatchJob, slurm: SlurmConfig) -> list[str]:
     """Requeued after preemption or the death of its node, an element goes on; its log keeps the first attempt."""
     found = [f"--job-name={job.name}"]
     if job.elements is not None:
         at_once = "" if slurm.max_parallel is None else f"%{slurm.max_parallel}"
         found.append(f"--array={in_ranges(job.elements)}{at_once}")
-    found += ["--nodes=1", "--ntasks=1", f"--cpus-per-task={slurm.cpus_per_task}", f"--time={slurm.time_limit_minutes}"]
-    found += [] if slurm.memory_gib is None else [f"--mem={slurm.memory_gib}G"]
-    for name in ("partition", "account", "qos"):
-        value = getattr(slurm, name)
-        found += [] if value is None else [f"--{name}={value}"]
-    return [*found, *slurm.options, "--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
-
-
-def _python_path(job: BatchJob) -> list[str]:
-    if job.python_path is None:
-        return []
-    return [f"export PYTHONPATH={shlex.quote(str(job.python_path))}${{PYTHONPATH:+:${{PYTHONPATH}}}}"]
+    found += ["--nodes=1", "--ntasks=1", *slurm.asked()]
+    return [*found, "--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
 
 
 def _withdraw(ids: Sequence[str]) -> str:

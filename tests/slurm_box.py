@@ -28,7 +28,7 @@ CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=6
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -46,7 +46,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 ReturnToService=2
-KillWait=1
+KillWait={kill_wait}
 MinJobAge=3600
 MaxArraySize={max_array_size}
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} RealMemory=4000
@@ -84,14 +84,15 @@ class Cluster:
 class Box(Cluster):
     """A running cluster of `nodes` nodes, n1, n2 ...; only what it started is ever ended."""
 
-    def __init__(self, folder: Path, nodes: int = 3, cpus: int = 2, max_array_size: int = 4):
+    def __init__(self, folder: Path, nodes: int = 3, cpus: int = 2, max_array_size: int = 4, kill_wait: int = 1):
+        """kill_wait: seconds from SIGTERM to SIGKILL of a job that is cancelled or requeued."""
         missing = [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
         if missing:
             raise NoSlurmError(f"not installed: {', '.join(missing)}")
         self.folder, self._nodes = folder, nodes
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         super().__init__(dict(os.environ) | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _search_path()})
-        self._write_settings(cpus, max_array_size)
+        self._write_settings(cpus, max_array_size, kill_wait)
         try:
             self._start()
         except BaseException:
@@ -118,7 +119,7 @@ class Box(Cluster):
             child.kill()
             child.wait()
 
-    def _write_settings(self, cpus: int, max_array_size: int) -> None:
+    def _write_settings(self, cpus: int, max_array_size: int, kill_wait: int) -> None:
         for name in ("state", *(f"n{i}" for i in range(1, self._nodes + 1))):
             (self.folder / name).mkdir(parents=True)
         self.folder.chmod(0o755)
@@ -136,6 +137,7 @@ class Box(Cluster):
             nodes=self._nodes,
             cpus=cpus,
             max_array_size=max_array_size,
+            kill_wait=kill_wait,
         )
         (self.folder / "slurm.conf").write_text(conf)
 

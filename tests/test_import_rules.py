@@ -15,9 +15,9 @@ PACKAGES = ("train", "model", "data_prep", "launch", "conf")
 
 ALLOWED = {
     "model": set[str](),
-    "data_prep": {"conf.compose"},
+    "data_prep": {"conf"},
     "train": {
-        "conf.compose",
+        "conf",
         "data_prep.blocks",
         "data_prep.files",
         "data_prep.manifest",
@@ -25,7 +25,7 @@ ALLOWED = {
         "model",
     },
     "launch": {
-        "conf.compose",
+        "conf",
         "data_prep.config",
         "data_prep.files",
         "data_prep.manifest",
@@ -54,8 +54,8 @@ ONLY_IN = {
     "deepspeed": {"train/engine/"},
     "sentencepiece": {"data_prep/tokenizer.py"},
     "fsspec": {"data_prep/sources/stored.py"},
-    "hydra": {"conf/compose.py"},
-    "omegaconf": {"conf/compose.py"},
+    "hydra": {"conf/"},
+    "omegaconf": {"conf/"},
 }
 
 

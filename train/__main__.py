@@ -10,6 +10,8 @@
 from conf.compose import App, entry
 from train.config import OPTIONS, TrainConfig
 from train.errors import RunFailedError
+from train.parallel import leave_word
+from train.stop import install
 
 APP = App("train", TrainConfig, OPTIONS)
 
@@ -17,6 +19,7 @@ APP = App("train", TrainConfig, OPTIONS)
 def run(config: TrainConfig) -> int:
     """Exit code: 0 at the last step, 143 when stopped and saved. Errors carry their own: 2 configuration, 3 data,
     4 checkpoint, 5 numerics, 6 no progress."""
+    install()
     from train.parallel import rank_grid, share_cores
     from train.setup import check, is_finished
 
@@ -47,7 +50,13 @@ def is_said(error: Exception) -> bool:
 
 
 def main() -> None:
-    entry(APP, run, is_said)
+    """From its first line on, a signal is only noted: importing what a run needs takes seconds."""
+    install()
+    try:
+        entry(APP, run, is_said)
+    except SystemExit as end:
+        leave_word(end.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ class RunConfig:
             found.append(
                 f"run.name={self.name!r} names a folder: 1 to 64 of letters, digits, '.', '_', '-', not '.' first"
             )
+        if not self.folder:
+            found.append("run.folder is empty: name the folder that is to hold the runs; runs is the default")
         if self.seed < 0:
             found.append(f"run.seed={self.seed} must be 0 or more")
         if self.stop_at_step is not None and self.stop_at_step < 1:
@@ -178,7 +180,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "wsd": WsdSchedule,
     }
 }
-"""groups whose options differ in kind: see conf/compose.py"""
+"""groups whose options differ in kind: see conf/app.py"""
 
 
 def _schedule_problems(warmup_tokens: int, min_lr_ratio: float) -> list[str]:

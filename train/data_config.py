@@ -63,6 +63,8 @@ class DataConfig:
             found.append(f"data.seq_len={self.seq_len} must be at least 2")
         if (self.folder is None) == (not self.sources):
             found.append("data needs one of the two: data.folder, or data.sources (with data.folder=null)")
+        if self.folder == "":
+            found.append("data.folder is empty: name the folder of a dataset, the one that holds manifest.json")
         return found + self._source_problems() + self._schedule_problems()
 
     def _source_problems(self) -> list[str]:

@@ -10,6 +10,12 @@ class EngineError(RuntimeError):
     exit_code = 2
 
 
+class RendezvousError(Exception):
+    """The ranks did not find each other: another start may well do better."""
+
+    exit_code = 1
+
+
 class CheckpointError(Exception):
     """No usable checkpoint, or none could be written."""
 

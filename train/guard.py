@@ -73,7 +73,7 @@ class Guard:
         self._engine, self._health, self._compares_every = engine, health, compares_every
 
     def step(
-        self, step: int, rows: Callable[[], Iterable[tuple[Tensor, ...]]], lr: float, *, stop: bool
+        self, step: int, rows: Callable[[], Iterable[tuple[Tensor, ...]]], lr: float, *, stop: int
     ) -> tuple[StepResult, Incident | None]:
         """Step number `step`, counted from 1, on the micro-batches that `rows` gives. A collective.
 
@@ -88,7 +88,7 @@ class Guard:
         self._engine.refresh()
         with self._engine.look() as look:
             second = self._engine.train_step(
-                rows(), lr, self._may_be_applied, stop=stop or first.stop, compares_replicas=compares, look=look
+                rows(), lr, self._may_be_applied, stop=max(stop, first.stop), compares_replicas=compares, look=look
             )
         incident = self._incident(step, first, second, tuple(parameters), look.findings())
         if second.applied:

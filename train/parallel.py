@@ -1,13 +1,15 @@
 """From the environment of a launcher to a grid of ranks and a device. The only file that reads environment
 variables here.
 
-torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Without them this is a single
-process that needs no launcher, and the same variables are filled in for it.
+torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT; in a step of Slurm with
+several tasks the last two come from the batch script (`python -m launch submit`) and the others from srun. Without them
+this is a single process that needs no launcher, and the same variables are filled in for it.
 """
 
 import contextlib
 import os
 import random
+import re
 import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,29 +99,83 @@ def rank_grid(tp_size: int = 1, sp_size: int = 1) -> RankGrid:
 
     Raises LaunchError if the launcher's variables are incomplete, or its ranks cannot form the groups asked for.
     """
-    present = [name for name in _NEEDED if name in os.environ]
-    if not present:
-        n_tasks = int(os.environ.get("SLURM_NTASKS", "1"))
-        if n_tasks > 1 and "SLURM_STEP_ID" in os.environ:
-            raise LaunchError(
-                f"srun started {n_tasks} tasks without a rendezvous: each would train alone on the same run folder. "
-                "Start one torchrun per node instead: srun --ntasks-per-node=1 torchrun ... -m train ..."
-            )
+    found = {name: os.environ[name] for name in (*_NEEDED, "LOCAL_WORLD_SIZE") if name in os.environ}
+    if "RANK" not in found and "SLURM_STEP_ID" in os.environ:
+        found = _from_srun(found)
+    if not found:
         _check_groups(1, 1, tp_size, sp_size)
         return RankGrid(0, 1, 0, 1, tp_size, sp_size)
-    if missing := [name for name in _NEEDED if name not in os.environ]:
-        raise LaunchError(f"the launcher set {', '.join(present)} but not {', '.join(missing)}; start with torchrun")
-    local_world_size = int(os.environ["LOCAL_WORLD_SIZE"]) if "LOCAL_WORLD_SIZE" in os.environ else None
-    world_size = int(os.environ["WORLD_SIZE"])
+    if missing := [name for name in _NEEDED if name not in found]:
+        raise LaunchError(f"the launcher set {', '.join(found)} but not {', '.join(missing)}; start with torchrun")
+    local_world_size = int(found["LOCAL_WORLD_SIZE"]) if "LOCAL_WORLD_SIZE" in found else None
+    world_size = int(found["WORLD_SIZE"])
     _check_groups(world_size, local_world_size, tp_size, sp_size)
     return RankGrid(
-        rank=int(os.environ["RANK"]),
+        rank=int(found["RANK"]),
         world_size=world_size,
-        local_rank=int(os.environ["LOCAL_RANK"]),
+        local_rank=int(found["LOCAL_RANK"]),
         local_world_size=local_world_size or 1,
         tp_size=tp_size,
         sp_size=sp_size,
     )
+
+
+def _from_srun(rendezvous: dict[str, str]) -> dict[str, str]:
+    """The same variables from those that srun gives to each task (srun(1), OUTPUT ENVIRONMENT VARIABLES)."""
+    n_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS", "1"))
+    if n_tasks == 1:
+        return {}
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in rendezvous]:
+        raise LaunchError(
+            f"srun started {n_tasks} tasks without {' and '.join(missing)}: each would train alone on the same run "
+            "folder. `python -m launch submit` writes a script that sets them"
+        )
+    rank, local_rank, node = (int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "LOCALID", "NODEID"))
+    tasks = tasks_per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE") or os.environ["SLURM_TASKS_PER_NODE"])
+    if rank != sum(tasks[:node]) + local_rank:
+        raise LaunchError(
+            f"srun gave rank {rank} to task {local_rank} of node {node}: ranks that follow each other have to share a "
+            "node; start them with srun --distribution=block"
+        )
+    places = {"RANK": rank, "WORLD_SIZE": n_tasks, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": tasks[node]}
+    return rendezvous | {name: str(value) for name, value in places.items()}
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """ "4(x2),3" is 4, 4, 3."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise LaunchError(f"SLURM_TASKS_PER_NODE={text}: {part!r} was not expected there")
+        found += [int(match[1])] * int(match[2] or 1)
+    return found
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    number: str
+    ends: float | None
+    """unix time; None where this version of Slurm does not say"""
+
+
+def slurm_job() -> SlurmJob | None:
+    """The job that this process is part of."""
+    number, ends = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_END_TIME", "")
+    return None if number is None else SlurmJob(number, float(ends) if ends.isdigit() else None)
+
+
+EXIT_WORD = "CRISOL_EXIT_WORD"
+"""names the file in which a rank tells the batch script why it ended; srun tells only the largest code of all tasks,
+and those that it stopped itself count among them"""
+
+
+def leave_word(code: object) -> None:
+    """Of an end that another start would not change (2 to 6). The first rank's word stays."""
+    file = os.environ.get(EXIT_WORD)
+    if file and isinstance(code, int) and 2 <= code <= 6:
+        with contextlib.suppress(OSError), Path(file).open("x") as stream:
+            stream.write(f"{code}\n")
 
 
 def _check_groups(world_size: int, local_world_size: int | None, tp_size: int, sp_size: int) -> None:
@@ -211,11 +267,21 @@ def choose_device(wanted: Device, grid: RankGrid) -> str:
         raise LaunchError(
             "cluster.device=cuda, but torch finds no CUDA device; check the driver, or cluster.device=cpu"
         )
-    if grid.local_world_size > found:
-        raise LaunchError(
-            f"{grid.local_world_size} ranks were started on this machine, which shows {found} CUDA devices"
-        )
-    return f"cuda:{grid.local_rank}"
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return f"cuda:{device_index(grid.local_rank, grid.local_world_size, found, bool(named) and ',' not in named)}"
+
+
+def device_index(local_rank: int, local_world_size: int, visible: int, is_own: bool) -> int:
+    """Of the CUDA device that a rank takes, among those that it sees.
+
+    is_own: its launcher showed this process a single device (CUDA_VISIBLE_DEVICES names one, as --gpus-per-task makes
+    it). Two ranks on one device are refused by NCCL, by name. Raises LaunchError if there are not enough.
+    """
+    if visible == 1 and is_own:
+        return 0
+    if local_world_size > visible:
+        raise LaunchError(f"{local_world_size} ranks were started on this machine, which shows {visible} CUDA devices")
+    return local_rank
 
 
 def prepare_environment(device: str, grid: RankGrid) -> None:
@@ -228,16 +294,22 @@ def prepare_environment(device: str, grid: RankGrid) -> None:
         "RANK": str(grid.rank),
         "WORLD_SIZE": str(grid.world_size),
         "LOCAL_RANK": str(grid.local_rank),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()) if grid.world_size == 1 else "29500",
         "DS_ACCELERATOR": "cpu" if device == "cpu" else "cuda",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if grid.world_size == 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}  # whoever else has the one named
     if device == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // grid.local_world_size))
     else:
-        torch.cuda.set_device(grid.local_rank)
+        torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = device.removeprefix("cuda:")  # which DeepSpeed takes for the number of its device
+
+
+def meeting_place() -> tuple[str, int]:
+    """Host and port at which rank 0 waits for the others."""
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 def restarted_store() -> Any:
@@ -251,10 +323,10 @@ def restarted_store() -> Any:
     is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     if restart == "0" or not is_one_machine or os.environ.get(uses_agent) != "True":
         return None
-    import torch.distributed as dist
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    return dist.PrefixStore(f"restart-{restart}", agent)
+    agent = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return PrefixStore(f"restart-{restart}", agent)
 
 
 def become_rank(rank: int, world_size: int, port: int, device: str) -> None:
@@ -278,6 +350,6 @@ def free_port() -> int:
     """
     for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("", port))  # on every address, as rank 0 will
             return port
     raise LaunchError("no free port was found among 100 between 20000 and 32000")

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.compose import App, ConfigError, entry, from_yaml
+from conf.check import read_config
+from conf.compose import App, entry
+from conf.errors import ConfigError
 from data_prep.files import DataError
 from train.config import TrainConfig
 from train.errors import NumericsError
@@ -62,7 +64,7 @@ def run(command: ReplayCommand) -> int:
 
 def _config(run: Path) -> TrainConfig:
     try:
-        config: TrainConfig = from_yaml(TrainConfig, (run / "config.yaml").read_text())
+        config: TrainConfig = read_config(TrainConfig, run / "config.yaml")
     except OSError as error:
         raise ConfigError([f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})"]) from None
     config.run.folder, config.run.name = str(run.parent), run.name

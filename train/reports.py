@@ -15,10 +15,10 @@ from train.evaluate import Evaluation
 from train.history import device_seconds_before
 from train.metrics import DeviceSeconds, Metrics
 from train.metrics_file import MetricsFile, is_step
-from train.pace import Pace
 from train.plan import Plan
 from train.sample import SampleCommand, write_sample
 from train.setup import Setup
+from train.stragglers import Stragglers
 from train.summary import Status, baselines, provenance, summarize
 
 
@@ -30,7 +30,7 @@ class Reports:
         self._speaks = setup.grid.is_first
         self._metrics: Metrics | None = None
         self._provenance = provenance()
-        self._pace = Pace(setup.config.health.slow_ratio)
+        self._stragglers = Stragglers(setup.config.health.slow_ratio)
         self._restarts = 0
         self._has_stepped = False
 
@@ -78,7 +78,7 @@ class Reports:
         if not self._has_stepped:
             self.note("first_step", step=step)
             self._has_stepped = True
-        if slow := self._pace.slow_rank([report.work_seconds for report in result.reports]):
+        if slow := self._stragglers.slow_rank([report.work_seconds for report in result.reports]):
             rank, ratio = slow
             self.note("slow_rank", step=step, rank=rank, ratio=round(ratio, 2))
             self.say(f"warning: rank {rank} is slow: its own work takes {ratio:.1f} times that of the others")

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conf.compose import ConfigError, digest, flatten, from_yaml, to_tree, to_yaml
+from conf.check import digest, flatten, read_config, to_tree, to_yaml
+from conf.errors import ConfigError
 from data_prep.files import publish_bytes
 from train.attempt import Attempt
 from train.checkpoint.folders import folder_name, steps_found
@@ -43,13 +44,11 @@ class RunFolder:
         Keys that are FREE_TO_CHANGE do not count. Touches nothing.
         """
         try:
-            text = self.config_yaml.read_text()
+            held = identity(read_config(TrainConfig, self.config_yaml))
         except FileNotFoundError:
             return []
         except OSError as error:
             return [f"{self.config_yaml} cannot be read: {error.strerror}"]
-        try:
-            held = identity(from_yaml(TrainConfig, text))
         except ConfigError as error:
             return [f"{self.config_yaml} was written by another version: {'; '.join(error.problems)}"]
         asked = identity(config)

@@ -5,12 +5,11 @@ What all must decide alike travels with the ranks' reports of each step, or thro
 """
 
 import math
-import signal
 import socket
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -37,6 +36,7 @@ from train.run_folder import config_sha256, rest_sha256
 from train.schedule import lr_of
 from train.setup import Setup
 from train.skips import Rollback, Skips
+from train.stop import TIME_LIMIT, Pace, TimeLimit, install, reason
 from train.summary import Status
 from train.weights import open_weights, start_weights
 
@@ -50,14 +50,14 @@ class Session:
     """step of the newest checkpoint; 0 if there is none"""
     last_step: int
     """where this process stops: the end of the run, or run.stop_at_step"""
-    stops: bool
-    """all ranks know that one of them was told to stop"""
+    stops: int
+    """what has told a rank to stop, as all ranks know by now; 0 if nothing has"""
 
     def __init__(self, setup: Setup, device: str, started: float):
         self._setup, self._config, self._grid = setup, setup.config, setup.grid
         machine = find_machine(self._config.cluster, self._config.parallel.precision, device, setup.grid.world_size)
         plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
-        self._stop = _StopSignals()
+        self._stop = install()
         self._reports = Reports(setup, plan)
         self._open_data()
         join_ranks(device)
@@ -83,12 +83,13 @@ class Session:
     def train_step(self) -> bool:
         """The next step: learnt from, or left out. False if the run went back to an earlier one instead."""
         step = self.step + 1
-        if reason := self._skips.reason(step):
-            self._leave_out(reason)
+        if why := self._skips.reason(step):
+            self._leave_out(why)
+            self.stops = self._agreed_stop()
             return True
         lr = lr_of(step, self._config, self._setup.batch)
         result, incident = self._guard.step(
-            step, lambda: self.batches.micro_batches(self.step), lr, stop=self._stop.name is not None
+            step, lambda: self.batches.micro_batches(self.step), lr, stop=self._asked_to_stop()
         )
         self.stops = result.stop
         if incident is not None:
@@ -143,6 +144,7 @@ class Session:
         """
         self.finish_save()
         self._reports.sync()
+        self._save_began = time.monotonic()
         self._saver.save(self.step, self.engine.fragments(), self._state())
         self._watch.charge("checkpoint")
 
@@ -163,7 +165,7 @@ class Session:
             if problem := self.finish_save():
                 raise CheckpointError(problem)
         self._reports.summary(self.step, Status.finished if finished else Status.preempted, self._watch.spent)
-        self._reports.note("finished" if finished else "stopped", step=self.step, reason=self._stop.name)
+        self._reports.note("finished" if finished else "stopped", step=self.step, reason=reason(self.stops))
         self._reports.curve()
         if finished:
             self._reports.samples(self.engine.logits)
@@ -216,7 +218,15 @@ class Session:
         self._watch = Stopwatch(spent, self._grid.world_size, started)
         self._open_logs()
         self._watch.charge("idle")
-        self.stops = self.engine.any_rank(self._stop.name is not None)
+        self._began_at = self.step
+        self._limit = (
+            TimeLimit.find(self._config.run.time_limit_seconds, self._stop.since) if self._grid.is_first else None
+        )
+        if self._limit is not None and self._limit.problem is not None:
+            self._reports.say(f"warning: {self._limit.problem}")
+            self._reports.note("time_limit_unknown", problem=self._limit.problem)
+        self._pace, self._save_seconds, self._save_began = Pace(), 0.0, 0.0
+        self.stops = self._agreed_stop()
 
     def _take_up(self, found: Checkpoint) -> None:
         """Weights, moments and all that decides what follows, as the checkpoint has it."""
@@ -244,12 +254,26 @@ class Session:
         self._val_loss = None
         self._note_end(self._saver.poll())
 
-    def _leave_out(self, reason: str) -> None:
+    def _leave_out(self, why: str) -> None:
         self._completed()
         self._watch.charge("train")
-        self._reports.skipped(self.step, reason)
-        if self._skips.reason(self.step):  # nothing was computed, so nothing was exchanged
-            self.stops = self.engine.any_rank(self._stop.name is not None)
+        self._reports.skipped(self.step, why)
+
+    def _asked_to_stop(self) -> int:
+        """What has told this rank to stop, by now: a signal, or on rank 0 the time that is left."""
+        if self.step > self._began_at:
+            self._pace.tick()
+        limit, pace = self._limit, self._pace
+        if limit and not self._stop.code and limit.must_stop(pace.longest, self._save_seconds):
+            self._stop.ask(TIME_LIMIT)
+            if problem := limit.complaint(pace.steps, pace.longest, self._save_seconds):
+                self._reports.say(f"warning: {problem}")
+                self._reports.note("time_limit_too_short", problem=problem)
+        return self._stop.code
+
+    def _agreed_stop(self) -> int:
+        """A collective."""
+        return self.engine.largest(self._stop.code)
 
     def _check_once(self) -> None:
         """After the first update of this process."""
@@ -260,7 +284,7 @@ class Session:
     def _until_stop(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Raises _StoppedError, on all ranks at the same batch, when one was told to stop."""
         for batch in batches:
-            self.stops = self.engine.any_rank(self._stop.name is not None)
+            self.stops = self._agreed_stop()
             if self.stops:
                 raise _StoppedError
             yield batch
@@ -339,6 +363,7 @@ class Session:
         """Of a save that has just ended."""
         if outcome is None:
             return
+        self._save_seconds = max(self._save_seconds, time.monotonic() - self._save_began)
         reports = self._reports
         if outcome.problem:
             reports.say(
@@ -361,7 +386,6 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.restore()
         if error is not None:
             words = str(error) if isinstance(error, RunFailedError) else f"{type(error).__name__}: {error}"
             self._reports.note("failed", step=self.step, error=words)
@@ -376,7 +400,7 @@ class Session:
         folder = self._setup.folder.path
         if finished:
             return f"finished: {self.step} steps in {folder}"
-        why = "as asked (run.stop_at_step)" if reached else f"on {self._stop.name or 'a signal to another rank'}"
+        why = "as asked (run.stop_at_step)" if reached else f"on {reason(self.stops)}"
         if self.step == 0:
             return f"stopped {why} before the first step; the same command begins again"
         return f"stopped {why} and saved at step {self.step}; the same command goes on from here"
@@ -384,27 +408,3 @@ class Session:
 
 class _StoppedError(Exception):
     """An evaluation was left."""
-
-
-class _StopSignals:
-    """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a checkpoint and an end after the step in hand; nothing is cut
-    short.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._before = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-        }
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if number == signal.SIGINT and self.name == name:
-            raise KeyboardInterrupt
-        self.name = self.name or name
-        again = " (Ctrl-C again: leave at once)" if number == signal.SIGINT else ""
-        print(f"\n{name}: saving after this step{again}", file=sys.stderr, flush=True)
-
-    def restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

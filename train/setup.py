@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.compose import ConfigError
+from conf.errors import ConfigError
 from data_prep.files import DataError
 from data_prep.manifest import Manifest
 from train.batch import BatchError, BatchPlan, solve_batch

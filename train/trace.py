@@ -14,7 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.compose import App, entry, from_yaml
+from conf.check import read_config
+from conf.compose import App, entry
 from data_prep.files import DataError
 from data_prep.manifest import Manifest
 from data_prep.shards import read_sidecar
@@ -178,7 +179,7 @@ def open_trace(run: Path) -> tuple[Trace, TrainConfig, list[Corpus]]:
     from train.setup import phases_of
 
     try:
-        config: TrainConfig = from_yaml(TrainConfig, (run / "config.yaml").read_text())
+        config: TrainConfig = read_config(TrainConfig, run / "config.yaml")
     except OSError as error:
         raise DataError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
     config.run.folder, config.run.name = str(run.parent), run.name

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from conf.compose import from_yaml
+from conf.check import read_config
 from model.transformer import Transformer
 from train.checkpoint.folders import folder_name
 from train.checkpoint.verify import newest_valid, verify
@@ -32,7 +32,7 @@ class Trained:
 def load_trained(run: Path, step: int | None = None) -> Trained:
     """The model of a run, at its newest valid checkpoint or at `step`. Raises CheckpointError if there is none."""
     try:
-        config: TrainConfig = from_yaml(TrainConfig, (run / "config.yaml").read_text())
+        config: TrainConfig = read_config(TrainConfig, run / "config.yaml")
     except OSError as error:
         raise CheckpointError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
     folder = run / "checkpoints"

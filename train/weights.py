@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.compose import ConfigError, flatten, from_yaml, to_tree
+from conf.check import flatten, read_config, to_tree
+from conf.errors import ConfigError
 from data_prep.files import DataError, sha256_file
 from model.config import Init, ModelConfig
 
@@ -53,8 +54,10 @@ def open_weights(path: Path, *, every_byte: bool) -> WeightsFolder:
                 f"{path / MANIFEST}: schema version {manifest['schema_version']}, expected {SCHEMA_VERSION}"
             )
         for name, facts in manifest["files"].items():
+            if Path(name).name != name:
+                raise DataError(f"{path / MANIFEST} names {name!r}, which is not a plain file name of its own folder")
             _check(path / name, facts, every_byte)
-        model = from_yaml(ModelConfig, (path / MODEL_YAML).read_text())
+        model = read_config(ModelConfig, path / MODEL_YAML)
         return WeightsFolder(path, model, tuple(manifest["tokenizers"]), manifest)
     except ConfigError as error:
         raise DataError(f"{path / MODEL_YAML} is no model of this version: {'; '.join(error.problems)}") from None
@@ -70,7 +73,7 @@ def read_object(file: Path) -> dict[str, Any]:
         tree = json.loads(file.read_bytes())
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not JSON: {error}") from None
     if not isinstance(tree, dict):
         raise DataError(f"{file} does not hold a JSON object")

@@ -21,7 +21,7 @@ import importlib.metadata
 from collections import Counter
 from pathlib import Path
 
-from conf.compose import digest, to_tree
+from conf.check import digest, to_tree
 from data_prep.clean.c4 import c4
 from data_prep.clean.characters import with_policies
 from data_prep.clean.config import CleanConfig, Detector

@@ -8,7 +8,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from conf.compose import ConfigError
+from conf.errors import ConfigError
 from data_prep.clean.config import Detector, Language
 from data_prep.clean.outcome import Dropped, above, below
 from data_prep.files import DataError

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from conf.compose import digest, flatten, to_tree
+from conf.check import digest, flatten, to_tree
 from data_prep.blocks import BlockSums
 from data_prep.config import OnBad
 from data_prep.exchange import peer_tokenizer

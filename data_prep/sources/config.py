@@ -3,12 +3,16 @@
 In: nothing. Out: the keys below `source.` of the command line. Only dataclasses: importing this costs nothing.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 MIB = 1 << 20
 MAXIMUM_DOCUMENT_BYTES = 2**31 - 2
 """An index counts the tokens of a document in 31 bits: at most one a byte, and the end symbol."""
+
+SECRET_IN_URL = re.compile(r"://[^/?#]*:[^/?#]*@|[?&][^=&]*(signature|token|secret|password|passwd|key|sig)=", re.I)
+"""user:password@, or a signed request"""
 
 
 class Delimiter(StrEnum):
@@ -68,6 +72,13 @@ class Files(Limits):
             found.append(
                 "source.paths names nothing; pass at least one file, glob, folder or URL: source.paths=[corpus/]"
             )
+        for i, path in enumerate(self.paths):
+            if SECRET_IN_URL.search(path):
+                found.append(
+                    f"source.paths[{i}] is a URL with a password or a key in it, which would be written into the "
+                    "dataset's records; leave it out, and give it the way its store reads it (environment, "
+                    "~/.netrc, ~/.aws/credentials)"
+                )
         return found
 
 

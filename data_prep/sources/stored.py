@@ -6,6 +6,7 @@ can raise leaves as DataError, so that other errors met while reading are faults
 
 import io
 import os
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -28,7 +29,10 @@ def facts(url: str) -> tuple[int, str]:
     """(bytes, version) as they are now. Raises DataError."""
     if is_remote(url):
         return accessed(url, lambda: _remote_facts(url))
-    return accessed(url, lambda: local_facts(os.stat(url)))  # noqa: PTH116 a Path for each of 10^6 files costs more than the stat
+    status = accessed(url, lambda: os.stat(url))  # noqa: PTH116 a Path for each of 10^6 files costs more than the stat
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{url} is no plain file: a pipe or a device has no size, and can be read once at most")
+    return local_facts(status)
 
 
 def local_facts(status: os.stat_result) -> tuple[int, str]:

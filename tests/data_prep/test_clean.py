@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import App, ConfigError, compose
+from conf.compose import App, compose
+from conf.errors import ConfigError
 from data_prep.clean.cleaner import Cleaner, fingerprint
 from data_prep.clean.config import C4, CleanConfig, GopherQuality, GopherRepetition, Newlines, Pii, Words
 from data_prep.clean.outcome import Dropped, Kept

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import ConfigError
+from conf.errors import ConfigError
 from data_prep.clean.characters import with_policies
 from data_prep.clean.config import (
     CleanConfig,

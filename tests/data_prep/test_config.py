@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import ConfigError, compose
+from conf.compose import compose
+from conf.errors import ConfigError
 from data_prep.__main__ import APP
 from data_prep.config import DataPrepConfig, ModelType, OnBad, Stage
 from data_prep.sources.config import SOURCES, Jsonl, PythonStdlib, TextFiles

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from conf.compose import defaults_of
+from conf.check import defaults_of
 from data_prep.dedup.config import DedupConfig, ExactDedup, MinHashDedup, NoDedup
 
 

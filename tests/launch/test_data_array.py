@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import ConfigError, compose
+from conf.compose import compose
+from conf.errors import ConfigError
 from data_prep.__main__ import APP as DATA_PREP
 from data_prep.config import Stage
 from data_prep.files import DataError

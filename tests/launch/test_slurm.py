@@ -117,7 +117,7 @@ def test_a_partition_that_could_be_a_command_is_refused(name: str):
 
 @pytest.mark.parametrize(
     ("option", "why"),
-    [("exclusive", "is not written"), ("--comment=a b", "is not written"), ("--array=0", "sets --array itself")],
+    [("exclusive", "is not written"), ("--comment=a b", "is not written"), ("--array=0", "launch sets --array itself")],
 )
 def test_an_option_that_sbatch_would_not_take_or_that_is_ours_is_refused(option: str, why: str):
     assert why in SlurmConfig(options=[option]).problems()[0]

@@ -5,7 +5,8 @@ from functools import cache
 import pytest
 import torch
 
-from conf.compose import CONF_FOLDER, compose
+from conf.app import CONF_FOLDER
+from conf.compose import compose
 from model.arithmetic import count_parameters
 from model.config import ModelConfig
 from model.transformer import Transformer

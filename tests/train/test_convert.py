@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conf.compose import ConfigError, compose, to_yaml
+from conf.check import to_yaml
+from conf.compose import compose
+from conf.errors import ConfigError
 from data_prep.config import ModelType, TokenizerConfig
 from data_prep.files import DataError
 from data_prep.tokenizer import Tokenizer, train

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import App, ConfigError, compose
+from conf.compose import App, compose
+from conf.errors import ConfigError
 from model.config import Init, ModelConfig, Positions
 from train.config import OptimizerConfig
 from train.coordinates import FLAT, Coordinates, CoordinatesCommand, Growth, at_width, measure, render, slope

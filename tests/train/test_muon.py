@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from conf.compose import ConfigError, compose
+from conf.compose import compose
+from conf.errors import ConfigError
 from tests.distributed.muon_runs import polar
 from train.__main__ import APP as TRAIN_APP
 from train.config import OptimizerConfig, OptimizerKind

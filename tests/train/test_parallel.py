@@ -1,10 +1,24 @@
 """From a launcher's environment to a place in the grid."""
 
 import itertools
+import os
+import random
+import socket
+from pathlib import Path
 
 import pytest
 
-from train.parallel import LaunchError, RankGrid, rank_grid
+from train.parallel import (
+    EXIT_WORD,
+    LaunchError,
+    RankGrid,
+    device_index,
+    free_port,
+    leave_word,
+    prepare_environment,
+    rank_grid,
+    tasks_per_node,
+)
 
 TORCHRUN = {
     "RANK": "5",
@@ -15,10 +29,20 @@ TORCHRUN = {
     "MASTER_PORT": "1",
 }
 
+SRUN = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_TASKS": "11",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2),3",
+}
+"""of the second task on the third node"""
+
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch):
-    for name in (*TORCHRUN, "SLURM_NTASKS", "SLURM_STEP_ID"):
+    for name in (*TORCHRUN, *SRUN, "SLURM_TASKS_PER_NODE", "SLURM_NTASKS", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -39,12 +63,112 @@ def test_half_an_environment_is_refused_by_name(monkeypatch: pytest.MonkeyPatch)
         rank_grid()
 
 
+def in_step(monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
+    for name, value in (SRUN | {"MASTER_ADDR": "n1", "MASTER_PORT": "29000"} | changed).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_sruns_variables_are_the_grid(monkeypatch: pytest.MonkeyPatch):
+    in_step(monkeypatch)
+    assert rank_grid() == RankGrid(rank=9, world_size=11, local_rank=1, local_world_size=3)
+    in_step(monkeypatch, SLURM_PROCID="7", SLURM_LOCALID="3", SLURM_NODEID="1")
+    assert rank_grid() == RankGrid(rank=7, world_size=11, local_rank=3, local_world_size=4)
+
+
+def test_an_older_srun_says_it_by_other_names(monkeypatch: pytest.MonkeyPatch):
+    in_step(monkeypatch, SLURM_NTASKS="11", SLURM_TASKS_PER_NODE="4(x2),3")
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(name)
+    assert rank_grid() == RankGrid(rank=9, world_size=11, local_rank=1, local_world_size=3)
+
+
+def test_torchrun_inside_a_step_is_the_launcher(monkeypatch: pytest.MonkeyPatch):
+    in_step(monkeypatch, **TORCHRUN)
+    assert (rank_grid().rank, rank_grid().world_size) == (5, 8)
+
+
+def test_a_step_with_one_task_is_a_single_process(monkeypatch: pytest.MonkeyPatch):
+    in_step(monkeypatch, SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0")
+    assert rank_grid() == RankGrid(0, 1, 0, 1)
+
+
 def test_srun_without_a_rendezvous_is_refused(monkeypatch: pytest.MonkeyPatch):
     """Each task would believe to be alone, and all would write into one run folder."""
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    with pytest.raises(LaunchError, match="4 tasks"):
+    in_step(monkeypatch)
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(LaunchError, match=r"11 tasks without MASTER_ADDR: .* launch submit"):
         rank_grid()
+
+
+def test_ranks_dealt_out_in_turn_are_refused(monkeypatch: pytest.MonkeyPatch):
+    """The neighbours of a tensor-parallel group would be on different nodes."""
+    in_step(monkeypatch, SLURM_PROCID="2", SLURM_LOCALID="0")
+    with pytest.raises(LaunchError, match=r"rank 2 to task 0 of node 2.*--distribution=block"):
+        rank_grid()
+
+
+def test_tasks_of_nodes_are_read():
+    assert tasks_per_node("4(x2),3") == [4, 4, 3]
+    assert tasks_per_node("1") == [1]
+    with pytest.raises(LaunchError, match="'4x' was not expected"):
+        tasks_per_node("4x")
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "local_world_size", "visible", "is_own", "index"),
+    [
+        (3, 4, 4, False, 3),
+        (3, 4, 8, False, 3),
+        (3, 4, 1, True, 0),  # --gpus-per-task: each rank is shown its own
+        (0, 1, 1, False, 0),
+        (0, 1, 1, True, 0),
+        (1, 2, 2, False, 1),
+    ],
+)
+def test_a_rank_takes_its_device_among_those_it_sees(
+    local_rank: int, local_world_size: int, visible: int, is_own: bool, index: int
+):
+    """F27"""
+    assert device_index(local_rank, local_world_size, visible, is_own) == index
+
+
+@pytest.mark.parametrize(("visible", "is_own"), [(1, False), (2, False), (3, False)])
+def test_more_ranks_than_devices_are_refused(visible: int, is_own: bool):
+    with pytest.raises(LaunchError, match=f"4 ranks were started .* shows {visible} CUDA"):
+        device_index(0, 4, visible, is_own)
+
+
+def test_a_single_process_meets_itself_where_nobody_else_listens(monkeypatch: pytest.MonkeyPatch):
+    """F26: whatever port was named for it."""
+    taken = free_port()
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # so that what is set here does not stay
+    monkeypatch.setenv("MASTER_ADDR", "elsewhere")
+    monkeypatch.setenv("MASTER_PORT", str(taken))
+    with socket.create_server(("", taken)):
+        prepare_environment("cpu", RankGrid(0, 1, 0, 1))
+        assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+        with socket.create_server(("", int(os.environ["MASTER_PORT"]))):
+            pass
+
+
+def test_a_port_is_free_only_if_it_is_on_every_address(monkeypatch: pytest.MonkeyPatch):
+    first, second = free_port(), free_port()
+    monkeypatch.setattr(random.SystemRandom, "sample", lambda self, population, k: [first, second])
+    with socket.create_server(("127.0.0.2", first)):
+        assert free_port() == second
+
+
+def test_the_first_rank_that_ends_for_good_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    word = tmp_path / "word"
+    leave_word(3)  # without a script that would read it
+    monkeypatch.setenv(EXIT_WORD, str(word))
+    for code in (0, 1, None, 143, "text"):
+        leave_word(code)
+    assert not word.exists()
+    leave_word(3)
+    leave_word(5)
+    assert word.read_text() == "3\n"
 
 
 def launched(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int, local_world_size: int | None) -> None:

@@ -10,7 +10,8 @@ when everything is right, or not at all.
 
 from pathlib import Path
 
-from conf.compose import App, ConfigError, entry
+from conf.compose import App, entry
+from conf.errors import ConfigError
 from train.convert.command import ConvertCommand, Target
 
 APP = App("convert", ConvertCommand, {}, verbatim=("source", "out"))  # `source` is a group of another command

@@ -7,7 +7,7 @@ there). What a layout cannot express is refused with the option named. No torch.
 from collections.abc import Mapping
 from typing import Any
 
-from conf.compose import ConfigError
+from conf.errors import ConfigError
 from model.config import Bias, Init, Mlp, ModelConfig, Norm, Positions, Residual, Scaling
 from model.names import Layout
 

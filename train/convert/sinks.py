@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf.compose import to_yaml
+from conf.check import to_yaml
 from data_prep.files import DataError, publish_bytes, publish_json, sha256_file
 from data_prep.manifest import TOKENIZER
 from model.config import Scaling

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from conf.compose import ConfigError, build, defaults_of
+from conf.check import build, defaults_of
+from conf.errors import ConfigError
 from data_prep.files import DataError
 from model.config import Mlp, ModelConfig
 from model.names import Layout

@@ -59,9 +59,9 @@ class StepResult:
     """of all ranks"""
 
     @property
-    def stop(self) -> bool:
-        """A rank was told to stop."""
-        return any(report.stop for report in self.reports)
+    def stop(self) -> int:
+        """What has told a rank to stop; 0 if nothing has."""
+        return max(report.stop for report in self.reports)
 
 
 Judge = Callable[[StepResult], bool]
@@ -175,7 +175,7 @@ class Engine:
         lr: float,
         judge: Judge = lambda result: True,
         *,
-        stop: bool = False,
+        stop: int = 0,
         compares_replicas: bool = False,
         look: Look | None = None,
     ) -> StepResult:
@@ -186,7 +186,7 @@ class Engine:
         gradient is that of the mean over *all* targets of the step: each micro-batch contributes its sum of nats
         divided by the global count. DeepSpeed averages over its data-parallel ranks, which is undone here.
 
-        stop: this rank was told to stop, which all ranks learn from the result. compares_replicas: see
+        stop: what has told this rank to stop, which all ranks learn from the result. compares_replicas: see
         `StepResult.odd_ranks`.
         """
         started = time.perf_counter()
@@ -224,7 +224,7 @@ class Engine:
             self._is_checked = True
         return result[0]
 
-    def _report(self, nats: Tensor, stop: bool, data_seconds: float, started: float, compares_replicas: bool) -> Report:
+    def _report(self, nats: Tensor, stop: int, data_seconds: float, started: float, compares_replicas: bool) -> Report:
         own_nats = float(nats) if self._grid.tp_rank == 0 else 0.0
         norm = self._deepspeed.optimizer._global_grad_norm
         norm = math.inf if norm is None or not math.isfinite(norm) else float(norm)
@@ -323,10 +323,12 @@ class Engine:
         if self._grid.world_size > 1:
             torch.distributed.barrier()
 
-    def any_rank(self, condition: bool) -> bool:
-        """True on every rank if it is true on one."""
-        flag = torch.tensor(float(condition), device=self.device)
-        return bool(self.sum_over_ranks(flag) > 0)
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers, on every rank. A collective."""
+        value = torch.tensor(number, device=self.device)
+        if self._grid.world_size > 1:
+            torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+        return int(value)
 
     def effective_run(self) -> list[Row]:
         """What was asked and what is in force, row by row. A collective."""

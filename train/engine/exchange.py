@@ -19,8 +19,8 @@ class Report:
     """summed over the targets that this rank predicts"""
     grad_norm: float
     """global norm before clipping, as this rank knows it; infinite if it is no number"""
-    stop: bool
-    """this rank was told to stop"""
+    stop: int
+    """what has told this rank to stop, as a code of `train/stop.py`; 0 if nothing has"""
     data_seconds: float
     """spent on reading the step's rows"""
     communication_seconds: float
@@ -57,4 +57,4 @@ def _packed(report: Report) -> list[int]:
 def _unpacked(numbers: Sequence[int]) -> Report:
     floats = np.array(numbers[:_N_FLOATS], np.int64).view(np.float64).tolist()
     nats, grad_norm, stop, data, communication, step = floats
-    return Report(nats, grad_norm, bool(stop), data, communication, step, tuple(numbers[_N_FLOATS:]))
+    return Report(nats, grad_norm, int(stop), data, communication, step, tuple(numbers[_N_FLOATS:]))

@@ -5,30 +5,38 @@ Everything private of DeepSpeed that the project touches is in this folder, whic
 
 import contextlib
 import io
+import os
+import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 from train.engine.clock import watch_collectives
-from train.errors import EngineError
-from train.parallel import rank_grid, restarted_store
+from train.errors import EngineError, RendezvousError
+from train.parallel import meeting_place, rank_grid, restarted_store
 
 DEEPSPEED_VERSION = "0.19.8"
+JOIN_SECONDS = 300.0
+"""all ranks have to be there within this time of the first; torch's own limit is half an hour"""
+SAID_AFTER_SECONDS = 20.0
+"""a rank that waits so long for the others says so"""
 
 
 def join_ranks(device: str) -> Any:
     """The process group of all ranks, and the deepspeed module. Whoever needs a mesh calls it first; a second call does
-    nothing."""
+    nothing. Raises RendezvousError if they do not meet."""
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module=r"torch\.distributed"
     )  # DeepSpeed's calls, not ours
     deepspeed = _import_deepspeed(device)
     watch_collectives(device)
     backend = "gloo" if device == "cpu" else "nccl"
+    _meet(backend, device)
     with quiet():
-        _meet_again(backend, device)
-        deepspeed.init_distributed(backend, verbose=False)
+        deepspeed.init_distributed(backend, verbose=False)  # takes up the group that is there
     return deepspeed
 
 
@@ -39,18 +47,6 @@ def sum_over_ranks(numbers: list[int], device: str) -> list[int]:
     sums = torch.tensor(numbers, device=device)
     torch.distributed.all_reduce(sums)
     return sums.tolist()
-
-
-def _meet_again(backend: str, device: str) -> None:
-    """After a restart by torchrun, the group of all ranks; DeepSpeed then takes it as it is."""
-    import torch
-    import torch.distributed as dist
-
-    grid = rank_grid()
-    if dist.is_initialized() or (store := restarted_store()) is None:
-        return
-    where = None if device == "cpu" else torch.device(device)
-    dist.init_process_group(backend, store=store, rank=grid.rank, world_size=grid.world_size, device_id=where)
 
 
 @contextlib.contextmanager
@@ -67,6 +63,83 @@ def quiet() -> Iterator[None]:
     except BaseException:
         sys.stderr.write(printed.getvalue())
         raise
+
+
+def _meet(backend: str, device: str) -> None:
+    """Makes the process group of all ranks, unless there is one. Its own time limit, that of every collective, stays
+    torch's; only for meeting there is a shorter one."""
+    import torch
+    from torch import distributed
+
+    if distributed.is_initialized():
+        return
+    host, port = meeting_place()
+    place = f"{host}:{port} (MASTER_ADDR, MASTER_PORT)"
+    try:
+        socket.getaddrinfo(host, port)
+        with _in_time(place):
+            grid = rank_grid()
+            store = restarted_store() or _first_store()
+            store.set_timeout(distributed.default_pg_timeout)
+            where = None if device == "cpu" else torch.device(device)
+            distributed.init_process_group(
+                backend, store=store, rank=grid.rank, world_size=grid.world_size, device_id=where
+            )
+    except socket.gaierror as error:
+        raise RendezvousError(
+            f"no rank can be met at {place}: the host has no address here ({error.strerror})"
+        ) from None
+    except distributed.DistError as error:
+        raise RendezvousError(_not_met(place, str(error))) from None
+
+
+def _first_store() -> Any:
+    """In which the ranks find each other: rank 0, or its launcher, keeps it. It listens on every interface of the
+    machine and asks nobody who he is; so a process alone keeps its own to itself."""
+    from torch._C._distributed_c10d import HashStore
+    from torch.distributed.rendezvous import rendezvous
+
+    if rank_grid().world_size == 1:
+        return HashStore()
+    store, *_ = next(iter(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))))
+    return store
+
+
+@contextlib.contextmanager
+def _in_time(place: str) -> Iterator[None]:
+    """Says that it waits, and ends the process if torch does not come back in time: it waits without limit for a
+    stranger who took the port and says nothing."""
+
+    def say() -> None:
+        print(
+            f"still waiting for all ranks to meet at {place}; up to {JOIN_SECONDS:.0f} s", file=sys.stderr, flush=True
+        )
+
+    def leave() -> None:
+        print(f"error: {_not_met(place, 'nothing')}", file=sys.stderr, flush=True)
+        os._exit(RendezvousError.exit_code)
+
+    timers = [threading.Timer(SAID_AFTER_SECONDS, say), threading.Timer(JOIN_SECONDS + 5, leave)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+
+
+def _not_met(place: str, words: str) -> str:
+    if "EADDRINUSE" in words:
+        return (
+            f"rank 0 cannot wait for the others at {place}: the port is taken, by another run perhaps. Start again "
+            "with another MASTER_PORT; torchrun --standalone and the scripts of launch submit look for a free one"
+        )
+    return (
+        f"the ranks did not meet at {place} within {JOIN_SECONDS:.0f} s: one of them, or the host of rank 0, is down "
+        f"or out of reach. torch says: {words.splitlines()[0]}"
+    )
 
 
 def _import_deepspeed(device: str) -> Any:

@@ -13,7 +13,7 @@ _LEAST_SECONDS = 0.02
 """more than the others; below that it is noise of the machine"""
 
 
-class Pace:
+class Stragglers:
     def __init__(self, slow_ratio: float):
         self._slow_ratio = slow_ratio
         self._steps: deque[Sequence[float]] = deque(maxlen=WINDOW_STEPS)

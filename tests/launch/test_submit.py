@@ -1,0 +1,245 @@
+"""The batch script of a run: what it asks Slurm for, that hostile names stay words, and what it does with each end. The
+script runs here for real, with stand-ins for Slurm's own programs; under a real Slurm: tests/faults/test_slurm.py.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conf.compose import App, ConfigError, compose
+from launch.submit import script, submit
+from launch.submit_config import SubmitConfig, TrainJobConfig
+from tests.launch.conftest import HOSTILE, directives
+from train.config import OPTIONS
+
+APP = App("launch_submit", SubmitConfig, OPTIONS)
+ROOT = Path(__file__).parents[2]
+
+
+def words(*more: str) -> list[str]:
+    return [
+        "experiment=debug",
+        "run.name=hello",
+        "slurm.nodes=2",
+        "slurm.ranks_per_node=2",
+        "batch.micro_batch_size=1",
+        *more,
+    ]
+
+
+def written(*more: str) -> str:
+    typed = words(*more)
+    return script(compose(APP, typed), typed)
+
+
+def test_a_script_asks_slurm_for_what_was_configured():
+    more = (
+        "partition='a,b'",
+        "account=lab",
+        "gpus_per_node=2",
+        "memory_gib=64",
+        "cpus_per_task=8",
+        "export=[PATH,HF_HOME]",
+    )
+    found = directives(written(*(f"slurm.{word}" for word in more), "slurm.options=['--constraint=h100']"))
+    assert found.pop("job-name").startswith("hello-")
+    assert found == {
+        "nodes": "2",
+        "ntasks-per-node": "2",
+        "gpus-per-node": "2",
+        "cpus-per-task": "8",
+        "time": "1440",
+        "mem": "64G",
+        "partition": "a,b",
+        "account": "lab",
+        "constraint": "h100",
+        "signal": "USR1@300",
+        "export": "PATH,HF_HOME",
+        "requeue": "",
+        "open-mode": "append",
+        "kill-on-invalid-dep": "yes",
+    }
+
+
+def test_without_submit_the_script_is_shown_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    typed = words()
+    submit(compose(APP, typed), typed)
+    shown = capsys.readouterr().out
+    assert shown.startswith("#!/bin/bash\n# Trains the run hello on 2 nodes x 2 ranks.")
+    assert "nothing was sent" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["$(touch x)", "a;b", "../x", "a b", "`id`", "x\n#SBATCH --uid=0", ".x", ""])
+def test_a_run_name_that_is_no_plain_name_is_refused(name: str):
+    quoted = name.replace("\n", "\\n")
+    with pytest.raises(ConfigError, match=r"run\.name"):
+        compose(APP, ["experiment=debug", f'run.name="{quoted}"'])
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ("slurm.export=[ALL]", "slurm.export holds 'ALL'"),
+        ("slurm.export=['PATH=x']", "slurm.export holds 'PATH=x'"),
+        ("slurm.gpus_per_node=1", "let them be equal"),
+        ("slurm.time_limit_minutes=5", "leaves nothing of slurm.time_limit_minutes=5"),
+        ("slurm.options=['--signal=USR2@9']", "launch sets --signal itself"),
+        ("slurm.options=['--x=a;b']", "is not written as"),
+        ("slurm.partition='a;b'", "is no name that Slurm could know"),
+        ("cluster.n_devices=8", "slurm.nodes=2 x slurm.ranks_per_node=2 = 4"),
+        ("slurm.nodes=0", "slurm.nodes=0 must be at least 1"),
+        ("slurm.node=2", "unknown key"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_is_queued(more: str, why: str):
+    with pytest.raises(ConfigError) as error:
+        compose(APP, words(more))
+    assert why in str(error.value)
+
+
+def test_a_batch_that_its_ranks_cannot_share_is_refused(capsys: pytest.CaptureFixture[str]):
+    typed = words("slurm.nodes=3", "slurm.ranks_per_node=1")
+    with pytest.raises(Exception, match="global_batch_size=4") as error:
+        submit(compose(APP, typed), typed)
+    assert getattr(error.value, "exit_code", None) == 2
+    assert capsys.readouterr().out == ""
+
+
+# --- the script at work ----------------------------------------------------------------------------------------------
+
+
+class Desk:
+    """A folder in which a script runs. `srun` runs `python -m train` once, which is a stand-in too: it writes down its
+    words and its variables, and does what `rank` says, in the shell."""
+
+    def __init__(self, folder: Path, rank: str = "exit 0", state: str = "RUNNING"):
+        self.folder, self.bin = folder, folder / "bin"
+        (folder / "runs" / "hello" / "slurm").mkdir(parents=True)
+        self.bin.mkdir()
+        self._program("scontrol", f'echo "$@" >>{folder}/asked; [ "$1" != show ] || echo " NodeAddr=10.0.0.7 NodeHost"')
+        self._program("squeue", f"echo {state}")
+        self._program("srun", 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"')
+        record = f"import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open('{folder}/seen', 'w'))"
+        self._program(
+            "python", f'[ "$1" = -m ] || {{ echo 29123; exit; }}\n{sys.executable} -c "{record}" "$@"\n{rank}'
+        )
+
+    def _program(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(f"#!/bin/bash\n{text}\n")
+        (self.bin / name).chmod(0o755)
+
+    def start(self, text: str, restarts: int = 0) -> "subprocess.Popen[str]":
+        here = f"python={self.bin}/python\nrun={self.folder}/runs/hello\ncd -- {self.folder}\n"
+        before, mark, after = text.partition("\n# A signal to this script")
+        environment = {"PATH": f"{self.bin}:/usr/bin:/bin", "SLURMD_NODENAME": "n1", "SLURM_EXPORT_ENV": "PATH"}
+        environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
+        environment |= {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
+        return subprocess.Popen(
+            ["bash", "-c", before + "\n" + here + mark + after],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def end(self, text: str, restarts: int = 0) -> tuple[int, str]:
+        process = self.start(text, restarts)
+        printed, _ = process.communicate(timeout=60)
+        return process.returncode, printed
+
+    @property
+    def requeued(self) -> bool:
+        asked = self.folder / "asked"
+        return asked.exists() and "requeue 7" in asked.read_text().splitlines()
+
+    def seen(self) -> tuple[list[str], dict[str, str]]:
+        return json.loads((self.folder / "seen").read_text())
+
+
+def test_whatever_was_typed_reaches_the_ranks_as_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    hostile = tmp_path / HOSTILE
+    hostile.mkdir()
+    monkeypatch.chdir(hostile)
+    desk, typed = Desk(tmp_path), words(f"data.folder={HOSTILE}", "a=\nb", "$HOME", "\\", "submit=true")
+    config = compose(APP, words("run.folder='$(touch pwned);x'"))
+    code, printed = desk.end(script(config, typed))
+    assert code == 0, printed
+    seen, variables = desk.seen()
+    kept = [word for word in typed if not word.startswith(("slurm", "submit"))]
+    assert seen == ["-m", "train", *kept]
+    assert (variables["MASTER_ADDR"], variables["MASTER_PORT"]) == ("10.0.0.7", "29123")
+    assert "SLURM_EXPORT_ENV" not in variables
+    assert list(hostile.iterdir()) == []
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("rank", "code", "requeued"),
+    [
+        ("exit 0", 0, False),
+        ("exit 143", 143, True),
+        ("kill -9 $$", 137, True),
+        ("exit 1", 1, True),
+        *((f"exit {code}", code, False) for code in (2, 3, 4, 5, 6)),
+        # a rank refused; the others were ended for it, which is what srun tells of
+        ('echo 3 >"$CRISOL_EXIT_WORD"; exit 143', 3, False),
+    ],
+)
+def test_only_an_end_that_another_start_can_change_brings_one(tmp_path: Path, rank: str, code: int, requeued: bool):
+    desk = Desk(tmp_path, rank)
+    ended, printed = desk.end(written())
+    assert (ended, desk.requeued) == (code, requeued), printed
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", ""])
+def test_a_job_that_was_cancelled_does_not_come_back(tmp_path: Path, state: str):
+    desk = Desk(tmp_path, "exit 143", state)
+    assert (desk.end(written())[0], desk.requeued) == (143, False)
+
+
+def test_starts_that_do_not_come_so_far_as_to_be_counted_end_by_themselves(tmp_path: Path):
+    """Say, of a broken installation: the run itself never learns of them."""
+    desk = Desk(tmp_path, "exit 1")
+    text = written("run.max_idle_starts=3")
+    assert [desk.end(text, restarts)[0] for restarts in (0, 1)] == [1, 1]
+    (tmp_path / "asked").unlink()
+    code, printed = desk.end(text, 2)
+    assert (code, desk.requeued) == (6, False), printed
+    assert "the last 3 attempts" in printed
+
+
+def test_starts_that_the_run_counts_itself_are_not_counted_here(tmp_path: Path):
+    desk = Desk(tmp_path, f"mkdir -p {tmp_path}/runs/hello/attempts/000${{SLURM_RESTART_COUNT:-0}}; exit 1")
+    text = written("run.max_idle_starts=1")
+    assert [desk.end(text, restarts)[0] for restarts in (0, 1, 2)] == [1, 1, 1]
+    assert desk.requeued
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_to_the_script_goes_on_to_the_ranks_as_usr1(tmp_path: Path, name: str):
+    """F8: SIGTERM would end srun, and with it the ranks before they have saved."""
+    rank = f"trap 'echo told >>{tmp_path}/told' USR1; trap 'exit 99' TERM USR2; touch {tmp_path}/up\n"
+    rank += f"while [ ! -e {tmp_path}/told ]; do sleep 0.05; done; sleep 0.5; exit 143"
+    desk = Desk(tmp_path, rank)
+    process = desk.start(written())
+    while not (tmp_path / "up").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.kill(process.pid, signal.Signals[name])
+    printed, _ = process.communicate(timeout=60)
+    assert (process.returncode, desk.requeued) == (143, True), printed
+
+
+def test_no_value_of_this_shell_reaches_the_job_unless_it_is_named():
+    assert "TOKEN" not in "".join(TrainJobConfig().export)
+    assert directives(written("slurm.export=[]"))["export"] == "NIL"
