@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conf.compose import App, entry, from_yaml
+from conf.check import read_config
+from conf.compose import App, entry
 from data_prep.files import DataError
 from train.config import TrainConfig
 from train.effective import best_interval, device_time_ratio, effective_time_ratio, time_lost
@@ -118,7 +119,7 @@ def _run(command: AuditCommand) -> int:
 
 def _config(run: Path) -> TrainConfig:
     try:
-        return from_yaml(TrainConfig, (run / "config.yaml").read_text())
+        return read_config(TrainConfig, run / "config.yaml")
     except OSError as error:
         raise DataError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
 

@@ -30,7 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.compose import ConfigError, build
+from conf.check import build
+from conf.errors import ConfigError
 from tests.corpus import write_corpus
 from tests.faults.jobs import Job
 from tests.runs import curve, finish, start
