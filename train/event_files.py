@@ -37,7 +37,13 @@ class TensorBoardCurves:
         self._folder, self._gigaflops_per_token = folder, plan.flops_causal_per_token / 1e9
         self._writers: list[Any] | None = []
         self._added = [0 for _ in self.AXES]
+
+    def begin(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Makes the files anew, with these rows in them."""
+        self._guarded(self._close)
+        self._writers = []
         self._guarded(self._open)
+        self.add_all(rows)
 
     def _open(self) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -54,8 +60,7 @@ class TensorBoardCurves:
         """rows: all that were given."""
         self._guarded(self._close)
         if self._writers is not None and not self._is_whole():
-            self._guarded(self._open)
-            self.add_all(rows)
+            self.begin(rows)
             self._guarded(self._close)
 
     def _close(self) -> None:

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from train.failure import first_failure
 from train.metrics_file import is_step, last_step, read_rows
 
 USUAL = ("started", "first_step", "saved", "stopped", "finished", "failed")
@@ -210,10 +211,6 @@ def _ending(folder: Path, ended: dict[str, Any], over: dict[str, Any]) -> tuple[
 
 def _first_failure(folder: Path) -> str | None:
     """The cause, in one line, if a rank left word."""
-    if not any(folder.glob("rank-*.failure.json")):
-        return None
-    from train.failure import first_failure
-
     failure = first_failure(folder, 0.0)
     return None if failure is None else failure.describe()
 

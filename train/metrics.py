@@ -58,10 +58,8 @@ class Metrics:
 
     def __init__(self, file: MetricsFile, tensorboard: Path, batch: BatchPlan, plan: Plan, every_steps: int):
         self.file, self._batch, self._plan, self._every = file, batch, plan, every_steps
-        self._tensorboard = tensorboard
         self._console = Console(batch, every_steps)
         self._curves = TensorBoardCurves(tensorboard, plan)
-        self._curves.add_all(self._points(file.rows))
 
     def step(self, step: int, result: StepResult, lr: float, seconds: float, consumed: dict[str, int]) -> None:
         """consumed: slots of each source used so far."""
@@ -93,10 +91,10 @@ class Metrics:
         self._console.say(f"step {step:>6}  left out: {reason}")
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Forgets what came after `step`, in the file and in the curves. Returns the rows."""
+        """Forgets what came after `step`, in the file and in the curves. Returns the rows. Comes before everything
+        else."""
         forgotten = self.file.rewind(step)
-        self._curves = TensorBoardCurves(self._tensorboard, self._plan)
-        self._curves.add_all(self._points(self.file.rows))
+        self._curves.begin(self._points(self.file.rows))
         return forgotten
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:

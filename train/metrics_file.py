@@ -138,7 +138,7 @@ def _parsed(lines: list[str]) -> list[dict[str, Any]]:
     for line in lines:
         with contextlib.suppress(ValueError):
             row = json.loads(line)
-            if isinstance(row, dict) and type(row.get("step")) is int and (is_step(row) or "val_loss" in row):
+            if isinstance(row, dict) and type(row.get("step")) is int:
                 rows.append(row)
     return rows
 

@@ -12,6 +12,7 @@ from data_prep.tokenizer import Tokenizer
 from train.curve import write_curve
 from train.engine.core import StepResult
 from train.evaluate import Evaluation
+from train.history import device_seconds_before
 from train.metrics import DeviceSeconds, Metrics
 from train.metrics_file import MetricsFile, is_step
 from train.plan import Plan
@@ -31,6 +32,7 @@ class Reports:
         self._provenance = provenance()
         self._stragglers = Stragglers(setup.config.health.slow_ratio)
         self._restarts = 0
+        self._has_stepped = False
 
     def open(self, step: int, spent: DeviceSeconds) -> None:
         """The logs of a run that stands at `step`: rows after it are forgotten, and their seconds were idle ones."""
@@ -46,6 +48,8 @@ class Reports:
             self._setup.config.log.every_steps,
         )
         repeated = self.rewind(step, spent)
+        if folder.attempt is not None:  # what earlier attempts have spent after their last checkpoint, and on it
+            spent.idle += max(0.0, device_seconds_before(folder.path, folder.attempt.number) - spent.total)
         self.note("started", step=step, world_size=self._setup.grid.world_size, repeated_steps=repeated)
         if step:
             self.say(f"resumed at step {step} of {self._setup.batch.total_steps}")
@@ -71,6 +75,9 @@ class Reports:
         if self._metrics is None:
             return
         self._metrics.step(step, result, lr, seconds, self._consumed(step))
+        if not self._has_stepped:
+            self.note("first_step", step=step)
+            self._has_stepped = True
         if slow := self._stragglers.slow_rank([report.work_seconds for report in result.reports]):
             rank, ratio = slow
             self.note("slow_rank", step=step, rank=rank, ratio=round(ratio, 2))

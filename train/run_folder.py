@@ -4,7 +4,7 @@ import contextlib
 import fnmatch
 import hashlib
 import json
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class RunFolder:
         run; the line goes with the next one."""
         if self.attempt is None or not self.attempt.is_current():
             return
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         row = {"time": now, "attempt": self.attempt.number, "event": event, **facts}
         self._waiting.append(json.dumps(row) + "\n")
         try:

@@ -117,6 +117,10 @@ class Session:
     def is_due(self, every_steps: int) -> bool:
         return self.step % every_steps == 0 or self.step == self._setup.batch.total_steps
 
+    def save_is_due(self) -> bool:
+        """By the settings, or because one failed a while ago."""
+        return self.is_due(self._config.checkpoint.every_steps) or self._saver.retry_is_due(self.step)
+
     def evaluate(self) -> None:
         """The validation loss; nothing if a stop comes first: the next start makes up for it."""
         self._working("evaluate" if self._has_evaluated else "first step")  # which may compile, too
@@ -259,7 +263,7 @@ class Session:
         state = found.state
         found.require(self.engine.expected())
         self._updates = state.get("updates", found.step)  # a checkpoint without it knows of no step left out
-        self.engine.load(found.read, self._updates)
+        found.give(lambda read: self.engine.load(read, self._updates), self._peers)
         self._health.take_up(state.get("health", {}))
         self._val_loss = state["val_loss"]
         self.step = self.saved_step = found.step
@@ -393,12 +397,14 @@ class Session:
         reports = self._reports
         if outcome.problem:
             reports.say(
-                f"warning: {outcome.problem}\n         the newest checkpoint stays that of step {self.saved_step}"
+                f"warning: {outcome.problem}\n         the newest checkpoint stays that of step {self.saved_step}; it is "
+                f"tried again from step {outcome.retry_step} on"
             )
-            reports.note("save_failed", step=outcome.step, problem=outcome.problem)
+            reports.note("save_failed", step=outcome.step, problem=outcome.problem, retry_step=outcome.retry_step)
             return
         self.saved_step = outcome.step
-        reports.note("saved", step=outcome.step)
+        seconds = {"seconds": round(outcome.seconds, 3), "paused_seconds": round(outcome.paused_seconds, 3)}
+        reports.note("saved", step=outcome.step, **seconds)
         if outcome.warning:
             reports.say(f"warning: {outcome.warning}")
             reports.note("old_checkpoints_stay", problem=outcome.warning)

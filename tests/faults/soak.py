@@ -30,7 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.compose import ConfigError, build
+from conf.check import build
+from conf.errors import ConfigError
 from tests.corpus import write_corpus
 from tests.faults.jobs import Job
 from tests.runs import curve, finish, start
@@ -165,6 +166,12 @@ def prepare(folder: Path) -> None:
     assert code == 0, printed
 
 
+def drawn(asked: Campaign) -> list[str]:
+    """The kinds of all faults of a campaign, in order; when they come depends on the machine too."""
+    kinds = {kind: weight for kind, weight in KINDS.items() if kind != "freeze" or asked.freeze}
+    return random.Random(f"kinds of {asked.seed}").choices(list(kinds), list(kinds.values()), k=asked.faults)
+
+
 class Hurt:
     """The run that is hurt."""
 
@@ -172,7 +179,7 @@ class Hurt:
         self.folder, self.asked, self.say = folder, asked, say
         self.name = f"hurt-{asked.seed}"
         self.run = folder / "runs" / self.name
-        self.rng = random.Random(asked.seed)
+        self.kinds, self.rng = drawn(asked), random.Random(asked.seed)
         self.toll = Toll()
         self._killed_at: float | None = None
 
@@ -194,8 +201,7 @@ class Hurt:
         self.toll.starts += 1
         inflicted: list[str] = []
         while self.faults_left > 0 and not (inflicted and inflicted[-1] in DEADLY):
-            kinds = {kind: weight for kind, weight in KINDS.items() if kind != "freeze" or self.asked.freeze}
-            kind = self.rng.choices(list(kinds), list(kinds.values()))[0]
+            kind = self.kinds[-self.faults_left]
             if not self._wait_for_instant(watch) or not self._inflict(watch, kind):
                 break
             self.toll.faults[kind] += 1
@@ -216,7 +222,7 @@ class Hurt:
         if not watch.until(lambda: watch.new_step is not None):
             return False
         ahead = (self.asked.steps - last_step(self.run)) / max(1, self.faults_left)
-        target = last_step(self.run) + round(self.rng.uniform(0, 3) * ahead)
+        target = min(last_step(self.run) + round(self.rng.uniform(0, 3) * ahead), self.asked.steps - 5)
         if not watch.until(lambda: last_step(self.run) >= target):
             return False
         if watch.instant == "save" and not watch.until(lambda: any(self.run.glob("checkpoints/.step-*.tmp"))):

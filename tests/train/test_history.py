@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from train.failure import Failure, write
 from train.history import Story, device_seconds_before, first_start, read_history
 
 BEGAN = 1_800_000_000.0
@@ -102,9 +103,8 @@ def test_what_was_noted_on_the_way_is_kept_in_order(run: Path):
 
 
 def test_the_failure_of_a_rank_is_the_end_of_its_attempt(run: Path):
-    failure = pytest.importorskip("train.failure", reason="failures of ranks are recorded by another part")
-    words = failure.Failure(1, "n7", 14, "train", "RuntimeError", "boom\nand more", is_echo=False, time=BEGAN)
-    failure.write(run / "attempts" / "0001", words)
+    failure = Failure(1, "n7", 14, "train", "RuntimeError", "boom\nand more", is_echo=False, time=BEGAN)
+    write(run / "attempts" / "0001", failure)
     ending = read_history(run).attempts[0].ending
     assert ending == "failed: rank 1 on n7 after step 14 (train): RuntimeError: boom"
 
