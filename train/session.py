@@ -121,13 +121,14 @@ class Session:
         """By the settings, or because one failed a while ago."""
         return self.is_due(self._config.checkpoint.every_steps) or self._saver.retry_is_due(self.step)
 
-    def evaluate(self) -> None:
-        """The validation loss; nothing if a stop comes first: the next start makes up for it."""
+    def evaluate(self, *, to_the_end: bool = False) -> None:
+        """The validation loss. Unless it goes `to_the_end`, a stop ends it without one, and it is made up for later."""
         self._working("evaluate" if self._has_evaluated else "first step")  # which may compile, too
+        batches = self._validation.batches(self._grid.dp_rank)
         try:
             result = evaluate(
                 self.engine.losses,
-                self._until_stop(self._validation.batches(self._grid.dp_rank)),
+                batches if to_the_end else self._until_stop(batches),
                 self._token_bytes,
                 self.engine.sum_over_rows,
                 self.engine.device,
@@ -168,13 +169,14 @@ class Session:
     def conclude(self) -> int:
         """Ends the run, or leaves it ready to be continued. Returns the exit code."""
         self._working("end")
-        reached = self.step >= self.last_step and not self._owes_evaluation()
-        finished = reached and self.step == self._setup.batch.total_steps
+        reached, finished = self.step >= self.last_step, self.step == self._setup.batch.total_steps
         self.finish_save()
         if self.step > self.saved_step:
             self.save()
             if problem := self.finish_save():
                 raise CheckpointError(problem)
+        if reached and self._owes_evaluation():  # a stop came; what is saved can wait for it, or for the next start
+            self.evaluate(to_the_end=True)
         self._reports.summary(self.step, Status.finished if finished else Status.preempted, self._watch.spent)
         self._reports.note("finished" if finished else "stopped", step=self.step, reason=reason(self.stops))
         self._reports.curve()

@@ -111,7 +111,8 @@ class Watch:
                     self._kill()
                 return
             time.sleep(TICK_SECONDS)
-        if read_sign(self._memory).phase != CLOSED:
+        self._sign = read_sign(self._memory)  # the last one, which may have come since the look before
+        if self._sign.phase != CLOSED:
             self._died()
 
     def _judge(self, now: float) -> tuple[str, str] | None:

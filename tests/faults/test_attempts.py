@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -54,7 +55,9 @@ def test_a_killed_rank_is_named_and_the_same_command_gives_the_same_curve(here: 
     assert first != 0
     assert second == -signal.SIGKILL
     step = notes(run, "failed")[0]["step"]
-    assert f"error: rank 1 on {HOST} after step {step}" in job.printed()
+    named = re.search(rf"error: rank 1 on {HOST} after step (\d+) \(train\): died", job.printed())
+    assert named is not None, job.printed()
+    assert abs(int(named[1]) - step) <= 1  # it may have been behind rank 0, or before
     assert job.printed().count("error: ") == 1
     assert "Traceback" not in job.printed()
     again = Job(here, "run.name=killed")
@@ -118,7 +121,7 @@ def test_the_second_of_two_jobs_refuses_and_the_first_goes_on_unhurt(here: Path,
     for name in ("data", "runs"):
         (here / "second" / name).symlink_to(here / name)
     (here / "runs").mkdir()
-    first = Job(here, "run.name=one")
+    first = Job(here, "run.name=one", fault=take_time)
     first.wait_for_step(run, 3)
     second = Job(here / "second", "run.name=one")
     assert second.end() == [3, 3], second.printed()
@@ -128,6 +131,19 @@ def test_the_second_of_two_jobs_refuses_and_the_first_goes_on_unhurt(here: Path,
     assert first.end() == [0, 0], first.printed()
     assert curve(run) == curve(undisturbed)
     assert attempts(run) == ["0001"]
+
+
+def take_time(rank: int) -> None:
+    """Long enough for another start."""
+    from train.data import TrainBatches
+
+    micro_batches = TrainBatches.micro_batches
+
+    def slowly(self: TrainBatches, step: int) -> Any:
+        time.sleep(0.2)
+        return micro_batches(self, step)
+
+    TrainBatches.micro_batches = slowly
 
 
 def elsewhere(rank: int) -> None:
@@ -197,7 +213,7 @@ def test_starts_in_vain_end_by_themselves_and_one_more_can_be_allowed(here: Path
     for _ in range(2):
         job = Job(here, *words)
         assert job.end() == [6, 6], job.printed()
-        assert f"attempt 2: rank 0 on {HOST} after step 0 (start): OSError: no kernel" in job.printed()
+        assert re.search(rf"attempt 2: rank [01] on {HOST} after step 0 \(start\): OSError: no kernel", job.printed())
         assert job.printed().count("run.max_idle_starts=3") == 1
     assert attempts(run) == ["0001", "0002"]  # a refusal takes no number
     allowed = Job(here, "run.name=vain", "run.max_idle_starts=3", "run.stop_at_step=2")
