@@ -86,25 +86,28 @@ class OpenFiles:
     the process may open), or when the process may open no more."""
 
     def __init__(self, limit: int | None = None):
-        self._limit, self._open = limit or _allowed(), OrderedDict[Path, int]()
+        self._limit, self._open = limit or _allowed(), OrderedDict[str, int]()
         weakref.finalize(self, _close, self._open)
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def pread(self, file: Path, count: int, offset: int, check: Callable[[Path, int], None]) -> bytes:
+    def pread(self, file: str, count: int, offset: int, check: Callable[[str, int], None]) -> bytes:
         """Exactly `count` bytes. `check(file, descriptor)` is called when the file is opened. Raises DataError."""
         descriptor = self._open.get(file)
         if descriptor is None:
             descriptor = self._add(file, check)
         else:
             self._open.move_to_end(file)
-        content = _pread(file, descriptor, count, offset)
+        try:
+            content = os.pread(descriptor, count, offset)
+        except OSError as error:
+            raise DataError(f"cannot read {file}: {error.strerror}") from error
         if len(content) != count:
             raise DataError(f"{file} ends before byte {offset + count}: it was truncated while in use")
         return content
 
-    def _add(self, file: Path, check: Callable[[Path, int], None]) -> int:
+    def _add(self, file: str, check: Callable[[str, int], None]) -> int:
         descriptor = self._opened(file)
         try:
             check(file, descriptor)
@@ -116,7 +119,7 @@ class OpenFiles:
             self._close_oldest()
         return descriptor
 
-    def _opened(self, file: Path) -> int:
+    def _opened(self, file: str) -> int:
         while True:
             try:
                 return os.open(file, os.O_RDONLY)
@@ -135,7 +138,8 @@ class BlockFiles:
     def __init__(self, files: Sequence[tuple[Path, int]], sums: Path, sums_sha256: str | None, opened: OpenFiles):
         """files: (path, bytes) of each, in the order of the sums. sums_sha256: the sums are compared with it when they
         are first opened; None where nobody knows it yet."""
-        self._files, self._sums, self._sha256, self._opened = files, sums, sums_sha256, opened
+        self._files, self._sums = [(str(file), size) for file, size in files], str(sums)
+        self._sha256, self._opened = sums_sha256, opened
         self._before = [sum(n_blocks(size) for _, size in files[:i]) for i in range(len(files))]
         self._sums_bytes = sums_bytes(size for _, size in files)
         self._is_known = sums_sha256 is None
@@ -149,7 +153,7 @@ class BlockFiles:
         if not self._is_known:
             self._know()
         file, size = self._files[nth]
-        first, last = offset // BLOCK, n_blocks(offset + count)
+        first, last = offset // BLOCK, (offset + count - 1) // BLOCK + 1
         start = first * BLOCK
         at = SUM_BYTES * (self._before[nth] + first)
         sums = self._opened.pread(self._sums, SUM_BYTES * (last - first), at, self._check_size)
@@ -166,32 +170,24 @@ class BlockFiles:
             raise DataError(f"{self._sums} was altered or exchanged after it was written: its checksum is another")
         self._is_known = True
 
-    def _check_size(self, file: Path, descriptor: int) -> None:
+    def _check_size(self, file: str, descriptor: int) -> None:
         found, expected = os.fstat(descriptor).st_size, dict(self._files).get(file, self._sums_bytes)
         if found != expected:
             problem = "truncated" if found < expected else "too long"
             raise DataError(f"{file} is {problem}: expected {expected} bytes, found {found}")
 
-    def _damage(self, file: Path, start: int, content: bytes, expected: bytes) -> DataError:
+    def _damage(self, file: str, start: int, content: bytes, expected: bytes) -> DataError:
         """Names the file, unless it is the sums that are damaged: that is raised."""
         self._know()
         found = sums_of(content)
         wrong = next(i for i in range(0, len(found), SUM_BYTES) if found[i : i + 4] != expected[i : i + 4])
         first = start + wrong // SUM_BYTES * BLOCK
         last = min(first + BLOCK, start + len(content)) - 1
+        is_now, was = (int.from_bytes(sums[wrong : wrong + SUM_BYTES], "little") for sums in (found, expected))
         return DataError(
-            f"{file} was altered after it was written: between bytes {first} and {last} (CRC-32 "
-            f"{int.from_bytes(found[wrong : wrong + 4], 'little'):08x}, "
-            f"{int.from_bytes(expected[wrong : wrong + 4], 'little'):08x} was written). Nothing of "
-            "it was used; put a whole copy there and start again."
+            f"{file} was altered after it was written: between bytes {first} and {last} (CRC-32 {is_now:08x}, "
+            f"{was:08x} was written). Nothing of it was used; put a whole copy there and start again."
         )
-
-
-def _pread(file: Path, descriptor: int, count: int, offset: int) -> bytes:
-    try:
-        return os.pread(descriptor, count, offset)
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
 
 
 def _allowed() -> int:
@@ -199,7 +195,7 @@ def _allowed() -> int:
     return 4096 if soft == resource.RLIM_INFINITY else max(16, min(4096, soft // 2))
 
 
-def _close(descriptors: OrderedDict[Path, int]) -> None:
+def _close(descriptors: OrderedDict[str, int]) -> None:
     for descriptor in descriptors.values():
         with contextlib.suppress(OSError):
             os.close(descriptor)

@@ -47,7 +47,7 @@ ALSO = {
     "train/convert/sources.py": {"data_prep.tokenizer"},
     "train/convert/tokenizer_files.py": {"data_prep.tokenizer"},
     "train/sample.py": {"data_prep.tokenizer"},
-    "train/reports.py": {"data_prep.tokenizer"},
+    "train/session.py": {"data_prep.tokenizer"},
     "train/trace.py": {"data_prep.tokenizer"},
 }
 ONLY_IN = {
@@ -109,14 +109,19 @@ MODULES_WITHOUT_TORCH = [
     if path.relative_to(ROOT).parts[0] in ("launch", "data_prep", "conf")
 ]
 MODULES_WITHOUT_TORCH += [
-    "train.audit",
-    "train.config",
-    "train.batch",
-    "train.effective",
     "train.attempt",
-    "train.config",
+    "train.audit",
     "train.batch",
+    "train.config",
+    "train.effective",
+    "train.evidence",
     "train.failure",
+    "train.health",
+    "train.skips",
+    "train.stop",
+    "train.stragglers",
+    "train.watch",
+    "train.watchdog",
     "train.errors",
     "train.history",
     "train.layout_problems",

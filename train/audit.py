@@ -15,16 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conf.check import read_config
 from conf.compose import App, entry
 from data_prep.files import DataError
-from train.config import TrainConfig
 from train.effective import best_interval, device_time_ratio, effective_time_ratio, time_lost
 from train.history import History, read_history
 from train.ledger import Ledger, balance
 from train.metrics_file import read_rows
 from train.rows import Packs, open_rows
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, config_of
 from train.trace import open_trace, print_table
 
 SHOWN_PROBLEMS = 20
@@ -101,7 +99,7 @@ def time_of(history: History, summary: dict[str, Any], save_every_steps: int) ->
 
 def _run(command: AuditCommand) -> int:
     run = Path(command.run)
-    config = _config(run)
+    config = config_of(run)
     history = read_history(run)
     time = time_of(history, _summary(run), config.checkpoint.every_steps)
     ledger, refused = None, None
@@ -115,13 +113,6 @@ def _run(command: AuditCommand) -> int:
     else:
         _print(history, time, ledger, refused)
     return DataError.exit_code if refused or (ledger is not None and not ledger.balances) else 0
-
-
-def _config(run: Path) -> TrainConfig:
-    try:
-        return read_config(TrainConfig, run / "config.yaml")
-    except OSError as error:
-        raise DataError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
 
 
 def _summary(run: Path) -> dict[str, Any]:

@@ -11,12 +11,15 @@ import os
 import random
 import re
 import socket
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from train.attempt import Identity, started_at
 from train.config import Device
+from train.watch import FLIGHT_FOLDER
+from train.watchdog import FlightRecorder
 
 
 class LaunchError(Exception):
@@ -305,6 +308,21 @@ def prepare_environment(device: str, grid: RankGrid) -> None:
     else:
         torch.cuda.set_device(device)
         os.environ["LOCAL_RANK"] = device.removeprefix("cuda:")  # which DeepSpeed takes for the number of its device
+        _keep_flight_record()
+
+
+def _keep_flight_record() -> None:
+    """NCCL's last 2,000 collectives, written down when the watchdog of the rank asks; read when a group is made."""
+    folder = tempfile.mkdtemp(prefix=FLIGHT_FOLDER)  # removed by the watchdog
+    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_PIPE_FILE", f"{folder}/wish_of_rank_")
+    os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", f"{folder}/nccl_rank_")
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+
+
+def flight_recorder(rank: int) -> FlightRecorder | None:
+    """Where NCCL listens and writes on this rank; None without NCCL. torch puts the rank behind both names."""
+    pipe, record = (os.environ.get(f"TORCH_{name}") for name in ("NCCL_DEBUG_INFO_PIPE_FILE", "FR_DUMP_TEMP_FILE"))
+    return FlightRecorder(Path(f"{pipe}{rank}.pipe"), Path(f"{record}{rank}")) if pipe and record else None
 
 
 def meeting_place() -> tuple[str, int]:
@@ -323,10 +341,11 @@ def restarted_store() -> Any:
     is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
     if restart == "0" or not is_one_machine or os.environ.get(uses_agent) != "True":
         return None
-    from torch._C._distributed_c10d import PrefixStore, TCPStore
+    import torch
 
-    agent = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    return PrefixStore(f"restart-{restart}", agent)
+    dist: Any = torch.distributed  # its stores are public by the documentation, not by their stubs
+    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"restart-{restart}", agent)
 
 
 def become_rank(rank: int, world_size: int, port: int, device: str) -> None:

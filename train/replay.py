@@ -15,11 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.check import read_config
 from conf.compose import App, entry
-from conf.errors import ConfigError
 from data_prep.files import DataError
-from train.config import TrainConfig
 from train.errors import NumericsError
 
 if TYPE_CHECKING:
@@ -49,10 +46,11 @@ def run(command: ReplayCommand) -> int:
     """Exit code 0 if all replayed steps are as they were; NumericsError (5) if not."""
     from train.metrics_file import is_step, read_rows
     from train.parallel import choose_device, prepare_environment, rank_grid, share_cores
+    from train.run_folder import config_of
     from train.setup import check
 
     share_cores()
-    config = _config(Path(command.run))
+    config = config_of(Path(command.run))
     setup = check(config, rank_grid(config.parallel.tp_size, config.parallel.sp_size))
     recorded = {row["step"]: row for row in read_rows(setup.folder.metrics_jsonl) if is_step(row)}
     if command.step not in recorded:
@@ -60,15 +58,6 @@ def run(command: ReplayCommand) -> int:
     device = choose_device(config.cluster.device, setup.grid)
     prepare_environment(device, setup.grid)
     return _replay(setup, device, command.step, recorded)
-
-
-def _config(run: Path) -> TrainConfig:
-    try:
-        config: TrainConfig = read_config(TrainConfig, run / "config.yaml")
-    except OSError as error:
-        raise ConfigError([f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})"]) from None
-    config.run.folder, config.run.name = str(run.parent), run.name
-    return config
 
 
 def _replay(setup: "Setup", device: str, last: int, recorded: dict[int, dict[str, Any]]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from conf.check import digest, flatten, read_config, to_tree, to_yaml
 from conf.errors import ConfigError
-from data_prep.files import publish_bytes
+from data_prep.files import DataError, publish_bytes
 from train.attempt import Attempt
 from train.checkpoint.folders import folder_name, steps_found
 from train.checkpoint.manifest import parse, read_bytes, read_manifest
@@ -117,6 +117,16 @@ class RunFolder:
                 return sum(f'"event": "{event}"' in line for line in stream)
         except OSError:
             return 0
+
+
+def config_of(run: Path) -> TrainConfig:
+    """The configuration that a run's folder holds, with `run` naming that folder. Raises DataError if it holds none."""
+    try:
+        config: TrainConfig = read_config(TrainConfig, run / "config.yaml")
+    except OSError as error:
+        raise DataError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
+    config.run.folder, config.run.name = str(run.absolute().parent), run.absolute().name
+    return config
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:

@@ -8,11 +8,9 @@ import math
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self
-
-import numpy as np
 
 from train.assemble import Initial, assemble, effective_run
 from train.checkpoint.peers import Peers
@@ -29,6 +27,7 @@ from train.guard import Guard, Incident, Outcome
 from train.health import Health, Reason
 from train.machine import find_machine
 from train.metrics import DeviceSeconds, Stopwatch
+from train.parallel import flight_recorder
 from train.plan import make_plan
 from train.reports import Reports
 from train.rows import open_rows
@@ -38,6 +37,7 @@ from train.setup import Setup
 from train.skips import Rollback, Skips
 from train.stop import TIME_LIMIT, Pace, TimeLimit, install, reason
 from train.summary import Status
+from train.watchdog import Limits, Phase, Watchdog
 from train.weights import open_weights, start_weights
 
 
@@ -64,8 +64,10 @@ class Session:
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
         self._skips = Skips(self._config.health.skip_steps, setup.folder.path)
         found, self._attempt = claim(setup, plan, self._peers, self._skips.refused)
-        self.step, self._phase = 0, "start"
-        with self.naming_failures():
+        self.step = 0
+        self._watchdog = self._watched()
+        self._working("start")
+        with self.naming_failures(), self._closing_on_failure():
             self._build(device)
             self._start(found, started)
 
@@ -87,6 +89,7 @@ class Session:
             self._leave_out(why)
             self.stops = self._agreed_stop()
             return True
+        self._working("train" if self._is_checked else "first step")
         lr = lr_of(step, self._config, self._setup.batch)
         result, incident = self._guard.step(
             step, lambda: self.batches.micro_batches(self.step), lr, stop=self._asked_to_stop()
@@ -116,6 +119,7 @@ class Session:
 
     def evaluate(self) -> None:
         """The validation loss; nothing if a stop comes first: the next start makes up for it."""
+        self._working("evaluate" if self._has_evaluated else "first step")  # which may compile, too
         try:
             result = evaluate(
                 self.engine.losses,
@@ -133,6 +137,7 @@ class Session:
             raise NumericsError(
                 f"validation after step {self.step} gives a loss of {result.val_loss}; it was not saved"
             )
+        self._has_evaluated = True
         self._val_loss = result.val_loss
         self._reports.evaluation(self.step, result)
 
@@ -142,6 +147,7 @@ class Session:
         If the disk is full or away: a warning, the older ones stay, and the next save tries again. Waits for the save
         before, if that still runs. Raises NumericsError if the weights are not finite.
         """
+        self._working("save")
         self.finish_save()
         self._reports.sync()
         self._save_began = time.monotonic()
@@ -157,6 +163,7 @@ class Session:
 
     def conclude(self) -> int:
         """Ends the run, or leaves it ready to be continued. Returns the exit code."""
+        self._working("end")
         reached = self.step >= self.last_step and not self._owes_evaluation()
         finished = reached and self.step == self._setup.batch.total_steps
         self.finish_save()
@@ -175,6 +182,24 @@ class Session:
 
     # --- start -------------------------------------------------------------------------------------------------------
 
+    def _watched(self) -> Watchdog:
+        health, rank = self._config.health, self._grid.rank
+        limits = Limits(health.stuck_seconds, health.start_seconds)
+        return Watchdog(self._attempt.path, rank, self._grid.world_size, limits, flight_recorder(rank))
+
+    def _working(self, phase: Phase) -> None:
+        """What this rank is at: a sign of progress, and the place that a failure is named with."""
+        self._phase: Phase = phase
+        self._watchdog.working(phase, self.step)
+
+    @contextmanager
+    def _closing_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._watchdog.close()
+            raise
+
     def _build(self, device: str) -> None:
         config, setup = self._config, self._setup
         self.engine = assemble(config, setup.batch, setup.grid, device, self._initial())
@@ -184,7 +209,8 @@ class Session:
         )
         self._health = Health(config.health)
         self._guard = Guard(self.engine, self._health, config.health.replica_check_every_steps)
-        self._is_checked = False
+        self._is_checked = self._has_evaluated = False
+        self.engine.progress = lambda: self._working(self._phase)
 
     def _initial(self) -> Initial | None:
         """What gives the first value of each parameter; None: it is drawn."""
@@ -202,7 +228,7 @@ class Session:
             dp_size=grid.dp_size,
             mask_documents=config.data.mask_documents,
         )
-        self._token_bytes = np.load(self._setup.data / "token_bytes.npy", allow_pickle=False)
+        self._token_bytes = setup.corpora[0].token_bytes()
 
     def _start(self, found: Checkpoint | None, started: float) -> None:
         """All ranks: state from the checkpoint, or a fresh start; then the logs."""
@@ -386,6 +412,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._watchdog.close()
         if error is not None:
             words = str(error) if isinstance(error, RunFailedError) else f"{type(error).__name__}: {error}"
             self._reports.note("failed", step=self.step, error=words)

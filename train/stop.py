@@ -58,12 +58,13 @@ class StopSignals:
         self._interrupts += is_interrupt
         if self._interrupts > 1 and is_interrupt:
             raise KeyboardInterrupt
-        if is_interrupt or not self.code:
+        is_news = is_interrupt or not self.code
+        self.ask(number)
+        if is_news:
             again = " (Ctrl-C again: leave at once)" if is_interrupt else ""
             # not print: the signal may have come in the middle of one, whose buffer is locked
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{reason(number)}: saving after this step{again}\n".encode())
-        self.ask(number)
 
 
 _installed: StopSignals | None = None

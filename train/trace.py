@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.check import read_config
 from conf.compose import App, entry
 from data_prep.files import DataError
 from data_prep.manifest import Manifest
@@ -24,7 +23,7 @@ from train.corpus import Corpus
 from train.data_config import SourceConfig
 from train.lineage import Phase, phase_at
 from train.rows import PADDING, Packs, SourceRows, open_rows
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, config_of
 from train.sample import tokenizer_in
 from train.stream import Passage
 
@@ -178,11 +177,7 @@ def open_trace(run: Path) -> tuple[Trace, TrainConfig, list[Corpus]]:
     """The order of the run in this folder, by its newest checkpoint. Raises DataError if there is none."""
     from train.setup import phases_of
 
-    try:
-        config: TrainConfig = read_config(TrainConfig, run / "config.yaml")
-    except OSError as error:
-        raise DataError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
-    config.run.folder, config.run.name = str(run.parent), run.name
+    config = config_of(run)
     newest = RunFolder(config).newest_state()
     if newest is None:
         raise DataError(f"{run} holds no checkpoint yet, which would tell the order of its data")

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from conf.check import read_config
 from model.transformer import Transformer
 from train.checkpoint.folders import folder_name
 from train.checkpoint.verify import newest_valid, verify
 from train.config import TrainConfig
 from train.errors import CheckpointError
 from train.objective import Objective
+from train.run_folder import config_of
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,9 @@ class Trained:
 
 
 def load_trained(run: Path, step: int | None = None) -> Trained:
-    """The model of a run, at its newest valid checkpoint or at `step`. Raises CheckpointError if there is none."""
-    try:
-        config: TrainConfig = read_config(TrainConfig, run / "config.yaml")
-    except OSError as error:
-        raise CheckpointError(f"{run} is not a run's folder: config.yaml cannot be read ({error.strerror})") from None
+    """The model of a run, at its newest valid checkpoint or at `step`. Raises DataError if it is no run's folder,
+    CheckpointError if there is no such checkpoint."""
+    config = config_of(run)
     folder = run / "checkpoints"
     if step is None:
         found, skipped = newest_valid(folder)

@@ -6,6 +6,8 @@ of the bytes, and a version made of all files. Nothing that goes wrong on the wa
 """
 
 import hashlib
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +26,16 @@ T = TypeVar("T")
 
 
 def shards(source: HuggingFace) -> Iterator[Input]:
-    """Raises DataError: no such dataset, configuration or split, or no way to reach it."""
-    yield from _shards(source, *_opened(source))
+    """Raises DataError: no such dataset, configuration or split, or no way to reach it. Says which revision of the hub
+    it is, if none was asked for."""
+    dataset, files = _opened(source)
+    if source.revision is None and (commits := _commits(files)):
+        print(
+            f"source.revision is not given: {source.dataset} is read as it is now; source.revision={commits[0]} asks "
+            "for the same for ever",
+            file=sys.stderr,
+        )
+    yield from _shards(source, dataset, files)
 
 
 def read_shard(source: HuggingFace, span: Span) -> Iterator[Outcome]:
@@ -45,6 +55,11 @@ def read_shard(source: HuggingFace, span: Span) -> Iterator[Outcome]:
                 number += batch.num_rows
     except BrokenFileError as error:
         yield Rejected(error.reason, f"{prefix}{number + 1}", span.stop, error.detail)
+
+
+def _commits(files: list[str]) -> list[str]:
+    """By which the hub's files are named: hf://datasets/OWNER/NAME@COMMIT/path."""
+    return [found[1] for file in files if (found := re.match(r"hf://[^@]*@([0-9a-f]{40})/", file))]
 
 
 def _shards(source: HuggingFace, dataset: Any, files: list[str]) -> Iterator[Input]:

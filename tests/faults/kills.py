@@ -86,10 +86,10 @@ def die_before(rank: int, victim: int, event: str, words: tuple[str, ...]) -> No
 # --- two ranks that save
 
 
-def killed_saves(folder: str, victim: str) -> list[dict[str, Any]]:
-    """One row for each operation of rank 0 or 1 (victim "0", "1"; "both" die at rank 0's) in the save of step 3, with
-    what was there after it died: `before` which operation, `left` names, the step `found`, whether its numbers are
-    `good`, the `passed` ones, and the `names` after the next save by another attempt.
+def killed_saves(folder: str, victim: str, every: int = 1) -> list[dict[str, Any]]:
+    """One row for each, or every so manieth, operation of rank 0 or 1 in the save of step 3 (victim "0", "1"; "both"
+    die at rank 0's), with what was there after it died: `before` which operation, `left` names, the step `found`,
+    whether its numbers are `good`, the `passed` ones, and the `names` after the next save by another attempt.
     """
     import torch
 
@@ -102,7 +102,7 @@ def killed_saves(folder: str, victim: str) -> list[dict[str, Any]]:
     _two_ranks(one, victim, None, log)
     operations = log.read_text().splitlines()
     rows = []
-    for number, operation in enumerate(operations):
+    for number, operation in list(enumerate(operations))[::every]:
         shutil.rmtree(one)
         shutil.copytree(template, one)
         _two_ranks(one, victim, number, log)

@@ -12,8 +12,12 @@ from conf.check import defaults_of, read_config
 from conf.compose import compose, entry
 from conf.errors import ConfigError
 from data_prep.__main__ import APP as DATA
+from data_prep.config import DataPrepConfig, TokenizerConfig
+from data_prep.pipeline import prepare
+from data_prep.sources.config import TextFiles
 from launch.__main__ import LAUNCH_DATA
-from tests.runs import cpu_seconds_of_commands, finish, start
+from tests.corpus import write_corpus
+from tests.runs import TINY, cpu_seconds_of_commands, finish, outcome, start
 from train.__main__ import APP as TRAIN
 from train.config import TrainConfig
 
@@ -321,3 +325,41 @@ def test_every_key_may_change_or_makes_another_run():
     for key in FREE_TO_CHANGE:
         if "*" not in key and not key.endswith("."):
             assert key in flatten(names), f"{key} is free to change, and does not exist"
+
+
+CHANGED: list[tuple[str, str]] = [
+    ("batch.global_batch_size=16", "batch.global_batch_size 8 → 16"),
+    ("data.seq_len=16", "data.seq_len 32 → 16"),
+    ("run.seed=1", "run.seed 0 → 1"),
+    ("model.d_ff=96", "model.d_ff 64 → 96"),
+    ("schedule=wsd", "schedule.kind 'cosine' → 'wsd'"),
+    ("parallel.precision=bf16", "parallel.precision 'fp32' → 'bf16'"),
+    ("total_tokens=25_600", "total_tokens 12800 → 25600"),
+    ("data.folder=other_text", "data"),
+    ("data.folder=other_tokenizer", "tokenizer"),
+]
+
+
+def test_a_run_goes_on_with_nothing_changed_but_what_may(here: Path, monkeypatch: pytest.MonkeyPatch):
+    """F18: batch, length, seed, model, schedule, precision, data and tokenizer; refused with the difference, before
+    anything is touched, and the unchanged command still goes on."""
+    from train.parallel import rank_grid
+    from train.setup import check
+
+    words = [*TINY, "run.name=x", "run.stop_at_step=2"]
+    code, printed = outcome(here, *words[len(TINY) :])
+    assert code in (0, 143), printed
+    monkeypatch.chdir(here)
+    texts = write_corpus(here / "texts", seed=1)
+    model = TokenizerConfig(model="data/tiny/tokenizer.model")
+    prepare(DataPrepConfig("other_text", TextFiles([str(texts)]), tokenizer=model, val_fraction=0.1))
+    of_its_own = TokenizerConfig(vocab_size=420)
+    prepare(DataPrepConfig("other_tokenizer", TextFiles([str(texts)]), tokenizer=of_its_own, val_fraction=0.1))
+    before = {path: path.read_bytes() for path in (here / "runs").rglob("*") if path.is_file()}
+    for word, answer in CHANGED:
+        with pytest.raises(Exception) as caught:  # noqa: PT011
+            check(compose(TRAIN, [*words, word]), rank_grid())
+        assert getattr(caught.value, "exit_code", 1) in (2, 3), caught.value
+        assert answer in str(caught.value), word
+    check(compose(TRAIN, [*words, "batch.micro_batch_size=2", "checkpoint.every_steps=5"]), rank_grid())
+    assert {path: path.read_bytes() for path in (here / "runs").rglob("*") if path.is_file()} == before

@@ -358,3 +358,20 @@ def test_names_for_the_shell_stay_names(tmp_path: Path):
     done = subprocess.run(["bash", str(job.file)], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "|".join([*words, "stage=encode"]), done.stdout + done.stderr
     assert {path.name for path in tmp_path.rglob("*")} == {"$(touch y)", "encode.sh"}
+
+
+def test_an_open_revision_of_the_hub_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Rule 5: a branch may be another text tomorrow; the commit that it is today is told."""
+    from data_prep.sources import hugging_face
+    from data_prep.sources.config import HuggingFace
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    files = [f"hf://datasets/owner/name@{commit}/train-0.parquet"]
+    monkeypatch.setattr(
+        hugging_face, "_opened", lambda source: (None, files)
+    )  # what `datasets` answers, without a network
+    monkeypatch.setattr(hugging_face, "_shards", lambda *_: iter(()))
+    list(hugging_face.shards(HuggingFace("owner/name")))
+    assert f"source.revision={commit}" in capsys.readouterr().err
+    list(hugging_face.shards(HuggingFace("owner/name", revision=commit)))
+    assert capsys.readouterr().err == ""

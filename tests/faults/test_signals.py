@@ -58,14 +58,14 @@ class At:
     def __init__(self) -> None:
         from train.data import TrainBatches
 
-        self.step, at = 0, self
+        self.step = 0
         real = TrainBatches.micro_batches
 
         def micro_batches(batches: TrainBatches, step: int) -> Any:
-            at.step = step + 1
+            self.step = step + 1
             return real(batches, step)
 
-        TrainBatches.micro_batches = micro_batches
+        setattr(TrainBatches, "micro_batches", micro_batches)  # noqa: B010
 
 
 def told(place: str, step: int, ranks: tuple[int, ...], numbers: tuple[signal.Signals, ...], rank: int) -> None:

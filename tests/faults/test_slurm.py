@@ -2,6 +2,7 @@
 end with the curve of a run that was left in peace.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -24,13 +25,15 @@ STEPS = 24
 PATIENCE = 300.0
 """seconds; a start takes ten on a quiet machine, most of it imports"""
 SLOW = """\
-import time
-import train.data
-real = train.data.TrainBatches.micro_batches
-def micro_batches(self, step):
-    time.sleep(0.3)
-    return real(self, step)
-train.data.TrainBatches.micro_batches = micro_batches
+import sys
+if sys.orig_argv[1:3] == ["-m", "train"]:
+    import time
+    import train.data
+    real = train.data.TrainBatches.micro_batches
+    def micro_batches(self, step):
+        time.sleep(0.3)
+        return real(self, step)
+    train.data.TrainBatches.micro_batches = micro_batches
 """
 """put before the run in each rank by way of Python's sitecustomize: a run that can be hurt takes a few seconds"""
 
@@ -87,7 +90,7 @@ class Sent:
     def fact(self, name: str) -> str:
         """Of `scontrol show job`."""
         shown = self.box.ask("scontrol", "show", "job", "--oneliner", self.number)
-        return dict(word.partition("=")[::2] for word in shown.split())[name]
+        return next(word.partition("=")[2] for word in shown.split() if word.startswith(f"{name}="))
 
     def wait(self, what: str, ready: Callable[[], bool]) -> None:
         until = time.monotonic() + PATIENCE
@@ -96,7 +99,12 @@ class Sent:
             time.sleep(0.2)
 
     def wait_for_step(self, step: int) -> None:
-        self.wait(f"step {step}", lambda: (self.run / "metrics.jsonl").exists() and rows(self.run)[-1]["step"] >= step)
+        def reached() -> bool:
+            with contextlib.suppress(OSError, ValueError):
+                return any(row["step"] >= step for row in rows(self.run))
+            return False
+
+        self.wait(f"step {step}", reached)
 
     def end(self) -> str:
         """Slurm's word for how the job ended."""

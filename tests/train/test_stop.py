@@ -54,21 +54,21 @@ def test_installing_again_gives_what_is_there_until_it_is_taken_back(stop: StopS
 
 
 def test_a_signal_amid_what_the_process_prints_is_survived():
-    """A handler that prints would find the buffer of the stream in use: RuntimeError, and the end of the run."""
+    """A handler that prints would find the buffer of the stream in use: RuntimeError, and the end of the run. (-E:
+    buffers are what is tested, whatever PYTHONUNBUFFERED says.)"""
     code = (
-        "import sys, time; from train.stop import install; stop = install(); end = time.monotonic() + 2\n"
-        "while time.monotonic() < end: sys.stderr.buffer.write(b'x' * 7); sys.stderr.buffer.flush()\n"
-        "print(stop.name)"
+        "import sys; from train.stop import install; stop = install(); print('ready', flush=True)\n"
+        "sys.stderr.buffer.write(b'x' * 1_000_000); sys.stderr.buffer.flush(); print(stop.name)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-E", "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stderr is not None
-        process.stderr.read(1)
-        for _ in range(300):
-            process.send_signal(signal.SIGUSR1)
-            process.send_signal(signal.SIGTERM)
-            process.stderr.read(100)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)  # until the pipe is full, and the process waits in its print
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
         printed, said = process.communicate(timeout=60)
     assert (process.returncode, printed.strip()) == (0, "SIGUSR1"), said[-500:]
 

@@ -187,7 +187,7 @@ class _File:
             while done < len(room):
                 if not (got := self._stream.readinto(room[done:])):
                     raise CheckpointError(
-                        f"{self._path} ends at byte {offset + done}: it was cut after it was verified"
+                        f"{self._path} ends before byte {offset + len(room)}: it was cut after it was verified"
                     )
                 done += got
         except OSError as error:
