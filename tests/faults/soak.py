@@ -13,7 +13,6 @@ Exit code 0 only then.
 """
 
 import contextlib
-import importlib.util
 import json
 import os
 import random
@@ -39,7 +38,6 @@ from tests.runs import curve, finish, start
 if TYPE_CHECKING:
     from train.ledger import Ledger  # ranks are started with this module: what they need not, they do not import
 
-HAS_WATCHDOG = importlib.util.find_spec("train.watchdog") is not None
 SIGNALS = {"SIGTERM to one": 1, "SIGTERM to all": 1, "SIGUSR1 to one": 1, "SIGUSR1 to all": 1, "SIGTERM twice": 1}
 KINDS = {
     "kill one": 8,
@@ -74,7 +72,7 @@ class Campaign:
     layouts: bool = False
     """a number of ranks drawn at every start; losses are then compared to rounding"""
     checkpoint_every: int = 10
-    freeze: bool = HAS_WATCHDOG
+    freeze: bool = True
     """SIGSTOP for good, too: each costs STUCK_SECONDS until the watchdog ends the rank"""
     folder: str | None = None
     """where the data and runs lie; null means a new temporary folder, removed in the end"""

@@ -33,7 +33,7 @@ def test_a_person_reads_in_one_place_what_happened(hurt: Path):
     assert code == 0, printed
     lines = [line for line in printed.splitlines() if line[:1].isdigit()]
     assert len(lines) == 3
-    assert "died without a word" in lines[0]
+    assert "without a word" in lines[0]
     assert "stopped as asked" in lines[1]
     assert "finished" in lines[2]
     for words in (f"{STEPS} steps, 12,800 tokens", "tokens lost 0, repeated 0", "it balances", "effective-time ratio"):
