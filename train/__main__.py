@@ -9,7 +9,7 @@
 
 from conf.compose import App, entry
 from train.config import OPTIONS, TrainConfig
-from train.errors import RunFailedError
+from train.errors import RendezvousError, RunFailedError
 from train.parallel import leave_word
 from train.stop import install
 
@@ -38,7 +38,8 @@ def run(config: TrainConfig) -> int:
 def is_said(error: Exception) -> bool:
     """True if another rank tells it on the console. Tells it to torchrun, too, where that has started us.
 
-    What is wrong before the ranks have met is found alike by all processes of a machine: the first one says it.
+    What is wrong before the ranks meet is found alike by all processes of a machine: the first one says it. That they
+    did not meet each says, since the first may be the one that is missing.
     """
     from train.failure import tell_torchrun
     from train.parallel import is_first_of_its_machine, torchrun_error_file
@@ -46,7 +47,8 @@ def is_said(error: Exception) -> bool:
     tell_torchrun(torchrun_error_file(), error)
     if isinstance(error, RunFailedError):
         return error.is_said
-    return hasattr(error, "exit_code") and not is_first_of_its_machine()
+    is_alike = hasattr(error, "exit_code") and not isinstance(error, RendezvousError)
+    return is_alike and not is_first_of_its_machine()
 
 
 def main() -> None:

@@ -297,12 +297,12 @@ def prepare_environment(device: str, grid: RankGrid) -> None:
         "RANK": str(grid.rank),
         "WORLD_SIZE": str(grid.world_size),
         "LOCAL_RANK": str(grid.local_rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",  # where a process alone meets nobody: see `join_ranks`
         "DS_ACCELERATOR": "cpu" if device == "cpu" else "cuda",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if grid.world_size == 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}  # whoever else has the one named
     if device == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // grid.local_world_size))
     else:

@@ -122,8 +122,9 @@ class Reports:
         self._warned(lambda: self._write_samples(logits))
 
     def close(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
+        attempt = self._setup.folder.attempt
+        if self._metrics is not None and (attempt is None or attempt.is_current()):
+            self._metrics.close()  # which would make curves anew that are not as it left them
 
     def _consumed(self, step: int) -> dict[str, int]:
         """Slots of each source used so far: predictions, and for best fit their padding."""

@@ -399,8 +399,8 @@ class Session:
         reports = self._reports
         if outcome.problem:
             reports.say(
-                f"warning: {outcome.problem}\n         the newest checkpoint stays that of step {self.saved_step}; it is "
-                f"tried again from step {outcome.retry_step} on"
+                f"warning: {outcome.problem}\n         the newest checkpoint stays that of step {self.saved_step}; "
+                f"another save is tried from step {outcome.retry_step} on"
             )
             reports.note("save_failed", step=outcome.step, problem=outcome.problem, retry_step=outcome.retry_step)
             return

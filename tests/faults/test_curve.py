@@ -112,7 +112,6 @@ def test_a_disk_without_room_for_any_log_stops_nothing_and_is_caught_up_with(her
     saves = {event["step"]: event["event"] for event in events(here / RUN) if event["event"].startswith("save")}
     assert {10, 20, 30, 40, 50} <= saves.keys()  # those that failed were noted as soon as there was room
     assert (saves[20], saves[40], saves[50]) == ("save_failed", "saved", "saved")
-    assert "saved" in (saves[step] for step in saves if 33 <= step < 40)  # not only when the next one was due
 
 
 def test_after_a_kill_the_curve_is_made_from_the_checkpoints_copy_if_the_log_is_lost(here: Path, undisturbed: Path):

@@ -34,7 +34,8 @@ def test_a_host_without_an_address_is_named(here: Path):
     """F26"""
     job = Job(here, "run.name=met", fault=functools.partial(elsewhere, "nowhere.invalid", None, None))
     assert job.end() == [1, 1], job.printed()
-    assert len(re.findall(r"no rank can be met at nowhere\.invalid:\d+ .*has no address here", job.printed())) == 2
+    said = re.findall(r"no rank can be met at nowhere\.invalid:\d+ .*has no address here", job.printed())
+    assert len(said) == 2
 
 
 def test_who_waits_for_a_rank_that_does_not_come_says_so_and_ends(here: Path):
@@ -45,3 +46,14 @@ def test_who_waits_for_a_rank_that_does_not_come_says_so_and_ends(here: Path):
         assert (codes[absent], codes[waits]) == (7, 1), job.printed()
         assert re.search(r"still waiting for all ranks to meet at 127\.0\.0\.1:\d+", job.printed()), job.printed()
         assert re.search(r"did not meet at 127\.0\.0\.1:\d+ .* within 3 s", job.printed()), job.printed()
+
+
+def test_a_process_alone_meets_nobody_wherever_it_was_told_to(here: Path):
+    """F26"""
+    job = Job(
+        here,
+        *("run.name=alone", "run.stop_at_step=1"),
+        ranks=1,
+        fault=functools.partial(elsewhere, "nowhere.invalid", None, None),
+    )
+    assert job.end() == [0], job.printed()

@@ -128,8 +128,8 @@ def _watch(folder: Path) -> set[str]:
     def hook(event: str, facts: tuple[Any, ...]) -> None:
         if event in ("pickle.find_class", "os.system"):
             done.add(f"{event} {facts}")
-        elif event == "subprocess.Popen" and Path(str(facts[0])).name not in ("git", "scontrol", "sinfo", "squeue"):
-            done.add(f"{event} {facts[0]}")
+        elif event == "subprocess.Popen" and not _is_ours(facts):
+            done.add(f"{event} {facts[0]} {facts[1]}")
         elif event in ("exec", "compile"):
             name = str(getattr(facts[0], "co_filename", "") if event == "exec" else facts[1])
             if name.startswith("/") and not name.startswith(ours):
@@ -145,6 +145,12 @@ def _watch(folder: Path) -> set[str]:
     sys.addaudithook(hook)
     threading.Thread(target=listen, daemon=True).start()
     return done
+
+
+def _is_ours(facts: tuple[Any, ...]) -> bool:
+    """Programs that a run asks about itself, and its watchdog."""
+    program, words = str(facts[0]), [str(word) for word in facts[1]]
+    return Path(program).name in ("git", "scontrol", "sinfo", "squeue") or words[2:4] == ["-m", "train.watch"]
 
 
 def _host(address: Any) -> str:

@@ -1,7 +1,6 @@
 """From a launcher's environment to a place in the grid."""
 
 import itertools
-import os
 import random
 import socket
 from pathlib import Path
@@ -15,7 +14,6 @@ from train.parallel import (
     device_index,
     free_port,
     leave_word,
-    prepare_environment,
     rank_grid,
     tasks_per_node,
 )
@@ -136,20 +134,6 @@ def test_a_rank_takes_its_device_among_those_it_sees(
 def test_more_ranks_than_devices_are_refused(visible: int, is_own: bool):
     with pytest.raises(LaunchError, match=f"4 ranks were started .* shows {visible} CUDA"):
         device_index(0, 4, visible, is_own)
-
-
-def test_a_single_process_meets_itself_where_nobody_else_listens(monkeypatch: pytest.MonkeyPatch):
-    """F26: whatever port was named for it."""
-    taken = free_port()
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DS_ACCELERATOR"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))  # so that what is set here does not stay
-    monkeypatch.setenv("MASTER_ADDR", "elsewhere")
-    monkeypatch.setenv("MASTER_PORT", str(taken))
-    with socket.create_server(("", taken)):
-        prepare_environment("cpu", RankGrid(0, 1, 0, 1))
-        assert os.environ["MASTER_ADDR"] == "127.0.0.1"
-        with socket.create_server(("", int(os.environ["MASTER_PORT"]))):
-            pass
 
 
 def test_a_port_is_free_only_if_it_is_on_every_address(monkeypatch: pytest.MonkeyPatch):

@@ -70,18 +70,23 @@ def _meet(backend: str, device: str) -> None:
     torch's; only for meeting there is a shorter one."""
     import torch
     from torch import distributed
+    from torch._C._distributed_c10d import HashStore
 
     if distributed.is_initialized():
+        return
+    grid = rank_grid()
+    where = None if device == "cpu" else torch.device(device)
+    if grid.world_size == 1:  # torch's own store would listen on every interface of the machine, and ask nobody
+        store = HashStore()
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1, device_id=where)
         return
     host, port = meeting_place()
     place = f"{host}:{port} (MASTER_ADDR, MASTER_PORT)"
     try:
         socket.getaddrinfo(host, port)
         with _in_time(place):
-            grid = rank_grid()
             store = restarted_store() or _first_store()
             store.set_timeout(distributed.default_pg_timeout)
-            where = None if device == "cpu" else torch.device(device)
             distributed.init_process_group(
                 backend, store=store, rank=grid.rank, world_size=grid.world_size, device_id=where
             )
@@ -94,13 +99,9 @@ def _meet(backend: str, device: str) -> None:
 
 
 def _first_store() -> Any:
-    """In which the ranks find each other: rank 0, or its launcher, keeps it. It listens on every interface of the
-    machine and asks nobody who he is; so a process alone keeps its own to itself."""
-    from torch._C._distributed_c10d import HashStore
+    """In which the ranks find each other: rank 0, or its launcher, keeps it."""
     from torch.distributed.rendezvous import rendezvous
 
-    if rank_grid().world_size == 1:
-        return HashStore()
     store, *_ = next(iter(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS))))
     return store
 
