@@ -1,0 +1,299 @@
+"""Steps that are not like the others: what the machine did is undone, what the data did is left out, and who is slow is
+named."""
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.jobs import Job
+from tests.runs import curve, rows
+
+AT = 32
+"""the step that is hurt; with a checkpoint every ten"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workplace: Path) -> Path:
+    job = Job(workplace, "run.name=healthy")
+    assert job.end() == [0, 0], job.printed()
+    return workplace / "runs" / "healthy"
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [row for row in found if row["event"] == kind]
+
+
+def hashes(run: Path) -> dict[str, Any]:
+    """Of every tensor of the last checkpoint."""
+    text = (run / "checkpoints" / "step-00000050" / "manifest.json").read_text()
+    return json.loads(text[text.index("{", text.index("\n") if not text.startswith("{") else 0) :])["tensor_hashes"]
+
+
+def at_step(action: Callable[[Any], None], rank: int, only_once: bool, own: int) -> None:
+    """On `rank`, `action(engine)` is called before the forward passes of step AT: each time, or the first one only."""
+    from train.data import TrainBatches
+    from train.engine.core import Engine
+
+    if own != rank:
+        return
+    train_step, micro_batches = Engine.train_step, TrainBatches.micro_batches
+    steps: list[int] = []
+
+    def asked(self: TrainBatches, step: int) -> Any:
+        steps.append(step + 1)
+        return micro_batches(self, step)
+
+    def hurt(self: Engine, batches: Any, *arguments: Any, **named: Any) -> Any:
+        if steps[-1] == AT and not (only_once and steps.count(AT) > 1):
+            action(self)
+        return train_step(self, batches, *arguments, **named)
+
+    TrainBatches.micro_batches = asked
+    Engine.train_step = hurt
+
+
+def spoil_a_gradient(engine: Any) -> None:
+    """The next gradient of one parameter is not a number."""
+    parameter = dict(engine._named)["blocks.1.mlp.up.weight"]
+    hooks: list[Any] = []
+
+    def spoil(gradient: Any) -> Any:
+        hooks.pop().remove()
+        return gradient * float("nan")
+
+    hooks.append(parameter.register_hook(spoil))
+
+
+def flip_a_bit(engine: Any) -> None:
+    """Of a weight of forward, on this rank alone."""
+    import torch
+
+    parameter = dict(engine._named)["blocks.0.attention.o.weight"]
+    parameter.data.view(torch.int32).view(-1)[7] ^= 1 << 20
+
+
+def poisoned(rank: int) -> None:
+    """The rows of step AT predict noise, on all ranks and however often they are read."""
+    import torch
+
+    from train.data import TrainBatches
+
+    micro_batches = TrainBatches.micro_batches
+
+    def noise(self: TrainBatches, step: int) -> Any:
+        for tokens, targets, *rest in micro_batches(self, step):
+            if step + 1 == AT:
+                draw = torch.Generator().manual_seed(5)
+                targets = torch.randint(400, 512, targets.shape, generator=draw)  # ids that the text never has
+            yield tokens, targets, *rest
+
+    TrainBatches.micro_batches = noise
+
+
+def told(run: Path) -> dict[str, Any]:
+    (event,) = events(run, "flagged")
+    assert event["step"] == AT
+    return event
+
+
+def test_a_gradient_that_was_once_no_number_leaves_no_trace(here: Path, undisturbed: Path):
+    """F11: on one rank only. The step is computed again, and applied."""
+    run = here / "runs" / "transient"
+    job = Job(here, "run.name=transient", fault=functools.partial(at_step, spoil_a_gradient, 1, True))
+    assert job.end() == [0, 0], job.printed()
+    event = told(run)
+    assert (event["reason"], event["outcome"]) == ("non-finite", "applied: it did not come again")
+    assert curve(run) == curve(undisturbed)
+    assert hashes(run) == hashes(undisturbed)
+
+
+def test_a_flipped_bit_in_one_copy_of_the_weights_is_found_located_and_undone(here: Path, undisturbed: Path):
+    """F28: one weight of rank 1, before its forward pass."""
+    run = here / "runs" / "flipped"
+    job = Job(here, "run.name=flipped", fault=functools.partial(at_step, flip_a_bit, 1, True))
+    assert job.end() == [0, 0], job.printed()
+    event = told(run)
+    assert event["reason"] == "replicas differ"
+    assert event["parameters"] == ["blocks.0.attention.o.weight"]
+    assert 1 in [where["rank"] for where in event["ranks"]]  # of two that differ, neither can be called the odd one
+    assert curve(run) == curve(undisturbed)
+    assert hashes(run) == hashes(undisturbed)
+
+
+def left_out(here: Path, name: str, steps: str) -> Path:
+    """A run that never saw these steps."""
+    job = Job(here, f"run.name={name}", f"health.skip_steps=[{steps}]")
+    assert job.end() == [0, 0], job.printed()
+    return here / "runs" / name
+
+
+def test_a_gradient_that_is_never_a_number_is_left_out_and_its_layer_and_rank_named(here: Path):
+    """F11: it comes again when the step is computed again."""
+    run = here / "runs" / "nan"
+    job = Job(here, "run.name=nan", fault=functools.partial(at_step, spoil_a_gradient, 1, False))
+    assert job.end() == [0, 0], job.printed()
+    event = told(run)
+    assert (event["reason"], event["outcome"]) == ("non-finite", "left out")
+    assert [where["rank"] for where in event["ranks"]] == [1]
+    assert event["layers"][0] == {"name": "blocks.1.mlp.up.weight", "norm": "inf", "rank": 1}
+    assert [row["step"] for row in rows(run) if "skipped" in row] == [AT]
+    never = left_out(here, "never", f"{AT}-{AT}")
+    assert curve(run) == curve(never)
+    assert hashes(run) == hashes(never)
+
+
+SPIKES = ("health.loss_z=4", "health.window_steps=16")
+
+
+def test_a_poisoned_batch_that_is_skipped_leaves_the_run_that_never_saw_it(here: Path):
+    """F12"""
+    run = here / "runs" / "skipped"
+    job = Job(here, "run.name=skipped", *SPIKES, "health.on_loss_spike=skip", fault=poisoned)
+    assert job.end() == [0, 0], job.printed()
+    event = told(run)
+    assert (event["reason"], event["outcome"]) == ("loss spike", "left out")
+    assert all(row["documents"] for row in event["rows"])
+    never = left_out(here, "never", f"{AT}-{AT}")
+    assert curve(run) == curve(never)
+    assert hashes(run) == hashes(never)
+
+
+def die_after_rollback(rank: int) -> None:
+    """As soon as the run has gone back."""
+    import os
+    import signal
+
+    from train.reports import Reports
+
+    poisoned(rank)
+    rewind = Reports.rewind
+    opened: list[int] = []
+
+    def killed(self: Reports, *arguments: Any) -> Any:
+        opened.append(1)
+        if len(opened) > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rewind(self, *arguments)
+
+    Reports.rewind = killed
+
+
+def test_a_rollback_goes_back_leaves_out_what_was_around_and_holds_after_a_kill(here: Path):
+    """F12: from step 32 to the checkpoint of step 20; steps 29 to 35 are left out; killed on the way, it does so
+    again."""
+    run = here / "runs" / "back"
+    words = ("run.name=back", *SPIKES, "health.on_loss_spike=rollback", "health.rollback_margin_steps=3")
+    first = Job(here, *words, fault=die_after_rollback)
+    assert -9 in first.end(), first.printed()
+    assert not events(run, "rolled_back")
+    again = Job(here, *words, fault=poisoned)
+    assert again.end() == [0, 0], again.printed()
+    assert [row["step"] for row in rows(run) if "skipped" in row] == list(range(29, 36))
+    never = left_out(here, "never", "29-35")
+    assert curve(run) == curve(never)
+    assert hashes(run) == hashes(never)
+
+
+def test_what_comes_again_and_again_ends_the_run_with_exit_code_5(here: Path):
+    """F11, F12: by policy, and where one step after the other is flagged."""
+    job = Job(here, "run.name=stops", *SPIKES, "health.on_loss_spike=stop", fault=poisoned)
+    assert job.end() == [5, 5], job.printed()
+    assert "loss spike" in job.printed()
+    assert json.loads((here / "runs" / "stops" / "summary.json").read_text())["status"] == "diverged"
+    every = Job(here, "run.name=every", "health.max_skips_in_a_row=2", fault=never_a_number)
+    assert every.end() == [5, 5], every.printed()
+    assert len(events(here / "runs" / "every", "flagged")) == 3
+
+
+def never_a_number(rank: int) -> None:
+    """From step AT on, the loss on rank 1 is none."""
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    from train.data import TrainBatches
+
+    micro_batches, backward = TrainBatches.micro_batches, DeepSpeedEngine.backward
+    now = [0]
+
+    def noted(self: TrainBatches, step: int) -> Any:
+        now[0] = step + 1
+        return micro_batches(self, step)
+
+    def spoilt(self: Any, loss: Any, *arguments: Any, **named: Any) -> Any:
+        factor = float("nan") if rank == 1 and now[0] >= AT else 1.0
+        return backward(self, loss * factor, *arguments, **named)
+
+    TrainBatches.micro_batches, DeepSpeedEngine.backward = noted, spoilt
+
+
+def slow(rank: int) -> None:
+    """Rank 1 takes 60 ms more for each step's rows."""
+    from train.data import TrainBatches
+
+    micro_batches = TrainBatches.micro_batches
+
+    def slowly(self: TrainBatches, step: int) -> Any:
+        time.sleep(0.06 * rank)
+        return micro_batches(self, step)
+
+    TrainBatches.micro_batches = slowly
+
+
+def test_a_slow_rank_is_named_and_the_run_goes_on(here: Path, undisturbed: Path):
+    """F14: what counts is its own time, for the others wait just as long in their collectives."""
+    run = here / "runs" / "slow"
+    job = Job(here, "run.name=slow", "log.every_steps=1", fault=slow)
+    assert job.end() == [0, 0], job.printed()
+    assert [(event["rank"], event["ratio"] > 1.5) for event in events(run, "slow_rank")] == [(1, True)]
+    late = [row for row in rows(run) if row["step"] > 20 and "loss" in row]
+    assert sum(row["slowest_rank"] == 1 for row in late) > 0.8 * len(late)
+    assert all(row["work_seconds_max"] > row["work_seconds_min"] for row in late)
+    assert curve(run) == curve(undisturbed)
+
+
+def replayed(folder: str, words: list[str]) -> tuple[int, str]:
+    """(exit code, what rank 0 printed) of train.replay, in each rank."""
+    import contextlib
+    import io
+    import os
+
+    from conf.compose import compose
+    from train.replay import APP, run
+
+    os.chdir(folder)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            return run(compose(APP, words)), printed.getvalue()
+        except Exception as error:
+            return getattr(error, "exit_code", 1), printed.getvalue() + str(error)
+
+
+def test_a_step_can_be_replayed_to_the_bit_and_a_wrong_one_is_found(here: Path, undisturbed: Path):
+    """Issue 5, item 4: from the checkpoint of step 40, on the layout of the run, and on another one."""
+    from tests.distributed.ranks import run_ranks
+
+    words = [f"run={undisturbed}", "step=44"]
+    code, printed = run_ranks(replayed, 2, str(here), words)[0]
+    assert code == 0, printed
+    assert printed.count(" equal") == 4, printed
+    assert "row " in printed
+    assert "largest gradient norm" in printed
+    code, printed = run_ranks(replayed, 1, str(here), words)[0]
+    assert code == 0, printed
+    assert "agree to about 1e-05 only" in printed
+    log = undisturbed / "metrics.jsonl"
+    text = log.read_text()
+    row = next(row for row in rows(undisturbed) if row["step"] == 43 and "loss" in row)
+    log.write_text(text.replace(repr(row["loss"]), repr(row["loss"] * (1 + 1e-15))))
+    try:
+        code, printed = run_ranks(replayed, 2, str(here), words)[0]
+    finally:
+        log.write_text(text)
+    assert code == 5, printed
+    assert printed.count("NOT EQUAL") == 1
