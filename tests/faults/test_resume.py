@@ -64,7 +64,7 @@ def test_a_run_that_is_stopped_after_every_step_is_the_same_to_the_last_bit(
     assert_same(here / "runs" / "a", undisturbed)
 
 
-DEATHS = {  # inside a save: tests/faults/test_saves.py, at every call that changes the disk
+DEATHS = {  # instants inside a save: tests/faults/test_saves.py
     "before an evaluation": ("train.session", "Session.evaluate", 2, False),
     "after an evaluation": ("train.session", "Session.evaluate", 2, True),
     "while a save runs": ("train.session", "Session.save", 2, True),
