@@ -54,8 +54,9 @@ def assert_same(run: Path, undisturbed: Path) -> None:
 def test_a_run_that_is_stopped_after_every_step_is_the_same_to_the_last_bit(
     here: Path, undisturbed: Path, precision: str
 ):
-    """F8, F18: nine times in succession; in warm-up and decay, at evaluations, across the borders of two epochs."""
-    for step in range(1, STEPS + 1):
+    """F8: nine times in succession (five in bf16); in warm-up and decay, at evaluations, across the borders of two
+    epochs."""
+    for step in range(1, STEPS + 1, 2 if "bf16" in precision else 1):
         code, message = outcome(here, *SHORT, precision, "run.name=a", f"run.stop_at_step={step}")
         assert code == 0, message
     summary = json.loads((here / "runs" / "a" / "summary.json").read_text())
@@ -63,13 +64,10 @@ def test_a_run_that_is_stopped_after_every_step_is_the_same_to_the_last_bit(
     assert_same(here / "runs" / "a", undisturbed)
 
 
-DEATHS = {
+DEATHS = {  # instants inside a save: tests/faults/test_saves.py
     "before an evaluation": ("train.session", "Session.evaluate", 2, False),
     "after an evaluation": ("train.session", "Session.evaluate", 2, True),
-    "at the beginning of a save": ("train.session", "Session.save", 2, False),
     "while a save runs": ("train.session", "Session.save", 2, True),
-    "between its files and its name": ("train.checkpoint.commit", "_put_in_place", 2, False),
-    "right after it got its name": ("train.checkpoint.commit", "_put_in_place", 2, True),
 }
 
 
