@@ -84,13 +84,12 @@ class Guard:
         if first.applied:
             self._health.learnt(first.loss, first.grad_norm)
             return first, None
-        parameters = self._engine.odd_parameters() if first.odd_ranks else []
         self._engine.refresh()
         with self._engine.look() as look:
             second = self._engine.train_step(
                 rows(), lr, self._may_be_applied, stop=max(stop, first.stop), compares_replicas=compares, look=look
             )
-        incident = self._incident(step, first, second, tuple(parameters), look.findings())
+        incident = self._incident(step, first, second, look.findings())
         if second.applied:
             self._health.learnt(second.loss, second.grad_norm)
         return second, incident
@@ -105,15 +104,15 @@ class Guard:
     def _finding(self, result: StepResult) -> Finding | None:
         return self._health.finding(result.loss, result.grad_norm, result.odd_ranks)
 
-    def _incident(
-        self, step: int, first: StepResult, second: StepResult, parameters: tuple[str, ...], findings: Findings
-    ) -> Incident:
+    def _incident(self, step: int, first: StepResult, second: StepResult, findings: Findings) -> Incident:
         again = self._finding(second)
         finding = again or self._finding(first)
         assert finding is not None
         shown = first if again is None else second
         ranks = first.odd_ranks or _ranks(first, second, findings, came_again=again is not None)
-        return Incident(step, finding, self._outcome(again), shown.loss, shown.grad_norm, ranks, parameters, findings)
+        return Incident(
+            step, finding, self._outcome(again), shown.loss, shown.grad_norm, ranks, first.odd_parameters, findings
+        )
 
     def _outcome(self, again: Finding | None) -> Outcome:
         if again is None:

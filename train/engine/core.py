@@ -55,6 +55,8 @@ class StepResult:
     """False if the judge has refused it, or its norm is no number: weights, moments and their counts are as before"""
     odd_ranks: tuple[int, ...]
     """that hold weights which are not those of the others"""
+    odd_parameters: tuple[str, ...]
+    """whose copies these are"""
     reports: tuple[Report, ...] = field(compare=False)
     """of all ranks"""
 
@@ -165,6 +167,7 @@ class Engine:
             inner.use_layout(self._state.flats, [(p.fragment, p.flat, p.offset) for p in self._state.pieces])
         self._gate = Gate(deepspeed_engine.optimizer.optimizer)
         self._is_checked = False
+        self._reported = time.perf_counter()
         self.saw_segments = False
         self.progress: Callable[[], None] = lambda: None
         """called before each micro-batch, and before each batch without gradients"""
@@ -189,9 +192,8 @@ class Engine:
         stop: what has told this rank to stop, which all ranks learn from the result. compares_replicas: see
         `StepResult.odd_ranks`.
         """
-        started = time.perf_counter()
-        CLOCK.read()
         set_learning_rate(self._deepspeed.optimizer.param_groups, lr)
+        started = time.perf_counter()
         batches = list(micro_batches)
         data_seconds = time.perf_counter() - started
         self.saw_segments = any(len(batch) > 2 for batch in batches)
@@ -201,7 +203,7 @@ class Engine:
         result: list[StepResult] = []
 
         def decide() -> bool:
-            mine = self._report(nats, stop, data_seconds, started, compares_replicas)
+            mine = self._report(nats, stop, data_seconds, compares_replicas)
             result.append(self._result(mine, n_targets, batch_hash, judge))
             return result[0].applied
 
@@ -224,15 +226,14 @@ class Engine:
             self._is_checked = True
         return result[0]
 
-    def _report(self, nats: Tensor, stop: int, data_seconds: float, started: float, compares_replicas: bool) -> Report:
+    def _report(self, nats: Tensor, stop: int, data_seconds: float, compares_replicas: bool) -> Report:
         own_nats = float(nats) if self._grid.tp_rank == 0 else 0.0
         norm = self._deepspeed.optimizer._global_grad_norm
         norm = math.inf if norm is None or not math.isfinite(norm) else float(norm)
         bit_sums = self._replicas.bit_sums() if compares_replicas else ()
-        communication_seconds = CLOCK.read()
-        return Report(
-            own_nats, norm, stop, data_seconds, communication_seconds, time.perf_counter() - started, bit_sums
-        )
+        communication_seconds, now = CLOCK.read(), time.perf_counter()
+        seconds, self._reported = now - self._reported, now
+        return Report(own_nats, norm, stop, data_seconds, communication_seconds, seconds, bit_sums)
 
     def _result(self, mine: Report, n_targets: int, batch_hash: str, judge: Judge) -> StepResult:
         """What all ranks report together, with the verdict. A collective."""
@@ -240,7 +241,8 @@ class Engine:
         loss = math.fsum(report.nats for report in reports) / n_targets if _finite(reports) else math.nan
         norm = max(report.grad_norm for report in reports)
         odd = tuple(self._replicas.odd_ranks([report.bit_sums for report in reports]))
-        result = StepResult(loss, norm, n_targets, batch_hash, True, odd, tuple(reports))
+        parameters = tuple(self._replicas.odd_parameters()) if odd else ()  # now: an update would make the copies anew
+        result = StepResult(loss, norm, n_targets, batch_hash, True, odd, parameters, tuple(reports))
         applied = math.isfinite(norm) and judge(result)
         return result if applied else replace(result, applied=False)
 
@@ -257,10 +259,6 @@ class Engine:
     def look(self) -> Look:
         """To be entered around a `train_step`, and given to it."""
         return Look(self._named, self._grid, self._plan.global_batch_size, self.device)
-
-    def odd_parameters(self) -> list[str]:
-        """Names of the weights whose copies on the ranks differ. A collective."""
-        return self._replicas.odd_parameters()
 
     def refresh(self) -> None:
         """Sets the weights of forward, on all ranks, to the rounded masters: what they should be already. A

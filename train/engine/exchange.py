@@ -24,9 +24,9 @@ class Report:
     data_seconds: float
     """spent on reading the step's rows"""
     communication_seconds: float
-    """spent in collectives, waiting for others included"""
+    """of them spent in collectives, waiting for others included"""
     step_seconds: float
-    """from the beginning of the step to this report"""
+    """from the report before to this one"""
     bit_sums: tuple[int, ...] = ()
     """of what other ranks hold too: see `train/engine/replicas.py`"""
 

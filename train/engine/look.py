@@ -21,8 +21,8 @@ class Findings:
     rows: list[tuple[int, float]]
     """(row of the global batch, nats per target), the highest first"""
     layers: list[tuple[str, float, int]]
-    """(parameter, the largest norm of a micro-batch's gradient, its rank), the largest first; infinite where the norm
-    is no number"""
+    """(parameter, the largest norm of a micro-batch's gradient, its rank), the largest first, of equals the one nearest
+    to the end of the model; infinite where the norm is no number"""
 
 
 class Look:
@@ -67,7 +67,7 @@ class Look:
         layers = [
             (name, norm, of_rank)
             for (name, _), norm, of_rank in zip(self._parameters, largest.tolist(), rank.tolist(), strict=True)
-        ]
+        ][::-1]  # of equals the last one comes first: what is no number spreads from there to all before it
         nats, targets = _numbers(self._rows).tolist()
         rows = [(row, total / n) for row, (total, n) in enumerate(zip(nats, targets, strict=True)) if n]
         return Findings(
