@@ -245,16 +245,19 @@ def shard_writer(stem: Path, head: ShardHead) -> Generator[ShardWriter, None, No
 
     Raises DataError for a full disk or missing permission.
     """
+    has_published = False  # what fails before has left nothing, and what is there is another's
     try:
         with published(file_of(stem, SUMS)) as sums_stream:
             with published(file_of(stem, ".bin")) as stream:
                 writer = ShardWriter(stream, BlockSums(sums_stream), head)
                 yield writer
+            has_published = True
             with published(file_of(stem, ".idx")) as stream:
                 idx_sha256 = writer.write_index(stream)
         publish_json(file_of(stem, ".json"), dataclasses.asdict(writer.sidecar(idx_sha256)))
     except BaseException:
-        remove_shard(stem)
+        if has_published:
+            remove_shard(stem)
         raise
 
 
