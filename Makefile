@@ -8,7 +8,7 @@ BOOTSTRAP = $(PYTHON) launch/bootstrap.py --venv .venv --torch "$(CRISOL_TORCH)"
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test bench check format lock install clean
+.PHONY: help demo plan test soak bench check format lock install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -24,6 +24,10 @@ plan: ## what a run needs in memory, time and money: make plan ARGS="experiment=
 test: ## the whole test-suite on CPU: make test ARGS="tests/launch -x"
 	@$(BOOTSTRAP) --extras test
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+soak: ## an hour of runs hurt at random, each compared with one that was not: make soak ARGS="seed=7 minutes=5"
+	@$(BOOTSTRAP) --extras test
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 bench: ## the benchmark tables: encoding against the bare loop, and the loader
 	@$(BOOTSTRAP) --extras test
