@@ -153,8 +153,7 @@ def _print(history: History, time: Time, ledger: Ledger | None, refused: str | N
     if history.notes:
         print("\nin between:")
         for event in history.notes:
-            facts = ", ".join(f"{key} {_short(event[key])}" for key in event if key not in ("time", "attempt", "event"))
-            print(f"  {_clock(event['time'])}  attempt {event['attempt']}: {event['event']}: {facts}")
+            print(f"  {_clock(event['time'])}  attempt {event['attempt']}: {event['event']}: {_facts(event)}")
     print("\ntime:")
     for line in _time_lines(time):
         print(f"  {line}")
@@ -164,6 +163,14 @@ def _print(history: History, time: Time, ledger: Ledger | None, refused: str | N
         print("\nledger:")
         for line in _ledger_lines(ledger):
             print(f"  {line}")
+
+
+def _facts(event: dict[str, Any]) -> str:
+    """In a line; of a flagged step what matters first, the rest is in events.jsonl."""
+    if event["event"] == "flagged":
+        where = ", ".join(f"rank {place['rank']} on {place['host']}" for place in event.get("ranks", []))
+        return f"step {event['step']}: {event['detail']}" + (f" ({where})" if where else "") + f": {event['outcome']}"
+    return ", ".join(f"{key} {_short(event[key])}" for key in event if key not in ("time", "attempt", "event"))
 
 
 def _lines(history: History) -> Iterator[list[str]]:
