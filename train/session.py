@@ -343,6 +343,7 @@ class Session:
 
     def _roll_back(self, incident: Incident) -> None:
         """Back to a checkpoint before the incident; the batches around it are left out this time. A collective."""
+        self._working("start")  # reading a checkpoint may take its time
         self.finish_save()
         health, at = self._config.health, incident.step
         if len(self._skips.rollbacks) >= health.max_rollbacks:
