@@ -91,14 +91,21 @@ def _held(config: DataPrepConfig) -> Iterator[None]:
     folder, advice = Path(config.out), "wait for it, or choose another out="
     with exclusive(folder, advice, shared=config.task is not None):
         if config.task is None:
-            clear_temporaries(folder)
-            for below, _, _ in os.walk(folder / "work"):
-                clear_temporaries(Path(below))
-            yield
+            _clear_all_temporaries(folder)
+            try:
+                yield
+            finally:  # when one worker fails, the others are killed in the middle of theirs
+                _clear_all_temporaries(folder)
         else:
             name = f".lock-{config.stage}-{config.task}-of-{config.n_tasks}"
             with exclusive(folder / "work", "the same task was started twice", name=name):
                 yield
+
+
+def _clear_all_temporaries(folder: Path) -> None:
+    clear_temporaries(folder)
+    for below, _, _ in os.walk(folder / "work"):
+        clear_temporaries(Path(below))
 
 
 class Stages:
