@@ -39,7 +39,8 @@ def _plan() -> None:
         sys.argv.append("run.name=planned")  # a plan is about a run that need not have a name yet
 
     from launch.plan import plan
-    from train.config import OPTIONS, TrainConfig
+    from train.config import TrainConfig
+    from train.optimizer_config import OPTIONS
 
     entry(App("train", TrainConfig, OPTIONS), plan)
 
@@ -47,7 +48,7 @@ def _plan() -> None:
 def _submit() -> None:
     from launch.submit import submit
     from launch.submit_config import SubmitConfig
-    from train.config import OPTIONS
+    from train.optimizer_config import OPTIONS
 
     words = sys.argv[1:]
     entry(App("launch_submit", SubmitConfig, OPTIONS), lambda config: submit(config, words))

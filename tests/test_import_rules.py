@@ -35,6 +35,7 @@ ALLOWED = {
         "train.config",
         "train.data_config",
         "train.layout_problems",
+        "train.optimizer_config",
         "train.parallel_config",
         "train.plan",
     },

@@ -8,8 +8,9 @@
 """
 
 from conf.compose import App, entry
-from train.config import OPTIONS, TrainConfig
+from train.config import TrainConfig
 from train.errors import RendezvousError, RunFailedError
+from train.optimizer_config import OPTIONS
 from train.parallel import leave_word
 from train.stop import install
 

@@ -15,9 +15,9 @@ from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
 from train.checkpoint.room import require_room
 from train.checkpoint.verify import PassedOver, Refused, newest_valid
-from train.config import OptimizerKind
 from train.errors import CheckpointError, RunFailedError
 from train.metrics_file import last_step
+from train.optimizer_config import OptimizerKind
 from train.parallel import identity
 from train.plan import Plan
 from train.run_folder import RunFolder, config_sha256, rest_sha256

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from conf.compose import App, entry
 from model.config import Init, ModelConfig
-from train.config import Device, OptimizerConfig, OptimizerKind
+from train.config import Device
+from train.optimizer_config import OptimizerConfig, OptimizerKind
 
 FLAT = 0.25
 """A slope below this is flat. Every rule of muP is a power of sqrt(m), so one that is missing, or applied twice, shows

@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.init import is_hidden_matrix
-from train.config import OptimizerKind
 from train.fragment import Fragment
 from train.matrix_exchange import Round, plan
+from train.optimizer_config import OptimizerKind
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """a, b, c of x -> a x + b x^3 + c x^5, which takes singular values in (0, 1] towards 1, to within about 0.3, fast"""

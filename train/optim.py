@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from model.init import is_hidden_matrix
-from train.config import OptimizerConfig, OptimizerKind
 from train.muon import MuonAdamW, fresh_momentum
+from train.optimizer_config import OptimizerConfig, OptimizerKind
 from train.parallel_config import Precision
 
 

@@ -17,8 +17,8 @@ from model.init import initialize
 from model.loss import cross_entropy
 from model.rope import rotate
 from model.transformer import Block, Transformer
-from train.config import OptimizerConfig
 from train.optim import adamw
+from train.optimizer_config import OptimizerConfig
 
 
 class Reading(NamedTuple):

@@ -98,12 +98,9 @@ def _steps(
     setup: "Setup", engine: "Engine", steps: range, recorded: dict[int, dict[str, Any]], say: Callable[[str], None]
 ) -> Iterator[tuple[int, "StepResult"]]:
     """Runs the steps that were learnt from, and the last one whatever became of it."""
-    from train.data import TrainBatches
-    from train.rows import open_rows
     from train.schedule import lr_of
 
-    rows = open_rows(setup.phase, setup.corpora, setup.config.run.seed, setup.packs)
-    batches = TrainBatches(rows, setup.batch, setup.grid.dp_rank)
+    batches = setup.train_batches()
     look = engine.look()
     for step in steps:
         row = recorded.get(step)

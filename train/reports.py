@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.files import publish_bytes, publish_json
 from data_prep.tokenizer import Tokenizer
+from train.checkpoint.saver import Outcome as SaveOutcome
 from train.curve import write_curve
 from train.engine.core import StepResult
 from train.evaluate import Evaluation
@@ -20,6 +21,7 @@ from train.sample import SampleCommand, write_sample
 from train.setup import Setup
 from train.stragglers import Stragglers
 from train.summary import Status, baselines, provenance, summarize
+from train.weights import open_weights
 
 
 class Reports:
@@ -39,6 +41,10 @@ class Reports:
         if not self._speaks:
             return
         folder = self._setup.folder
+        if (weights := self._setup.starts_from) is not None:
+            self.note("start_weights", folder=str(weights), sha256=open_weights(weights, every_byte=False).sha256)
+        if self._setup.rebases:
+            self.note("rebased", step=step, phase=len(self._setup.phases))
         self._restarts = folder.count("started")
         self._metrics = Metrics(
             MetricsFile(folder.metrics_jsonl, self._insist),
@@ -71,6 +77,11 @@ class Reports:
         if self._speaks:
             self._setup.folder.note(event, **facts)
 
+    def warn(self, event: str, problem: str, **facts: Any) -> None:
+        """Both."""
+        self.say(f"warning: {problem}")
+        self.note(event, problem=problem, **facts)
+
     def step(self, step: int, result: StepResult, lr: float, seconds: float) -> None:
         if self._metrics is None:
             return
@@ -90,6 +101,20 @@ class Reports:
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
         if self._metrics is not None:
             self._metrics.evaluation(step, evaluation)
+
+    def save(self, outcome: SaveOutcome, saved_step: int) -> None:
+        """How a save ended; the newest checkpoint is now that of `saved_step`."""
+        if outcome.problem:
+            self.say(
+                f"warning: {outcome.problem}\n         the newest checkpoint stays that of step {saved_step}; another "
+                f"save is tried from step {outcome.retry_step} on"
+            )
+            self.note("save_failed", step=outcome.step, problem=outcome.problem, retry_step=outcome.retry_step)
+            return
+        seconds = {"seconds": round(outcome.seconds, 3), "paused_seconds": round(outcome.paused_seconds, 3)}
+        self.note("saved", step=outcome.step, **seconds)
+        if outcome.warning:
+            self.warn("old_checkpoints_stay", outcome.warning)
 
     def sync(self) -> None:
         """Makes the rows so far survive a power cut."""
@@ -120,6 +145,16 @@ class Reports:
     def samples(self, logits: Callable[..., Any]) -> None:
         """samples.txt. A collective: every rank draws the same tokens from the same seed, rank 0 writes them."""
         self._warned(lambda: self._write_samples(logits))
+
+    def end(self, step: int, *, finished: bool, why: str | None) -> None:
+        """The last words of a process. why: what came in between, if it stops before it was to."""
+        self.note("finished" if finished else "stopped", step=step, reason=why)
+        if finished:
+            self.say(f"finished: {step} steps in {self._setup.folder.path}")
+            return
+        on = "as asked (run.stop_at_step)" if why is None else f"on {why}"
+        then = f"and saved at step {step}; the same command goes on from here"
+        self.say(f"stopped {on} {then if step else 'before the first step; the same command begins again'}")
 
     def close(self) -> None:
         attempt = self._setup.folder.attempt

@@ -3,7 +3,8 @@
 import math
 
 from train.batch import BatchPlan
-from train.config import ConstantSchedule, CosineSchedule, LinearSchedule, Schedule, TrainConfig, WsdSchedule
+from train.config import TrainConfig
+from train.optimizer_config import ConstantSchedule, CosineSchedule, LinearSchedule, Schedule, WsdSchedule
 
 
 def lr_of(step: int, config: TrainConfig, batch: BatchPlan) -> float:

@@ -6,11 +6,10 @@ What all must decide alike travels with the ranks' reports of each step, or thro
 
 import math
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from train.assemble import Initial, assemble, effective_run
 from train.checkpoint.peers import Peers
@@ -19,7 +18,7 @@ from train.checkpoint.saver import Outcome as SaveOutcome
 from train.checkpoint.saver import Saver
 from train.checkpoint.verify import newest_valid
 from train.claim import claim, on_first
-from train.data import Batch, TrainBatches, ValidationBatches
+from train.data import Batch
 from train.engine.library import join_ranks, sum_over_ranks
 from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError, RunFailedError
 from train.evaluate import evaluate
@@ -30,15 +29,13 @@ from train.metrics import DeviceSeconds, Stopwatch
 from train.parallel import flight_recorder
 from train.plan import make_plan
 from train.reports import Reports
-from train.rows import open_rows
-from train.run_folder import config_sha256, rest_sha256
 from train.schedule import lr_of
 from train.setup import Setup
-from train.skips import Rollback, Skips
-from train.stop import TIME_LIMIT, Pace, TimeLimit, install, reason
+from train.skips import Skips
+from train.stop import TIME_LIMIT, Deadline, TimeLimit, install, reason
 from train.summary import Status
 from train.watchdog import Limits, Phase, Watchdog
-from train.weights import open_weights, start_weights
+from train.weights import start_weights
 
 
 class Session:
@@ -59,7 +56,8 @@ class Session:
         plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
         self._stop = install()
         self._reports = Reports(setup, plan)
-        self._open_data()
+        self.batches, self._validation = setup.train_batches(), setup.validation_batches()
+        self._token_bytes = setup.corpora[0].token_bytes()
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
         self._skips = Skips(self._config.health.skip_steps, setup.folder.path)
@@ -149,13 +147,13 @@ class Session:
     def save(self) -> None:
         """Begins a checkpoint and goes on; how it ended is said and noted a few steps later.
 
-        If the disk is full or away: a warning, the older ones stay, and the next save tries again. Waits for the save
-        before, if that still runs. Raises NumericsError if the weights are not finite.
+        If the disk is full or away: a warning, the older ones stay, and a save is tried again a few steps later. Waits
+        for the save before, if that still runs. Raises NumericsError if the weights are not finite.
         """
         self._working("save")
         self.finish_save()
         self._reports.sync()
-        self._save_began = time.monotonic()
+        self._deadline.save_began()
         self._saver.save(self.step, self.engine.fragments(), self._state())
         self._watch.charge("checkpoint")
 
@@ -178,11 +176,10 @@ class Session:
         if reached and self._owes_evaluation():  # a stop came; what is saved can wait for it, or for the next start
             self.evaluate(to_the_end=True)
         self._reports.summary(self.step, Status.finished if finished else Status.preempted, self._watch.spent)
-        self._reports.note("finished" if finished else "stopped", step=self.step, reason=reason(self.stops))
         self._reports.curve()
         if finished:
             self._reports.samples(self.engine.logits)
-        self._reports.say(self._last_words(finished, reached))
+        self._reports.end(self.step, finished=finished, why=None if reached else reason(self.stops))
         self.engine.barrier()
         return 0 if reached else EXIT_PREEMPTED
 
@@ -222,20 +219,6 @@ class Session:
         """What gives the first value of each parameter; None: it is drawn."""
         return None if self._setup.starts_from is None else start_weights(self._setup.starts_from)
 
-    def _open_data(self) -> None:
-        config, grid, setup = self._config, self._grid, self._setup
-        rows = open_rows(setup.phase, setup.corpora, config.run.seed, setup.packs)
-        self.batches = TrainBatches(rows, setup.batch, grid.dp_rank)
-        self._validation = ValidationBatches(
-            [corpus.stream("val") for corpus in setup.corpora],
-            seq_len=config.data.seq_len,
-            max_sequences=config.evaluation.max_sequences,
-            batch_size=config.batch.micro_batch_size,
-            dp_size=grid.dp_size,
-            mask_documents=config.data.mask_documents,
-        )
-        self._token_bytes = setup.corpora[0].token_bytes()
-
     def _start(self, found: Checkpoint | None, started: float) -> None:
         """All ranks: state from the checkpoint, or a fresh start; then the logs."""
         total_steps = self._setup.batch.total_steps
@@ -248,16 +231,11 @@ class Session:
             self._take_up(found)
             spent = DeviceSeconds(**found.state["device_seconds"])
         self._watch = Stopwatch(spent, self._grid.world_size, started)
-        self._open_logs()
+        self._reports.open(self.step, self._watch.spent)
+        self._reports.summary(self.step, Status.running, self._watch.spent)
         self._watch.charge("idle")
         self._began_at = self.step
-        self._limit = (
-            TimeLimit.find(self._config.run.time_limit_seconds, self._stop.since) if self._grid.is_first else None
-        )
-        if self._limit is not None and self._limit.problem is not None:
-            self._reports.say(f"warning: {self._limit.problem}")
-            self._reports.note("time_limit_unknown", problem=self._limit.problem)
-        self._pace, self._save_seconds, self._save_began = Pace(), 0.0, 0.0
+        self._deadline = self._find_deadline()
         self.stops = self._agreed_stop()
 
     def _take_up(self, found: Checkpoint) -> None:
@@ -270,14 +248,13 @@ class Session:
         self._val_loss = state["val_loss"]
         self.step = self.saved_step = found.step
 
-    def _open_logs(self) -> None:
-        reports = self._reports
-        if (folder := self._setup.starts_from) is not None:
-            reports.note("start_weights", folder=str(folder), sha256=open_weights(folder, every_byte=False).sha256)
-        if self._setup.rebases:
-            reports.note("rebased", step=self.step, phase=len(self._setup.phases))
-        reports.open(self.step, self._watch.spent)
-        reports.summary(self.step, Status.running, self._watch.spent)
+    def _find_deadline(self) -> Deadline:
+        """Rank 0's, which decides for all; the others have none."""
+        asked, since = self._config.run.time_limit_seconds, self._stop.since
+        limit = TimeLimit.find(asked, since) if self._grid.is_first else TimeLimit.none()
+        if limit.problem is not None:
+            self._reports.warn("time_limit_unknown", limit.problem)
+        return Deadline(limit)
 
     # --- in a step ---------------------------------------------------------------------------------------------------
 
@@ -294,13 +271,11 @@ class Session:
     def _asked_to_stop(self) -> int:
         """What has told this rank to stop, by now: a signal, or on rank 0 the time that is left."""
         if self.step > self._began_at:
-            self._pace.tick()
-        limit, pace = self._limit, self._pace
-        if limit and not self._stop.code and limit.must_stop(pace.longest, self._save_seconds):
+            self._deadline.step_done()
+        if not self._stop.code and self._deadline.is_near():
             self._stop.ask(TIME_LIMIT)
-            if problem := limit.complaint(pace.steps, pace.longest, self._save_seconds):
-                self._reports.say(f"warning: {problem}")
-                self._reports.note("time_limit_too_short", problem=problem)
+            if problem := self._deadline.complaint():
+                self._reports.warn("time_limit_too_short", problem)
         return self._stop.code
 
     def _agreed_stop(self) -> int:
@@ -332,14 +307,18 @@ class Session:
             facts = incident.to_tree(self._hosts, lambda row: self.batches.documents(self.step, row))
             self._reports.note("flagged", **facts)
 
-    def _give_up(self, incident: Incident) -> None:
+    def _give_up(self, incident: Incident) -> NoReturn:
         self.finish_save()
-        raise NumericsError(
-            f"{incident.describe(self._hosts)}. Nothing of it was saved; the last checkpoint is of step "
-            f"{self.saved_step}, and {self._setup.folder.events_jsonl} names the rows and layers. A lower "
+        raise self._no_way_on(
+            incident,
+            f"Nothing of it was saved, and {self._setup.folder.events_jsonl} names the rows and layers. A lower "
             "optimizer.peak_lr or a longer warm-up is the usual cure, under a new run.name; or leave steps out with "
-            "health.skip_steps"
+            "health.skip_steps",
         )
+
+    def _no_way_on(self, incident: Incident, why: str) -> NumericsError:
+        last = f"The last checkpoint is of step {self.saved_step}"
+        return NumericsError(f"{incident.describe(self._hosts)}. {why}. {last}")
 
     def _roll_back(self, incident: Incident) -> None:
         """Back to a checkpoint before the incident; the batches around it are left out this time. A collective."""
@@ -347,48 +326,40 @@ class Session:
         self.finish_save()
         health, at = self._config.health, incident.step
         if len(self._skips.rollbacks) >= health.max_rollbacks:
-            raise NumericsError(
-                f"{incident.describe(self._hosts)}. The run went back {len(self._skips.rollbacks)} times already "
-                f"(health.max_rollbacks={health.max_rollbacks}); the last checkpoint is of step {self.saved_step}"
+            raise self._no_way_on(
+                incident,
+                f"It is the end of health.max_rollbacks={health.max_rollbacks}: the run went back so many times",
             )
         margin = 0 if incident.finding.reason == Reason.odd_replicas else health.rollback_margin_steps
         found, _ = newest_valid(
             self._setup.folder.checkpoints, self._peers, at_most=at - 1 - margin, refused=self._skips.refused
         )
         if found is None:
-            raise NumericsError(
-                f"{incident.describe(self._hosts)}. There is no checkpoint of step {at - 1 - margin} or before to go "
-                "back to (checkpoint.every_steps, checkpoint.keep_last, health.rollback_margin_steps)"
+            raise self._no_way_on(
+                incident,
+                f"There is no checkpoint of step {at - 1 - margin} or before to go back to (checkpoint.every_steps, "
+                "checkpoint.keep_last, health.rollback_margin_steps)",
             )
-        first, last = (max(found.step + 1, at - margin), at + margin) if margin else (1, 0)
-        self._skips.add(Rollback(at, found.step, first, last, str(incident.finding.reason)))
+        rollback = self._skips.add(at, found.step, margin, str(incident.finding.reason))
         on_first(self._peers, self._skips.write)
         skips_in_a_row = self._health.skips_in_a_row
         self._take_up(found)
         self._health.skips_in_a_row = skips_in_a_row
         self._watch.charge("idle")
         repeated = self._reports.rewind(self.step, self._watch.spent)
-        self._reports.note("rolled_back", at_step=at, to_step=self.step, left_out=[first, last], repeated=repeated)
-        self._reports.say(f"went back to step {self.step}; steps {first} to {last} are left out")
+        self._reports.note(
+            "rolled_back", at_step=at, to_step=self.step, left_out=[rollback.first, rollback.last], repeated=repeated
+        )
+        self._reports.say(f"went back to step {self.step}; {rollback.left_out}")
 
     # --- saves -------------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
-        manifest = self._setup.manifest
-        return {
-            "step": self.step,
+        return self._setup.state(self.step) | {
             "updates": self._updates,
             "rollbacks": len(self._skips.rollbacks),
             "health": self._health.to_tree(),
-            "tokens_seen": self._setup.batch.tokens_seen(self.step),
-            "world_size": self._grid.world_size,
             "val_loss": self._val_loss,
-            "config_sha256": config_sha256(self._config),
-            "rest_sha256": rest_sha256(self._config),
-            "data": {
-                "tokenizer_sha256": manifest.tokenizer_sha256,
-                "phases": [phase.to_tree() for phase in self._setup.phases],
-            },
             "device_seconds": vars(self._watch.spent),
         }
 
@@ -396,22 +367,12 @@ class Session:
         """Of a save that has just ended."""
         if outcome is None:
             return
-        self._save_seconds = max(self._save_seconds, time.monotonic() - self._save_began)
-        reports = self._reports
-        if outcome.problem:
-            reports.say(
-                f"warning: {outcome.problem}\n         the newest checkpoint stays that of step {self.saved_step}; "
-                f"another save is tried from step {outcome.retry_step} on"
-            )
-            reports.note("save_failed", step=outcome.step, problem=outcome.problem, retry_step=outcome.retry_step)
-            return
-        self.saved_step = outcome.step
-        seconds = {"seconds": round(outcome.seconds, 3), "paused_seconds": round(outcome.paused_seconds, 3)}
-        reports.note("saved", step=outcome.step, **seconds)
-        if outcome.warning:
-            reports.say(f"warning: {outcome.warning}")
-            reports.note("old_checkpoints_stay", problem=outcome.warning)
-        reports.summary(self.step, Status.running, self._watch.spent)
+        self._deadline.save_ended()
+        if not outcome.problem:
+            self.saved_step = outcome.step
+        self._reports.save(outcome, self.saved_step)
+        if not outcome.problem:
+            self._reports.summary(self.step, Status.running, self._watch.spent)
 
     # --- end ---------------------------------------------------------------------------------------------------------
 
@@ -431,15 +392,6 @@ class Session:
         self._reports.close()
         if self._grid.is_first and error is None:
             self._attempt.end("finished" if self.step == self._setup.batch.total_steps else "stopped", self.step)
-
-    def _last_words(self, finished: bool, reached: bool) -> str:
-        folder = self._setup.folder.path
-        if finished:
-            return f"finished: {self.step} steps in {folder}"
-        why = "as asked (run.stop_at_step)" if reached else f"on {reason(self.stops)}"
-        if self.step == 0:
-            return f"stopped {why} before the first step; the same command begins again"
-        return f"stopped {why} and saved at step {self.step}; the same command goes on from here"
 
 
 class _StoppedError(Exception):

@@ -8,7 +8,7 @@ touched.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conf.errors import ConfigError
 from data_prep.files import DataError
@@ -22,9 +22,12 @@ from train.lineage import Phase, begin, over_the_cap, rebased, refuse_other_data
 from train.mixture import integer_weights
 from train.parallel import RankGrid
 from train.plan import Plan, render
-from train.rows import Packs
-from train.run_folder import RunFolder
+from train.rows import Packs, open_rows
+from train.run_folder import RunFolder, config_sha256, rest_sha256
 from train.weights import start_problems
+
+if TYPE_CHECKING:
+    from train.data import TrainBatches, ValidationBatches
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,40 @@ class Setup:
     @property
     def train_tokens(self) -> int:
         return sum(corpus.tokens("train") for corpus in self.corpora)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint of `step` tells of the run that it belongs to."""
+        return {
+            "step": step,
+            "tokens_seen": self.batch.tokens_seen(step),
+            "world_size": self.grid.world_size,
+            "config_sha256": config_sha256(self.config),
+            "rest_sha256": rest_sha256(self.config),
+            "data": {
+                "tokenizer_sha256": self.manifest.tokenizer_sha256,
+                "phases": [phase.to_tree() for phase in self.phases],
+            },
+        }
+
+    def train_batches(self) -> "TrainBatches":
+        """What this rank trains on."""
+        from train.data import TrainBatches
+
+        rows = open_rows(self.phase, self.corpora, self.config.run.seed, self.packs)
+        return TrainBatches(rows, self.batch, self.grid.dp_rank)
+
+    def validation_batches(self) -> "ValidationBatches":
+        from train.data import ValidationBatches
+
+        data = self.config.data
+        return ValidationBatches(
+            [corpus.stream("val") for corpus in self.corpora],
+            seq_len=data.seq_len,
+            max_sequences=self.config.evaluation.max_sequences,
+            batch_size=self.config.batch.micro_batch_size,
+            dp_size=self.grid.dp_size,
+            mask_documents=data.mask_documents,
+        )
 
     @property
     def starts_from(self) -> Path | None:

@@ -28,6 +28,10 @@ class Rollback:
     last: int
     reason: str
 
+    @property
+    def left_out(self) -> str:
+        return f"steps {self.first} to {self.last} are left out" if self.first <= self.last else "no step is left out"
+
 
 class Skips:
     """The left-out steps of one run, and its rollbacks."""
@@ -49,8 +53,11 @@ class Skips:
                 return f"rollback from step {rollback.at_step} ({rollback.reason})"
         return None
 
-    def add(self, rollback: Rollback) -> None:
-        self.rollbacks.append(rollback)
+    def add(self, at_step: int, to_step: int, margin: int, reason: str) -> Rollback:
+        """Goes back from `at_step` to `to_step`, and leaves out `margin` steps to either side of it; none with 0."""
+        first, last = (max(to_step + 1, at_step - margin), at_step + margin) if margin else (1, 0)
+        self.rollbacks.append(Rollback(at_step, to_step, first, last, reason))
+        return self.rollbacks[-1]
 
     def write(self) -> None:
         """Makes the rollbacks last. Raises DataError if that is not possible."""

@@ -36,7 +36,8 @@ class StopSignals:
         self.since = time.monotonic()
         """when it was installed, which is when the process began but for the start of Python itself"""
         self._interrupts = 0
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        for number in SIGNALS:
+            signal.signal(number, self._note)
 
     @property
     def name(self) -> str | None:
@@ -45,13 +46,6 @@ class StopSignals:
     def ask(self, code: int) -> None:
         """Asks for a stop, unless something has asked before."""
         self.code = self.code or code
-
-    def restore(self) -> None:
-        """Puts the handlers back that were there before; a process that ends anyway need not."""
-        global _installed
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        _installed = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         is_interrupt = number == signal.SIGINT
@@ -109,10 +103,14 @@ class TimeLimit:
     """why it could not be found out"""
 
     @staticmethod
+    def none() -> "TimeLimit":
+        return TimeLimit(math.inf, "no time limit")
+
+    @staticmethod
     def find(time_limit_seconds: float | None, since: float) -> "TimeLimit":
         """The earlier one of run.time_limit_seconds, counted from `since` (time.monotonic()), and the end of the Slurm
         job that this process is part of. May ask Slurm, once; what it answers holds from now on."""
-        asked = TimeLimit(math.inf, "no time limit")
+        asked = TimeLimit.none()
         if time_limit_seconds is not None:
             asked = TimeLimit(since + time_limit_seconds, f"run.time_limit_seconds={time_limit_seconds:g}")
         job = _end_of_job()
@@ -162,10 +160,34 @@ class Pace:
         self._last = now
 
 
+class Deadline:
+    """Whether there is time for one more step and its save, by a limit and by how long they took so far."""
+
+    def __init__(self, limit: TimeLimit):
+        self._limit, self._pace = limit, Pace()
+        self._save_seconds = self._save_began = 0.0
+
+    def step_done(self) -> None:
+        self._pace.tick()
+
+    def save_began(self) -> None:
+        self._save_began = time.monotonic()
+
+    def save_ended(self) -> None:
+        self._save_seconds = max(self._save_seconds, time.monotonic() - self._save_began)
+
+    def is_near(self) -> bool:
+        return self._limit.must_stop(self._pace.longest, self._save_seconds)
+
+    def complaint(self) -> str | None:
+        """What to warn of when it is near already after the first steps."""
+        return self._limit.complaint(self._pace.steps, self._pace.longest, self._save_seconds)
+
+
 def _end_of_job() -> TimeLimit:
     job = slurm_job()
     if job is None:
-        return TimeLimit(math.inf, "no time limit")
+        return TimeLimit.none()
     name = f"the time limit of Slurm job {job.number}"
     if job.ends is not None:
         return TimeLimit(time.monotonic() + job.ends - time.time(), name)

@@ -12,7 +12,8 @@ from conf.compose import compose
 from conf.errors import ConfigError
 from data_prep.__main__ import APP as DATA_APP
 from train.__main__ import APP as TRAIN_APP
-from train.config import OPTIONS, TrainConfig, WsdSchedule
+from train.config import TrainConfig
+from train.optimizer_config import OPTIONS, WsdSchedule
 
 
 def problems_of(*overrides: str, app: App = TRAIN_APP) -> list[str]:

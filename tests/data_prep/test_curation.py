@@ -25,9 +25,10 @@ from data_prep.files import DataError
 from data_prep.jobs import Done, in_ranges
 from data_prep.manifest import Manifest
 from data_prep.parts import read_part
-from data_prep.pipeline import Stages, prepare
+from data_prep.pipeline import prepare
 from data_prep.shards import ShardHead, ShardReader, shard_writer
 from data_prep.sources.config import Jsonl, Wet
+from data_prep.stages import Stages
 from data_prep.tokenizer import Tokenizer
 from data_prep.workers import Workers
 from tests.corpus import document

@@ -33,9 +33,10 @@ def start_engine(plan, grid, optimizer=None, **parallel):
     """The model of `config()` with the first values of seed 0, in an engine."""
     from model.init import initial_value
     from model.transformer import Transformer
-    from train.config import LossConfig, OptimizerConfig
+    from train.config import LossConfig
     from train.engine.core import start
     from train.objective import Objective
+    from train.optimizer_config import OptimizerConfig
     from train.parallel_config import ParallelConfig
 
     return start(

@@ -121,10 +121,11 @@ def prepared(accumulation: int = 1, tp_size: int = 1, **parallel: Any):
     """(what starts an engine, step to the micro-batches of this rank)."""
     from model.init import initial_value
     from train.batch import solve_batch
-    from train.config import LossConfig, OptimizerConfig, OptimizerKind
+    from train.config import LossConfig
     from train.engine.core import start
     from train.engine.library import join_ranks
     from train.mesh import Mesh
+    from train.optimizer_config import OptimizerConfig, OptimizerKind
     from train.parallel import prepare_environment, rank_grid
     from train.parallel_config import ParallelConfig
     from train.tensor_parallel import seal

@@ -10,8 +10,9 @@ from tests.distributed.ranks import run_ranks
 
 def started(build, initial=None, **parallel):
     """An engine around any module, with first values that tell where they belong."""
-    from train.config import LossConfig, OptimizerConfig
+    from train.config import LossConfig
     from train.engine.core import start
+    from train.optimizer_config import OptimizerConfig
     from train.parallel_config import ParallelConfig
 
     grid, plan = plan_of_step()
@@ -158,8 +159,9 @@ def cut_in_two(stage: int):
 
 def one_row_engine(build, mesh, stage: int):
     from train.batch import solve_batch
-    from train.config import LossConfig, OptimizerConfig
+    from train.config import LossConfig
     from train.engine.core import start
+    from train.optimizer_config import OptimizerConfig
     from train.parallel import rank_grid
     from train.parallel_config import ParallelConfig
 

@@ -299,7 +299,8 @@ def test_the_real_command_says_it_in_seconds(module: str, words: list[str], tmp_
 def test_every_key_may_change_or_makes_another_run():
     """F18: each key of TrainConfig is named as free to change, or it is part of what makes the run this run."""
     from conf.check import flatten, to_tree
-    from train.config import FREE_TO_CHANGE, OPTIONS
+    from train.config import FREE_TO_CHANGE
+    from train.optimizer_config import OPTIONS
     from train.run_folder import identity
 
     mixture = "data.sources={web: {folder: a, weight: 1}}"

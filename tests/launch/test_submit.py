@@ -16,7 +16,7 @@ from conf.compose import App, ConfigError, compose
 from launch.submit import script, submit
 from launch.submit_config import SubmitConfig, TrainJobConfig
 from tests.launch.conftest import HOSTILE, directives
-from train.config import OPTIONS
+from train.optimizer_config import OPTIONS
 
 APP = App("launch_submit", SubmitConfig, OPTIONS)
 ROOT = Path(__file__).parents[2]

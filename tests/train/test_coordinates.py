@@ -13,9 +13,9 @@ import pytest
 from conf.compose import App, compose
 from conf.errors import ConfigError
 from model.config import Init, ModelConfig, Positions
-from train.config import OptimizerConfig
 from train.coordinates import FLAT, Coordinates, CoordinatesCommand, Growth, at_width, measure, render, slope
 from train.coordinates_picture import draw
+from train.optimizer_config import OptimizerConfig
 
 NARROW = ModelConfig(vocab_size=128, n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64)
 CHECK = CoordinatesCommand(

@@ -7,11 +7,11 @@ from conf.compose import compose
 from conf.errors import ConfigError
 from tests.distributed.muon_runs import polar
 from train.__main__ import APP as TRAIN_APP
-from train.config import OptimizerConfig, OptimizerKind
 from train.fragment import Fragment
 from train.matrix_exchange import cost, deal, plan
 from train.muon import MuonAdamW, orthogonalised
 from train.optim import muon_groups
+from train.optimizer_config import OptimizerConfig, OptimizerKind
 
 ADAMW = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8}
 

@@ -12,8 +12,8 @@ from model.config import Bias, Init, Mlp, ModelConfig, Norm, Positions, Residual
 from model.init import initialize
 from model.loss import cross_entropy
 from model.transformer import Transformer
-from train.config import OptimizerConfig
 from train.optim import adamw, parameter_groups, set_learning_rate
+from train.optimizer_config import OptimizerConfig
 
 BASE = ModelConfig(vocab_size=31, n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, d_ff=24)
 MUP = replace(BASE, init=Init.mup, mup_base_width=16, mup_base_head_dim=4)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from train.config import ConstantSchedule, CosineSchedule, LinearSchedule, WsdSchedule
+from train.optimizer_config import ConstantSchedule, CosineSchedule, LinearSchedule, WsdSchedule
 from train.schedule import lr_at
 
 TOTAL, PEAK = 1000, 2.0

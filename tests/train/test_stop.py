@@ -11,16 +11,30 @@ from pathlib import Path
 
 import pytest
 
-from train.stop import LEAVING_SECONDS, SAFETY, TIME_LIMIT, Pace, StopSignals, TimeLimit, install, reason, slurm_seconds
+import train.stop
+from train.stop import (
+    LEAVING_SECONDS,
+    SAFETY,
+    SIGNALS,
+    TIME_LIMIT,
+    Pace,
+    StopSignals,
+    TimeLimit,
+    install,
+    reason,
+    slurm_seconds,
+)
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def stop() -> Iterator[StopSignals]:
-    found = install()
-    yield found
-    found.restore()
+def stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopSignals]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    monkeypatch.setattr(train.stop, "_installed", None)
+    yield install()
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
@@ -45,12 +59,10 @@ def test_the_second_ctrl_c_leaves_at_once_whatever_came_before(stop: StopSignals
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_installing_again_gives_what_is_there_until_it_is_taken_back(stop: StopSignals):
+def test_installing_again_gives_what_is_there(stop: StopSignals):
     assert install() is stop
-    stop.restore()
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
-    assert install() is not stop
-    install().restore()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert install().code == signal.SIGUSR1
 
 
 def test_a_signal_amid_what_the_process_prints_is_survived():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model.loss import IGNORED_TARGET
 from train.batch import BatchPlan
-from train.config import LossConfig, OptimizerConfig, OptimizerKind
+from train.config import LossConfig
 from train.engine.build import Initial, logical_name, materialise, on_meta, zero_3
 from train.engine.clock import CLOCK
 from train.engine.exchange import Report, exchange
@@ -36,6 +36,7 @@ from train.fragment import Fragment
 from train.mesh import Mesh
 from train.muon import MuonAdamW
 from train.optim import adamw, muon, set_learning_rate
+from train.optimizer_config import OptimizerConfig, OptimizerKind
 from train.parallel import RankGrid
 from train.parallel_config import ParallelConfig, Precision
 from train.sequence_parallel import whole_logits, whole_rows

@@ -13,10 +13,10 @@ from torch import nn
 
 from model.init import is_hidden_matrix
 from train.batch import BatchPlan
-from train.config import OptimizerConfig, OptimizerKind
 from train.engine.build import logical_name
 from train.engine.state import TrainingState, flats_by_group, parameters_by_flat, true_shape
 from train.errors import EngineError
+from train.optimizer_config import OptimizerConfig, OptimizerKind
 from train.parallel_config import ParallelConfig, Precision
 
 

@@ -7,7 +7,7 @@ likes: what comes of the dictionary is compared with what was asked in `train/en
 from typing import Any
 
 from train.batch import BatchPlan
-from train.config import OptimizerConfig, OptimizerKind
+from train.optimizer_config import OptimizerConfig, OptimizerKind
 from train.parallel_config import ParallelConfig, Precision
 
 

@@ -15,20 +15,12 @@ from model.loss import IGNORED_TARGET
 from model.transformer import Transformer
 from train.assemble import assemble, effective_run
 from train.batch import solve_batch
-from train.config import (
-    BatchConfig,
-    ClusterConfig,
-    ConstantSchedule,
-    Device,
-    LossConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from train.config import BatchConfig, ClusterConfig, Device, LossConfig, RunConfig, TrainConfig
 from train.data_config import DataConfig
 from train.engine.core import StepResult
 from train.fragment import Fragment
 from train.objective import Objective
+from train.optimizer_config import ConstantSchedule, OptimizerConfig
 from train.parallel import choose_device, prepare_environment, rank_grid
 from train.verify.cases import CLIP, DECAY, EPS, ROWS, SEQ_LEN, STEPS, VOCAB, Case, Rows, lr_of, model_of
 
