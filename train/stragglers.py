@@ -8,8 +8,6 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 
-import numpy as np
-
 WINDOW_STEPS = 20
 _LEAST_SECONDS = 0.02
 """more than the others; below that it is noise of the machine"""
@@ -30,7 +28,7 @@ class Stragglers:
         self._steps.append(work_seconds)
         if len(self._steps) < WINDOW_STEPS or len(work_seconds) < 2:
             return None
-        usual = np.median(np.array(self._steps), axis=0).tolist()
+        usual = [statistics.median(of_rank) for of_rank in zip(*self._steps, strict=True)]
         middle, worst = statistics.median_low(usual), max(usual)
         rank = usual.index(worst)
         is_slow = worst > self._slow_ratio * middle and worst > middle + _LEAST_SECONDS
