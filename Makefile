@@ -29,10 +29,11 @@ soak: ## an hour of runs hurt at random, each compared with one that was not: ma
 	@$(BOOTSTRAP) --extras test
 	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
-bench: ## the benchmark tables: encoding against the bare loop, and the loader
+bench: ## the benchmark tables: encoding against the bare loop, the loader, and what safety costs
 	@$(BOOTSTRAP) --extras test
 	@$(BIN)/python -m tests.benchmarks.encode $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.loader
+	@$(BIN)/python -m tests.benchmarks.safety
 
 check: ## formatting, lint and types, changing nothing
 	@$(BOOTSTRAP) --extras test,dev

@@ -64,7 +64,8 @@ def _replay(setup: "Setup", device: str, last: int, recorded: dict[int, dict[str
     from train.assemble import assemble
     from train.checkpoint.peers import Peers
     from train.checkpoint.verify import newest_valid
-    from train.engine.library import join_ranks, sum_over_ranks
+    from train.engine.exchange import sum_over_ranks
+    from train.engine.library import join_ranks
     from train.weights import start_weights
 
     join_ranks(device)

@@ -19,7 +19,8 @@ from train.checkpoint.saver import Saver
 from train.checkpoint.verify import newest_valid
 from train.claim import claim, on_first
 from train.data import Batch
-from train.engine.library import join_ranks, sum_over_ranks
+from train.engine.exchange import sum_over_ranks
+from train.engine.library import join_ranks
 from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError, RunFailedError
 from train.evaluate import evaluate
 from train.guard import Guard, Incident, Outcome

@@ -31,7 +31,7 @@ def trained(case: Case, source: str | None, target: str) -> list[float]:
     from train.checkpoint.peers import Peers
     from train.checkpoint.saver import Saver
     from train.config import CheckpointConfig
-    from train.engine.library import sum_over_ranks
+    from train.engine.exchange import sum_over_ranks
     from train.parallel import rank_grid
     from train.verify.runs import Trial
 

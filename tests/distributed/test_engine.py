@@ -19,6 +19,27 @@ from tests.distributed.engines import (
 from tests.distributed.ranks import run_ranks
 
 
+def signs_of_a_step():
+    """The order of signs of progress and of what they tell apart, in a step of two micro-batches."""
+    grid, plan = plan_of_step(accumulation=2)
+    engine = start_engine(plan, grid)
+    order: list[str] = []
+    engine.progress = lambda: order.append("sign")
+    engine.module.register_full_backward_hook(lambda *_: order.append("backward"))
+
+    def judge(result) -> bool:
+        order.append("update")
+        return True
+
+    engine.train_step(micro_batches(plan, grid, 0), 1e-3, judge)
+    return order
+
+
+def test_a_rank_in_the_update_has_given_a_sign_more_than_one_before_it():
+    """So the watchdogs know who is waited for, where no collective is seen in the stacks."""
+    assert run_ranks(signs_of_a_step, 1)[0] == [*("sign", "backward", "sign") * 2, "update"]
+
+
 def build():
     """The model of the reference: plain torch."""
     from model.init import initialize

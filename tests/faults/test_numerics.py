@@ -248,7 +248,9 @@ def test_a_slow_rank_is_named_and_the_run_goes_on(here: Path, undisturbed: Path)
     run = here / "runs" / "slow"
     job = Job(here, "run.name=slow", "log.every_steps=1", fault=slow)
     assert job.end() == [0, 0], job.printed()
-    assert [(event["rank"], event["ratio"] > 1.5) for event in events(run, "slow_rank")] == [(1, True)]
+    named = events(run, "slow_rank")  # once, or again after a time in which other work on the machine hid it
+    assert named
+    assert all(event["rank"] == 1 and event["ratio"] > 1.5 for event in named)
     late = [row for row in rows(run) if row["step"] > 20 and "loss" in row]
     assert sum(row["slowest_rank"] == 1 for row in late) > 0.8 * len(late)
     assert all(row["work_seconds_max"] > row["work_seconds_min"] for row in late)

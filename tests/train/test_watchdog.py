@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from train.engine.exchange import exchange
 from train.evidence import frames_of, waits_for_others
 from train.parallel import flight_recorder
 from train.watch import suspect
@@ -389,5 +390,7 @@ Current thread 0x00007f0000000002 (most recent call first):
     assert waits_for_others(main)
     assert not waits_for_others(other)
     assert waits_for_others(['File "/x/deepspeed/runtime/zero/partition_parameters.py", line 9 in wait'])
+    reports = [f'File "{exchange.__code__.co_filename}", line 50 in exchange', *other]
+    assert waits_for_others(reports)  # on a GPU: the collective has returned, its numbers are not there
     assert not waits_for_others([])
     assert not waits_for_others(main[1:])

@@ -51,9 +51,11 @@ class CollectiveClock:
         return seconds
 
     def around(self, collective: Callable[..., Any]) -> Callable[..., Any]:
+        """Counts what is called by itself: one collective of torch may call another."""
+
         @wraps(collective)
         def timed(*arguments: Any, **named: Any) -> Any:
-            if torch.compiler.is_compiling() or self._depth:  # one collective of torch calls another
+            if torch.compiler.is_compiling() or self._depth or named.get("async_op"):
                 return collective(*arguments, **named)
             self._depth += 1
             try:

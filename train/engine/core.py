@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from train.batch import BatchPlan
 from train.config import LossConfig
 from train.engine.build import Initial, logical_name, materialise, on_meta, zero_3
 from train.engine.clock import CLOCK
-from train.engine.exchange import Report, exchange
+from train.engine.exchange import Report, exchange, largest, sum_over_ranks
 from train.engine.gate import Gate
 from train.engine.in_force import Row, effective_rows, refuse_differences
 from train.engine.library import join_ranks, quiet
@@ -171,7 +172,8 @@ class Engine:
         self._reported = time.perf_counter()
         self.saw_segments = False
         self.progress: Callable[[], None] = lambda: None
-        """called before each micro-batch, and before each batch without gradients"""
+        """called before each micro-batch and after its backward, so that who waits for others in an update has given a
+        sign more than who is stuck before it; and before each batch without gradients"""
 
     def train_step(
         self,
@@ -219,6 +221,7 @@ class Engine:
             if self._loss.z_loss:
                 loss = loss + self._loss.z_loss * log_z.square().sum()
             self._deepspeed.backward(loss * scale, scale_wrt_gas=False)
+            self.progress()
             self._deepspeed.step()  # updates on the last micro-batch only, through the gate
         if not result:  # DeepSpeed found the norm to be no number, and has not come to the update
             decide()
@@ -228,13 +231,15 @@ class Engine:
         return result[0]
 
     def _report(self, nats: Tensor, stop: int, data_seconds: float, compares_replicas: bool) -> Report:
-        own_nats = float(nats) if self._grid.tp_rank == 0 else 0.0
         norm = self._deepspeed.optimizer._global_grad_norm
-        norm = math.inf if norm is None or not math.isfinite(norm) else float(norm)
-        bit_sums = self._replicas.bit_sums() if compares_replicas else ()
+        norm = torch.as_tensor(math.inf if norm is None else norm, dtype=torch.float64, device=self.device)
+        (own_nats, norm), bit_sums = _on_host(
+            torch.stack([nats, norm.reshape(())]), self._replicas.bit_sums() if compares_replicas else None
+        )
+        norm, own_nats = norm if math.isfinite(norm) else math.inf, own_nats if self._grid.tp_rank == 0 else 0.0
         communication_seconds, now = CLOCK.read(), time.perf_counter()
         seconds, self._reported = now - self._reported, now
-        return Report(own_nats, norm, stop, data_seconds, communication_seconds, seconds, bit_sums)
+        return Report(own_nats, norm, stop, data_seconds, communication_seconds, seconds, tuple(bit_sums))
 
     def _result(self, mine: Report, n_targets: int, batch_hash: str, judge: Judge) -> StepResult:
         """What all ranks report together, with the verdict. A collective."""
@@ -251,8 +256,10 @@ class Engine:
         """(targets, hash) of the whole step. A collective, in integers, so it is exact."""
         targets = sum(int((batch[1] != IGNORED_TARGET).sum()) for batch in batches)
         mine = fingerprint(batches, self._grid.dp_rank * self._plan.sequences_per_rank)
-        counts = torch.tensor([targets, *pieces_of(mine)], device=self.device)
-        sums = self.sum_over_rows(counts).tolist()
+        sums = [targets, *pieces_of(mine)]
+        if self._grid.world_size > 1:
+            is_one = self._grid.tp_rank == self._grid.sp_rank == 0  # of those that are given the same rows
+            sums = sum_over_ranks(sums if is_one else [0] * len(sums), self.device)
         if sums[0] == 0:
             raise NumericsError("a step holds no prediction at all: every document in it is a single token")
         return sums[0], from_pieces(sums[1:])
@@ -324,10 +331,7 @@ class Engine:
 
     def largest(self, number: int) -> int:
         """The largest of the ranks' numbers, on every rank. A collective."""
-        value = torch.tensor(number, device=self.device)
-        if self._grid.world_size > 1:
-            torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
-        return int(value)
+        return largest(number, self.device) if self._grid.world_size > 1 else number
 
     def effective_run(self) -> list[Row]:
         """What was asked and what is in force, row by row. A collective."""
@@ -365,6 +369,13 @@ class Engine:
         read: the numbers of a fragment, flat, of any float type and device. step: optimizer updates done so far.
         """
         self._state.load(read, step)
+
+
+def _on_host(floats: Tensor, integers: Tensor | None) -> tuple[list[float], list[int]]:
+    """(n,) float64 and (m,) int64 of the device, in one transfer: each would let the host wait for it."""
+    bits = floats.view(torch.int64)
+    numbers = (bits if integers is None else torch.cat([bits, integers])).cpu().numpy()
+    return numbers[: len(floats)].view(np.float64).tolist(), numbers[len(floats) :].tolist()
 
 
 def _finite(reports: Sequence[Report]) -> bool:

@@ -1,18 +1,19 @@
 """What each rank tells all others once a step, when its gradients are ready: one small all-gather, before the update.
 
 So loss, verdict, wish to stop, times and the state of the replicas are known to all ranks alike, at the price of one
-collective. Numbers travel as bits: floats as the integers of their representation.
+collective. Numbers travel as bits: floats as the integers of their representation. Beside it, sums of integers. All
+here end with the numbers on the host: a rank whose stack ends in this file waits for other ranks, also where a
+collective itself returns at once and only its result is waited for (`train/evidence.py` goes by that).
 """
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """One rank's."""
 
     nats: float
@@ -44,17 +45,36 @@ def exchange(mine: Report, world_size: int, device: str) -> list[Report]:
     if world_size == 1:
         return [mine]
     sent = torch.tensor(_packed(mine), device=device)
-    received = [torch.empty_like(sent) for _ in range(world_size)]
-    torch.distributed.all_gather(received, sent)
-    return [_unpacked(numbers) for numbers in torch.stack(received).tolist()]
+    received = sent.new_empty(world_size * len(sent))
+    torch.distributed.all_gather_into_tensor(received, sent)
+    return _unpacked(received.cpu().view(world_size, -1).numpy())
+
+
+def sum_over_ranks(numbers: list[int], device: str) -> list[int]:
+    """Element by element, over all ranks. A collective, valid after `join_ranks`."""
+    sums = torch.tensor(numbers, device=device)
+    torch.distributed.all_reduce(sums)
+    return sums.tolist()
+
+
+def largest(number: int, device: str) -> int:
+    """Of the ranks' numbers. A collective."""
+    value = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+    return int(value)
 
 
 def _packed(report: Report) -> list[int]:
-    *scalars, bit_sums = astuple(report)
+    *scalars, bit_sums = report
     return [*np.array(scalars, np.float64).view(np.int64).tolist(), *bit_sums]
 
 
-def _unpacked(numbers: Sequence[int]) -> Report:
-    floats = np.array(numbers[:_N_FLOATS], np.int64).view(np.float64).tolist()
-    nats, grad_norm, stop, data, communication, step = floats
-    return Report(nats, grad_norm, int(stop), data, communication, step, tuple(numbers[_N_FLOATS:]))
+def _unpacked(numbers: NDArray[np.int64]) -> list[Report]:
+    """numbers: a row for each rank."""
+    floats = np.ascontiguousarray(numbers[:, :_N_FLOATS]).view(np.float64).tolist()
+    return [
+        Report(nats, grad_norm, int(stop), data, communication, step, tuple(bit_sums))
+        for (nats, grad_norm, stop, data, communication, step), bit_sums in zip(
+            floats, numbers[:, _N_FLOATS:].tolist(), strict=True
+        )
+    ]

@@ -40,15 +40,6 @@ def join_ranks(device: str) -> Any:
     return deepspeed
 
 
-def sum_over_ranks(numbers: list[int], device: str) -> list[int]:
-    """Element by element, over all ranks. A collective, valid after `join_ranks`."""
-    import torch
-
-    sums = torch.tensor(numbers, device=device)
-    torch.distributed.all_reduce(sums)
-    return sums.tolist()
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """DeepSpeed prints memory figures and warns about torch names it uses; neither tells our users anything.

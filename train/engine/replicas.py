@@ -18,6 +18,7 @@ from train.engine.state import MASTER, TrainingState
 from train.parallel import RankGrid
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_WORD = 8
 
 
 class Replicas:
@@ -34,18 +35,19 @@ class Replicas:
             for piece in whole
         ]
 
-    def bit_sums(self) -> tuple[int, ...]:
-        """One for each parameter group of forward weights, and with tensor parallelism one of masters."""
-        sums = [_bit_sum(flat) for flat in self._forward]
-        if self._masters:
-            sums.append(torch.stack([_bit_sum(master) for master in self._masters]).sum())
-        return tuple(torch.stack(sums).tolist()) if sums else ()
+    def bit_sums(self) -> Tensor | None:
+        """(n,) int64 on the device: one for each parameter group of forward weights, and with tensor parallelism one of
+        masters. None where no other rank holds the same."""
+        held = [*self._forward, *([torch.cat(self._masters)] if self._masters else [])]
+        return torch.stack([_bit_sum(numbers) for numbers in held]) if held else None
 
-    def odd_ranks(self, bit_sums: Sequence[Sequence[int]]) -> list[int]:
+    def odd_ranks(self, bit_sums: Sequence[tuple[int, ...]]) -> list[int]:
         """Ranks whose copies are not those of most; where there is no majority, all that differ. [] if all agree.
 
         bit_sums: of each rank.
         """
+        if len(set(bit_sums)) == 1:
+            return []
         found: set[int] = set()
         n_forward = len(self._forward)
         for number in range(len(bit_sums[0])):
@@ -97,5 +99,10 @@ def _forward_flats(optimizer: Any) -> list[Tensor]:
 
 
 def _bit_sum(tensor: Tensor) -> Tensor:
-    """The sum of the elements' bits read as integers: one flipped bit always changes it."""
-    return tensor.detach().view(_BITS[tensor.element_size()]).sum(dtype=torch.int64)
+    """The sum modulo 2^64 of the bits read as integers of 64 bits, and of what is left over as smaller ones: one
+    flipped bit always changes it. Of a wider type than its own, torch would first make a copy of the whole tensor."""
+    flat, size = tensor.detach().flatten(), tensor.element_size()
+    if flat.storage_offset() * size % _WORD:
+        flat = flat.clone()
+    whole = flat.numel() * size // _WORD * _WORD // size
+    return flat[:whole].view(torch.int64).sum() + flat[whole:].view(_BITS[size]).sum(dtype=torch.int64)
