@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from data_prep.files import DataError
 from train.assemble import Initial, assemble, effective_run
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
@@ -22,7 +23,7 @@ from train.claim import claim, on_first
 from train.data import Batch, TrainBatches, ValidationBatches
 from train.engine.library import join_ranks, sum_over_ranks
 from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError, RunFailedError
-from train.evaluate import evaluate
+from train.evaluate import Evaluation, evaluate
 from train.guard import Guard, Incident, Outcome
 from train.health import Health, Reason
 from train.machine import find_machine
@@ -63,7 +64,7 @@ class Session:
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
         self._skips = Skips(self._config.health.skip_steps, setup.folder.path)
-        found, self._attempt = claim(setup, plan, self._peers, self._skips.refused)
+        found, self._attempt = claim(setup, plan, self._peers, self._skips)
         self.step = 0
         self._watchdog = self._watched()
         self._working("start")
@@ -85,11 +86,11 @@ class Session:
     def train_step(self) -> bool:
         """The next step: learnt from, or left out. False if the run went back to an earlier one instead."""
         step = self.step + 1
+        self._working("train" if self._is_checked else "first step")
         if why := self._skips.reason(step):
             self._leave_out(why)
-            self.stops = self._agreed_stop()
+            self.stops = self.engine.largest(self._asked_to_stop())
             return True
-        self._working("train" if self._is_checked else "first step")
         lr = lr_of(step, self._config, self._setup.batch)
         result, incident = self._guard.step(
             step, lambda: self.batches.micro_batches(self.step), lr, stop=self._asked_to_stop()
@@ -124,15 +125,13 @@ class Session:
     def evaluate(self, *, to_the_end: bool = False) -> None:
         """The validation loss. Unless it goes `to_the_end`, a stop ends it without one, and it is made up for later."""
         self._working("evaluate" if self._has_evaluated else "first step")  # which may compile, too
-        batches = self._validation.batches(self._grid.dp_rank)
         try:
-            result = evaluate(
-                self.engine.losses,
-                batches if to_the_end else self._until_stop(batches),
-                self._token_bytes,
-                self.engine.sum_over_rows,
-                self.engine.device,
-            )
+            result = self._evaluated(to_the_end)
+            if not math.isfinite(result.val_loss):  # which may be the machine's fault, and then does not come again
+                self._reports.say(f"warning: validation after step {self.step} gives {result.val_loss}: made again")
+                self._reports.note("evaluated_again", step=self.step, val_loss=str(result.val_loss))
+                self.engine.refresh()
+                result = self._evaluated(to_the_end)
         except _StoppedError:
             return
         finally:
@@ -140,7 +139,8 @@ class Session:
         if not math.isfinite(result.val_loss):
             self.finish_save()
             raise NumericsError(
-                f"validation after step {self.step} gives a loss of {result.val_loss}; it was not saved"
+                f"validation after step {self.step} gives a loss of {result.val_loss}, twice; the last checkpoint is "
+                f"of step {self.saved_step}"
             )
         self._has_evaluated = True
         self._val_loss = result.val_loss
@@ -291,14 +291,28 @@ class Session:
         self._watch.charge("train")
         self._reports.skipped(self.step, why)
 
+    def _evaluated(self, to_the_end: bool) -> Evaluation:
+        batches = self._validation.batches(self._grid.dp_rank)
+        return evaluate(
+            self.engine.losses,
+            batches if to_the_end else self._until_stop(batches),
+            self._token_bytes,
+            self.engine.sum_over_rows,
+            self.engine.device,
+        )
+
     def _asked_to_stop(self) -> int:
         """What has told this rank to stop, by now: a signal, or on rank 0 the time that is left."""
         if self.step > self._began_at:
             self._pace.tick()
-        limit, pace = self._limit, self._pace
-        if limit and not self._stop.code and limit.must_stop(pace.longest, self._save_seconds):
+        return self._told_by_now(self._pace.longest)
+
+    def _told_by_now(self, seconds: float) -> int:
+        """The same. seconds: until the next question."""
+        limit = self._limit
+        if limit and not self._stop.code and limit.must_stop(seconds, self._save_seconds):
             self._stop.ask(TIME_LIMIT)
-            if problem := limit.complaint(pace.steps, pace.longest, self._save_seconds):
+            if problem := limit.complaint(self._pace.steps, seconds, self._save_seconds):
                 self._reports.say(f"warning: {problem}")
                 self._reports.note("time_limit_too_short", problem=problem)
         return self._stop.code
@@ -316,7 +330,7 @@ class Session:
     def _until_stop(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Raises _StoppedError, on all ranks at the same batch, when one was told to stop."""
         for batch in batches:
-            self.stops = self._agreed_stop()
+            self.stops = self.engine.largest(self._told_by_now(0.0))
             if self.stops:
                 raise _StoppedError
             yield batch
@@ -352,17 +366,18 @@ class Session:
                 f"(health.max_rollbacks={health.max_rollbacks}); the last checkpoint is of step {self.saved_step}"
             )
         margin = 0 if incident.finding.reason == Reason.odd_replicas else health.rollback_margin_steps
+        behind = margin or health.replica_check_every_steps or 1  # copies were last found equal so many steps before
         found, _ = newest_valid(
-            self._setup.folder.checkpoints, self._peers, at_most=at - 1 - margin, refused=self._skips.refused
+            self._setup.folder.checkpoints, self._peers, at_most=at - 1 - behind, refused=self._skips.refused
         )
         if found is None:
             raise NumericsError(
-                f"{incident.describe(self._hosts)}. There is no checkpoint of step {at - 1 - margin} or before to go "
+                f"{incident.describe(self._hosts)}. There is no checkpoint of step {at - 1 - behind} or before to go "
                 "back to (checkpoint.every_steps, checkpoint.keep_last, health.rollback_margin_steps)"
             )
         first, last = (max(found.step + 1, at - margin), at + margin) if margin else (1, 0)
         self._skips.add(Rollback(at, found.step, first, last, str(incident.finding.reason)))
-        on_first(self._peers, self._skips.write)
+        on_first(self._peers, self._write_rollbacks)
         skips_in_a_row = self._health.skips_in_a_row
         self._take_up(found)
         self._health.skips_in_a_row = skips_in_a_row
@@ -371,6 +386,16 @@ class Session:
         self._reports.note("rolled_back", at_step=at, to_step=self.step, left_out=[first, last], repeated=repeated)
         self._reports.say(f"went back to step {self.step}; steps {first} to {last} are left out")
 
+    def _write_rollbacks(self) -> None:
+        """A full disk does not end the run: every checkpoint from here on holds them too, and a run that is killed
+        before the next one comes to the same step again."""
+        self._attempt.insist()
+        try:
+            self._skips.write()
+        except DataError as error:
+            self._reports.say(f"warning: {error}")
+            self._reports.note("rollbacks_not_written", problem=str(error))
+
     # --- saves -------------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
@@ -378,7 +403,7 @@ class Session:
         return {
             "step": self.step,
             "updates": self._updates,
-            "rollbacks": len(self._skips.rollbacks),
+            **self._skips.to_tree(),
             "health": self._health.to_tree(),
             "tokens_seen": self._setup.batch.tokens_seen(self.step),
             "world_size": self._grid.world_size,
@@ -408,6 +433,8 @@ class Session:
         self.saved_step = outcome.step
         seconds = {"seconds": round(outcome.seconds, 3), "paused_seconds": round(outcome.paused_seconds, 3)}
         reports.note("saved", step=outcome.step, **seconds)
+        if self._grid.is_first:
+            self._attempt.saved(outcome.step)
         if outcome.warning:
             reports.say(f"warning: {outcome.warning}")
             reports.note("old_checkpoints_stay", problem=outcome.warning)
