@@ -135,6 +135,12 @@ def reached_before(attempts: Path) -> int:
     return 0
 
 
+def has_saved(attempts: Path) -> bool:
+    """True if an attempt made a checkpoint, or went on from one."""
+    holders = (_read(_path(attempts, number) / "holder.json") or {} for number in _numbers(attempts))
+    return any(holder.get("saved_step") or holder.get("from_step") for holder in holders)
+
+
 @dataclass(frozen=True)
 class Attempt:
     number: int
@@ -156,6 +162,11 @@ class Attempt:
     def describe(self, **facts: Any) -> None:
         """Adds to holder.json."""
         publish_json(self.path / "holder.json", {**(_read(self.path / "holder.json") or {}), **facts})
+
+    def saved(self, step: int) -> None:
+        """Notes that there is a checkpoint of this step. Never raises: events.jsonl tells it, too."""
+        with contextlib.suppress(OSError, DataError):
+            self.describe(saved_step=step)
 
     def is_current(self) -> bool:
         """False from the moment on at which a later attempt has taken the run. One `stat`."""
@@ -282,12 +293,18 @@ def _bytes(path: Path) -> bytes | None:
 
 
 def _idle(attempts: Path, reached: int) -> Iterator[Path]:
-    """Attempts, newest first, back to the last one that reached a new step."""
+    """Attempts, newest first, back to the last one that reached a new step, or saved one from which the next went on
+    (as after a rollback, where the steps are not new)."""
+    later: int | None = None
     for number in sorted(_numbers(attempts), reverse=True):
         path = _path(attempts, number)
         holder = _read(path / "holder.json")
         if holder is not None and holder.get("reached_before", 0) < reached:
             return
+        if (began := (holder or {}).get("from_step")) is not None:
+            if later is not None and began < later:
+                return
+            later = began
         if (_read(path / "ended.json") or {}).get("how") != "stopped":
             yield path
 

@@ -9,27 +9,30 @@ from collections.abc import Callable
 from itertools import groupby
 
 from data_prep.files import publish_json, write_error
-from train.attempt import Attempt, Identity, next_number, open_attempt, reached_before, refuse_idle
+from train.attempt import Attempt, Identity, has_saved, next_number, open_attempt, reached_before, refuse_idle
 from train.checkpoint.folders import remove_leftovers, set_aside, steps_found
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
 from train.checkpoint.room import require_room
-from train.checkpoint.verify import PassedOver, Refused, newest_valid
+from train.checkpoint.verify import PassedOver, newest_valid
 from train.errors import CheckpointError, RunFailedError
+from train.layout import layout_of
 from train.metrics_file import last_step
 from train.optimizer_config import OptimizerKind
 from train.parallel import identity
 from train.plan import Plan
 from train.run_folder import RunFolder, config_sha256, rest_sha256
 from train.setup import Setup, introduce, phases_of
+from train.skips import Skips
 
 _HOST_BYTES = 64  # the longest name that Linux gives a host
 
 
-def claim(setup: Setup, plan: Plan, peers: Peers, refused: Refused) -> tuple[Checkpoint | None, Attempt]:
+def claim(setup: Setup, plan: Plan, peers: Peers, skips: Skips) -> tuple[Checkpoint | None, Attempt]:
     """A collective; the attempt is also in `setup.folder.attempt` from then on.
 
-    refused: which good checkpoints must not be used. Raises HeldError if another process has the folder;
+    skips: are read here, when no earlier attempt writes them any more; they tell which good checkpoints must not be
+    used. Raises HeldError if another process has the folder;
     NoProgressError after too many starts in vain; CheckpointError if no checkpoint can be trusted, the newest belongs
     to another run, or none could be written. On the ranks that only hear of it: a RunFailedError with the same exit
     code.
@@ -39,10 +42,14 @@ def claim(setup: Setup, plan: Plan, peers: Peers, refused: Refused) -> tuple[Che
     number = on_first(peers, lambda: _take(setup, plan, me, hosts))
     folder.attempt = attempt = open_attempt(folder.attempts, number)
     with attempt.naming_failures(peers.rank, me.host, lambda: (0, "start")):
-        found, passed = newest_valid(folder.checkpoints, peers, refused=refused)
+        skips.read()
+        found, passed = newest_valid(folder.checkpoints, peers, refused=skips.refused)
         on_first(peers, lambda: _refuse_strangers(setup, found))
         require_room(folder.checkpoints, _checkpoint_bytes(setup, plan), peers, number)
+        n_lost = skips.take_up(found.state) if found else 0
         on_first(peers, lambda: _describe(setup, plan, found, passed))
+        if n_lost:
+            on_first(peers, lambda: _restore(setup, skips, n_lost))
     return found, attempt
 
 
@@ -117,7 +124,15 @@ def _describe(setup: Setup, plan: Plan, found: Checkpoint | None, passed: list[P
     _set_aside(folder, [one.step for one in passed if one.is_damaged])
     folder.describe(setup.config, setup.data / "tokenizer.model")
     publish_json(folder.plan_json, plan.to_tree())
-    folder.attempt.describe(from_step=found.step if found else 0)
+    layout = layout_of(setup.config, setup.grid.world_size, plan.machine.device)
+    folder.attempt.describe(from_step=found.step if found else 0, layout=layout)
+
+
+def _restore(setup: Setup, skips: Skips, n_lost: int) -> None:
+    skips.write()
+    words = f"{n_lost} of {len(skips.rollbacks)} rollbacks were missing from {skips.path}"
+    print(f"warning: {words}; they are taken from the checkpoint", flush=True)
+    setup.folder.note("rollbacks_restored", problem=words)
 
 
 def _set_aside(folder: RunFolder, damaged: list[int]) -> None:
@@ -134,10 +149,11 @@ def _refuse_strangers(setup: Setup, found: Checkpoint | None) -> None:
     """A checkpoint belongs to one configuration and one dataset; and a run that had some does not begin anew."""
     folder, config = setup.folder, setup.config
     if found is None:
-        if folder.count("saved"):
+        if folder.count("saved") or has_saved(folder.attempts):
             raise CheckpointError(
-                f"{folder.events_jsonl} tells of checkpoints, but {folder.checkpoints} holds none, and the run is "
-                f"not started from step 0 unasked. To begin anew, remove {folder.path} or choose another run.name."
+                f"events.jsonl or attempts/ of {folder.path} tell of checkpoints, but {folder.checkpoints} holds none, "
+                f"and the run is not started from step 0 unasked. To begin anew, remove {folder.path} or choose "
+                "another run.name."
             )
         return
     rebases = config.data.rebase

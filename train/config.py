@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from model.config import Init, ModelConfig
 from train.data_config import DataConfig
-from train.health_config import HealthConfig
+from train.health_config import HealthConfig, Policy
 from train.optimizer_config import OptimizerConfig, OptimizerKind, Schedule, WsdSchedule
 from train.parallel_config import ParallelConfig
 
@@ -249,7 +249,20 @@ class TrainConfig:
                     f"(schedule.decay_fraction={self.schedule.decay_fraction}) overlap: "
                     f"total_tokens={self.total_tokens:_}"
                 )
-        return found + self._best_problems()
+        return found + self._best_problems() + self._rollback_problems()
+
+    def _rollback_problems(self) -> list[str]:
+        health, checkpoint = self.health, self.checkpoint
+        margin, every = health.rollback_margin_steps, checkpoint.every_steps
+        policies = (health.on_nonfinite, health.on_loss_spike, health.on_norm_spike)
+        if Policy.rollback not in policies or every < 1 or (checkpoint.keep_last - 1) * every >= margin:
+            return []
+        return [
+            f"health.rollback_margin_steps={margin}: a rollback goes to a checkpoint so many steps before the flagged "
+            f"one, but checkpoint.keep_last={checkpoint.keep_last} with checkpoint.every_steps={every} may reach back "
+            f"only {(checkpoint.keep_last - 1) * every}: set checkpoint.keep_last={-(-margin // every) + 1} or more, "
+            "or a smaller margin"
+        ]
 
     def _best_problems(self) -> list[str]:
         saved, measured = self.checkpoint.every_steps, self.evaluation.every_steps

@@ -11,12 +11,16 @@ from train.plan import Machine, published_peak
 
 
 def find_machine(cluster: ClusterConfig, precision: Precision, device: str, n_devices: int) -> Machine:
-    name = "CPU process" if device == "cpu" else torch.cuda.get_device_name(device)
+    name = device_name(device)
     peak, source = cluster.peak_flops_per_second, "as configured"
     if peak is None:
         peak, source = published_peak(name, precision) or (_measured(device, precision), "measured by a matmul now")
     memory = None if cluster.memory_gib is None else int(cluster.memory_gib * 2**30)
     return Machine(name, n_devices, peak, source, memory or _memory_bytes(device))
+
+
+def device_name(device: str) -> str:
+    return "CPU process" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def _measured(device: str, precision: Precision, size: int = 1024, seconds: float = 0.5) -> float:

@@ -106,8 +106,10 @@ class Metrics:
             "bits_per_byte": evaluation.bits_per_byte,
             "val_tokens": evaluation.n_tokens,
         }
-        self.file.append(row)
-        self._curve(row)
+        newest = self.file.rows[-1:]
+        if [(old["step"], "val_loss" in old) for old in newest] != [(step, True)]:  # else made again: see catch_up
+            self.file.append(row)
+            self._curve(row)
         self._console.say(f"step {step:>6}  val loss {row['val_loss']:.4f}  {row['bits_per_byte']:.4f} bits/byte")
 
     def say(self, message: str) -> None:

@@ -5,7 +5,8 @@
 
 Nothing is written. Every step from the newest kept checkpoint before it on is compared with its row in metrics.jsonl:
 loss, gradient norm and batch. On the layout that the run had then, all are equal to the bit; if they are not, either
-then or now a machine computed wrongly. On another layout the order of sums differs, and losses agree to about 1e-5.
+then or now a machine computed wrongly. On another layout (`train/layout.py`; the run noted its own) the order of sums
+differs, and from the first such step on losses agree to about 1e-5.
 Then the step's worst rows are shown, with their documents, and the layers with the largest gradients.
 """
 
@@ -66,33 +67,51 @@ def _replay(setup: "Setup", device: str, last: int, recorded: dict[int, dict[str
     from train.checkpoint.verify import newest_valid
     from train.engine.exchange import sum_over_ranks
     from train.engine.library import join_ranks
+    from train.skips import Skips
     from train.weights import start_weights
 
     join_ranks(device)
     peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
-    found, _ = newest_valid(setup.folder.checkpoints, peers, at_most=last - 1)
+    refused = Skips(setup.config.health.skip_steps, setup.folder.path).read().refused
+    found, _ = newest_valid(setup.folder.checkpoints, peers, at_most=last - 1, refused=refused)
     first = found.step if found else 0
     if first < setup.phase.first_step:
         raise DataError(f"step {last} can only be replayed from step {first}, which is of an earlier phase of the data")
     start_from = setup.config.run.start_from
     initial = start_weights(Path(start_from)) if start_from and not found else None
     engine = assemble(setup.config, setup.batch, setup.grid, device, initial)
-    world_size = setup.grid.world_size
     if found is not None:
         found.require(engine.expected())
         engine.load(found.read, found.state.get("updates", found.step))
-        world_size = found.state["world_size"]
     say: Callable[[str], None] = print if setup.grid.is_first else lambda line: None
     say(f"from {found.path if found else 'the first weights'} to step {last}, on {setup.grid.world_size} ranks")
-    if world_size != setup.grid.world_size:
-        say(f"the checkpoint was written by {world_size} ranks: figures agree to about {_OTHER_LAYOUT:g} only")
-    bound = 0.0 if world_size == setup.grid.world_size else _OTHER_LAYOUT
+    changed_at = _change_of_layout(setup, device, range(first + 1, last + 1), say)
     steps = _steps(setup, engine, range(first + 1, last + 1), recorded, say)
-    equal = [_compared(step, result, recorded[step], bound, say) for step, result in steps]
+    equal = [
+        _compared(step, result, recorded[step], _OTHER_LAYOUT if step >= changed_at else 0.0, say)
+        for step, result in steps
+    ]
     if not all(equal):
         raise NumericsError("steps came out otherwise than they did: then or now, a machine computed wrongly")
     say("every replayed step is as it was")
     return 0
+
+
+def _change_of_layout(setup: "Setup", device: str, steps: range, say: Callable[[str], None]) -> int:
+    """The first of the steps that was computed on another layout than this one; one behind the last if none was."""
+    from train.layout import differences, layout_of, read_layouts
+    from train.machine import device_name
+
+    now = layout_of(setup.config, setup.grid.world_size, device_name(device))
+    layout_at = read_layouts(setup.folder.attempts)
+    for step in steps:
+        if changed := differences(layout_at(step), now):
+            say(
+                f"step {step} was computed on another layout ({'; '.join(changed)}): from there on figures agree to "
+                f"about {_OTHER_LAYOUT:g} only"
+            )
+            return step
+    return steps.stop
 
 
 def _steps(

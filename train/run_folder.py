@@ -12,7 +12,7 @@ from conf.check import digest, flatten, read_config, to_tree, to_yaml
 from conf.errors import ConfigError
 from data_prep.files import DataError, publish_bytes
 from train.attempt import Attempt
-from train.checkpoint.folders import folder_name, steps_found
+from train.checkpoint.folders import folder_name, remove, steps_found
 from train.checkpoint.manifest import parse, read_bytes, read_manifest
 from train.config import FREE_TO_CHANGE, REBASED, TrainConfig
 from train.console import tell
@@ -83,7 +83,7 @@ class RunFolder:
     def clear(self) -> None:
         """Removes what a killed process was writing."""
         for leftover in self.path.glob(".*.tmp*"):
-            leftover.unlink(missing_ok=True)
+            remove(leftover)
 
     def describe(self, config: TrainConfig, tokenizer: Path) -> None:
         """Writes the configuration and a copy of the tokenizer, if the dataset has one: from here on the folder is this

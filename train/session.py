@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+from data_prep.files import DataError
 from train.assemble import Initial, assemble, effective_run
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
@@ -22,7 +23,7 @@ from train.data import Batch
 from train.engine.exchange import sum_over_ranks
 from train.engine.library import join_ranks
 from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError, RunFailedError
-from train.evaluate import evaluate
+from train.evaluate import Evaluation, evaluate
 from train.guard import Guard, Incident, Outcome
 from train.health import Health, Reason
 from train.machine import find_machine
@@ -62,7 +63,7 @@ class Session:
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
         self._skips = Skips(self._config.health.skip_steps, setup.folder.path)
-        found, self._attempt = claim(setup, plan, self._peers, self._skips.refused)
+        found, self._attempt = claim(setup, plan, self._peers, self._skips)
         self.step = 0
         self._watchdog = self._watched()
         self._working("start")
@@ -84,11 +85,11 @@ class Session:
     def train_step(self) -> bool:
         """The next step: learnt from, or left out. False if the run went back to an earlier one instead."""
         step = self.step + 1
+        self._working("train" if self._is_checked else "first step")
         if why := self._skips.reason(step):
             self._leave_out(why)
-            self.stops = self._agreed_stop()
+            self.stops = self.engine.largest(self._asked_to_stop())
             return True
-        self._working("train" if self._is_checked else "first step")
         lr = lr_of(step, self._config, self._setup.batch)
         result, incident = self._guard.step(
             step, lambda: self.batches.micro_batches(self.step), lr, stop=self._asked_to_stop()
@@ -123,15 +124,13 @@ class Session:
     def evaluate(self, *, to_the_end: bool = False) -> None:
         """The validation loss. Unless it goes `to_the_end`, a stop ends it without one, and it is made up for later."""
         self._working("evaluate" if self._has_evaluated else "first step")  # which may compile, too
-        batches = self._validation.batches(self._grid.dp_rank)
         try:
-            result = evaluate(
-                self.engine.losses,
-                batches if to_the_end else self._until_stop(batches),
-                self._token_bytes,
-                self.engine.sum_over_rows,
-                self.engine.device,
-            )
+            result = self._evaluated(to_the_end)
+            if not math.isfinite(result.val_loss):  # which may be the machine's fault, and then does not come again
+                self._reports.say(f"warning: validation after step {self.step} gives {result.val_loss}: made again")
+                self._reports.note("evaluated_again", step=self.step, val_loss=str(result.val_loss))
+                self.engine.refresh()
+                result = self._evaluated(to_the_end)
         except _StoppedError:
             return
         finally:
@@ -139,7 +138,8 @@ class Session:
         if not math.isfinite(result.val_loss):
             self.finish_save()
             raise NumericsError(
-                f"validation after step {self.step} gives a loss of {result.val_loss}; it was not saved"
+                f"validation after step {self.step} gives a loss of {result.val_loss}, twice; the last checkpoint is "
+                f"of step {self.saved_step}"
             )
         self._has_evaluated = True
         self._val_loss = result.val_loss
@@ -269,13 +269,27 @@ class Session:
         self._watch.charge("train")
         self._reports.skipped(self.step, why)
 
+    def _evaluated(self, to_the_end: bool) -> Evaluation:
+        batches = self._validation.batches(self._grid.dp_rank)
+        return evaluate(
+            self.engine.losses,
+            batches if to_the_end else self._until_stop(batches),
+            self._token_bytes,
+            self.engine.sum_over_rows,
+            self.engine.device,
+        )
+
     def _asked_to_stop(self) -> int:
         """What has told this rank to stop, by now: a signal, or on rank 0 the time that is left."""
         if self.step > self._began_at:
             self._deadline.step_done()
-        if not self._stop.code and self._deadline.is_near():
+        return self._told_by_now(self._deadline.step_seconds)
+
+    def _told_by_now(self, seconds: float) -> int:
+        """The same. seconds: until the next question."""
+        if not self._stop.code and self._deadline.is_near(seconds):
             self._stop.ask(TIME_LIMIT)
-            if problem := self._deadline.complaint():
+            if problem := self._deadline.complaint(seconds):
                 self._reports.warn("time_limit_too_short", problem)
         return self._stop.code
 
@@ -292,7 +306,7 @@ class Session:
     def _until_stop(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Raises _StoppedError, on all ranks at the same batch, when one was told to stop."""
         for batch in batches:
-            self.stops = self._agreed_stop()
+            self.stops = self.engine.largest(self._told_by_now(0.0))
             if self.stops:
                 raise _StoppedError
             yield batch
@@ -332,17 +346,18 @@ class Session:
                 f"It is the end of health.max_rollbacks={health.max_rollbacks}: the run went back so many times",
             )
         margin = 0 if incident.finding.reason == Reason.odd_replicas else health.rollback_margin_steps
+        behind = margin or health.replica_check_every_steps or 1  # copies were last found equal so many steps before
         found, _ = newest_valid(
-            self._setup.folder.checkpoints, self._peers, at_most=at - 1 - margin, refused=self._skips.refused
+            self._setup.folder.checkpoints, self._peers, at_most=at - 1 - behind, refused=self._skips.refused
         )
         if found is None:
             raise self._no_way_on(
                 incident,
-                f"There is no checkpoint of step {at - 1 - margin} or before to go back to (checkpoint.every_steps, "
+                f"There is no checkpoint of step {at - 1 - behind} or before to go back to (checkpoint.every_steps, "
                 "checkpoint.keep_last, health.rollback_margin_steps)",
             )
         rollback = self._skips.add(at, found.step, margin, str(incident.finding.reason))
-        on_first(self._peers, self._skips.write)
+        on_first(self._peers, self._write_rollbacks)
         skips_in_a_row = self._health.skips_in_a_row
         self._take_up(found)
         self._health.skips_in_a_row = skips_in_a_row
@@ -353,12 +368,21 @@ class Session:
         )
         self._reports.say(f"went back to step {self.step}; {rollback.left_out}")
 
+    def _write_rollbacks(self) -> None:
+        """A full disk does not end the run: every checkpoint from here on holds them too, and a run that is killed
+        before the next one comes to the same step again."""
+        self._attempt.insist()
+        try:
+            self._skips.write()
+        except DataError as error:
+            self._reports.warn("rollbacks_not_written", str(error))
+
     # --- saves -------------------------------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
         return self._setup.state(self.step) | {
             "updates": self._updates,
-            "rollbacks": len(self._skips.rollbacks),
+            **self._skips.to_tree(),
             "health": self._health.to_tree(),
             "val_loss": self._val_loss,
             "device_seconds": vars(self._watch.spent),
@@ -369,11 +393,14 @@ class Session:
         if outcome is None:
             return
         self._deadline.save_ended()
-        if not outcome.problem:
-            self.saved_step = outcome.step
+        if outcome.problem:
+            self._reports.save(outcome, self.saved_step)
+            return
+        self.saved_step = outcome.step
+        if self._grid.is_first:
+            self._attempt.saved(outcome.step)
         self._reports.save(outcome, self.saved_step)
-        if not outcome.problem:
-            self._reports.summary(self.step, Status.running, self._watch.spent)
+        self._reports.summary(self.step, Status.running, self._watch.spent)
 
     # --- end ---------------------------------------------------------------------------------------------------------
 

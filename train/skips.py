@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from data_prep.files import publish_json
 from train.errors import UnreadableError
@@ -37,11 +37,27 @@ class Skips:
     """The left-out steps of one run, and its rollbacks."""
 
     def __init__(self, ranges: list[str], folder: Path):
-        """ranges: FIRST-LAST each, from the configuration. folder: of the run. Raises UnreadableError for a
-        rollbacks.json that is not what it was."""
-        self._path = folder / FILE
+        """ranges: FIRST-LAST each, from the configuration. folder: of the run; `read` looks there."""
+        self.path = folder / FILE
         self._asked = [(int(first), int(last)) for first, _, last in (text.partition("-") for text in ranges)]
-        self.rollbacks = _read(self._path)
+        self.rollbacks: list[Rollback] = []
+
+    def read(self) -> Self:
+        """What the run's folder holds. Raises UnreadableError for a rollbacks.json that is not what it was."""
+        self.rollbacks = _read(self.path)
+        return self
+
+    def take_up(self, state: Mapping[str, Any]) -> int:
+        """Takes the rollbacks that the file has lost from the state of a checkpoint. Returns how many."""
+        known = [Rollback(**tree) for tree in state.get("rolled_back", ())]
+        n_lost = max(0, len(known) - len(self.rollbacks))
+        if n_lost:
+            self.rollbacks = known
+        return n_lost
+
+    def to_tree(self) -> dict[str, Any]:
+        """For the state of a checkpoint."""
+        return {"rollbacks": len(self.rollbacks), "rolled_back": [asdict(each) for each in self.rollbacks]}
 
     def reason(self, step: int) -> str | None:
         """Why a step (counted from 1) is left out; None if it is not."""
@@ -61,7 +77,7 @@ class Skips:
 
     def write(self) -> None:
         """Makes the rollbacks last. Raises DataError if that is not possible."""
-        publish_json(self._path, [asdict(each) for each in self.rollbacks])
+        publish_json(self.path, [asdict(each) for each in self.rollbacks])
 
     def refused(self, state: Mapping[str, Any]) -> str | None:
         """Why the checkpoint with this state must not be used; None if it may."""
@@ -73,11 +89,21 @@ class Skips:
 
 def _read(path: Path) -> list[Rollback]:
     try:
-        return [Rollback(**tree) for tree in json.loads(path.read_text())]
+        trees = json.loads(path.read_text())
+        if not isinstance(trees, list):
+            raise TypeError("it holds no list")
+        return [_believed(Rollback(**tree)) for tree in trees]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:
         raise UnreadableError(
-            f"{path} cannot be read ({error}): it tells which steps the run leaves out. Without it the run would learn "
-            "from them again; restore it, or remove it if you want that"
+            f"{path} cannot be read ({error}): it tells which steps the run leaves out. Restore it; or remove it, and "
+            "what the newest checkpoint knows of them holds"
         ) from None
+
+
+def _believed(rollback: Rollback) -> Rollback:
+    for name, value in vars(rollback).items():
+        if type(value) is not (str if name == "reason" else int):
+            raise TypeError(f"{name} is {value!r}")
+    return rollback

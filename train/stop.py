@@ -176,12 +176,18 @@ class Deadline:
     def save_ended(self) -> None:
         self._save_seconds = max(self._save_seconds, time.monotonic() - self._save_began)
 
-    def is_near(self) -> bool:
-        return self._limit.must_stop(self._pace.longest, self._save_seconds)
+    @property
+    def step_seconds(self) -> float:
+        """What a step may take, with what follows it."""
+        return self._pace.longest
 
-    def complaint(self) -> str | None:
+    def is_near(self, seconds: float) -> bool:
+        """seconds: until the next question."""
+        return self._limit.must_stop(seconds, self._save_seconds)
+
+    def complaint(self, seconds: float) -> str | None:
         """What to warn of when it is near already after the first steps."""
-        return self._limit.complaint(self._pace.steps, self._pace.longest, self._save_seconds)
+        return self._limit.complaint(self._pace.steps, seconds, self._save_seconds)
 
 
 def _end_of_job() -> TimeLimit:

@@ -119,6 +119,7 @@ def test_code_cannot_be_named():
         ("checkpoint.keep_last=1", "at least 2"),
         ("checkpoint.keep_every_steps=250", "must be a multiple of checkpoint.every_steps=100"),
         ("checkpoint={keep_best: true, every_steps: 30}", "seldom meet"),
+        ("health={on_loss_spike: rollback, rollback_margin_steps: 150}", "set checkpoint.keep_last=3 or more"),
         ("optimizer.beta2=1", r"must lie in \[0, 1\)"),
         ("cluster.usd_per_device_hour=2.0", "needs cluster.price_date"),
     ],

@@ -251,3 +251,30 @@ def test_a_record_that_is_cut_is_no_whole_event_file(undisturbed: Path, tmp_path
 def test_the_undisturbed_run_has_every_step_once(undisturbed: Path):
     """F30: what the others are compared with."""
     assert [line["step"] for line in rows(undisturbed) if "loss" in line] == list(range(1, STEPS + 1))
+
+
+def told_in_the_evaluation(rank: int) -> None:
+    """SIGTERM, in every evaluation."""
+    import signal
+
+    import train.session as session
+
+    evaluate = session.evaluate
+
+    def told(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    session.evaluate = told
+
+
+def test_an_evaluation_that_is_made_again_at_every_start_is_in_the_log_once(here: Path):
+    """F30: a stop left it unmade, so the checkpoint knows of none, and each start from there makes it."""
+    words = ("run.name=hurt", "run.stop_at_step=20", "evaluation={every_steps: 10, max_sequences: 5}")
+    job = Job(here, *words, ranks=1, fault=told_in_the_evaluation)
+    assert job.end() == [143], job.printed()
+    assert not [row for row in rows(here / RUN) if "val_loss" in row]
+    for _ in range(2):
+        job = Job(here, "run.name=hurt", "run.stop_at_step=10", words[2], ranks=1)
+        assert job.end() == [0], job.printed()
+        assert [row["step"] for row in rows(here / RUN) if "val_loss" in row] == [10]

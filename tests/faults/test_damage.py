@@ -355,3 +355,14 @@ def test_a_run_that_goes_on_unpickles_nothing_at_all(hurt: Path, tmp_path: Path)
     assert not marker.exists()
     seen = [path.read_text().splitlines() for path in sorted(tmp_path.glob("pickles-*"))]
     assert [len(lines) for lines in seen] == [1, 1], seen
+
+
+def test_checkpoints_that_are_lost_together_with_the_events_are_missed_all_the_same(hurt: Path):
+    """F7: two losses at once; attempts/ tells that there were some, and the run does not begin anew unasked."""
+    shutil.rmtree(hurt / "checkpoints")
+    (hurt / "events.jsonl").unlink()
+    (hurt / ".leftover.tmp-1").mkdir()  # cleared away, whatever it is
+    job = Job(hurt.parents[1], *EVERY_5, "run.name=damage")
+    assert job.end() == [4, 4], job.printed()
+    assert "not started from step 0 unasked" in job.printed()
+    assert not (hurt / ".leftover.tmp-1").exists()

@@ -13,6 +13,7 @@ import pytest
 from tests.faults.jobs import Job
 from tests.runs import curve, rows
 
+RIGHT = '[{"at_step": 32, "to_step": 20, "first": 29, "last": 35, "reason": "loss spike"}]'
 AT = 32
 """the step that is hurt; with a checkpoint every ten"""
 
@@ -298,3 +299,135 @@ def test_a_step_can_be_replayed_to_the_bit_and_a_wrong_one_is_found(here: Path, 
         log.write_text(text)
     assert code == 5, printed
     assert printed.count("NOT EQUAL") == 1
+
+
+def test_steps_that_were_computed_on_another_layout_are_no_false_alarm_of_a_replay(here: Path):
+    """F17, issue 5, item 4: until step 25 on two ranks, then on one with other micro-batches. The checkpoint of step 20
+    is of two ranks; what came after step 25 is compared as what another layout computed, whoever replays it."""
+    from tests.distributed.ranks import run_ranks
+
+    assert Job(here, "run.name=moved", "run.stop_at_step=25").end() == [0, 0]
+    smaller = "batch={global_batch_size: 8, micro_batch_size: 2}"
+    assert Job(here, "run.name=moved", "run.stop_at_step=28", smaller, ranks=1).end() == [0]
+    code, printed = run_ranks(replayed, 1, str(here), ["run=runs/moved", "step=28"])[0]
+    assert (code, printed.count(" equal")) == (0, 3), printed
+    assert "another layout" not in printed
+    code, printed = run_ranks(replayed, 2, str(here), ["run=runs/moved", "step=28"])[0]
+    assert code == 0, printed
+    assert "step 26 was computed on another layout (ranks 1, now 2" in printed
+    code, printed = run_ranks(replayed, 2, str(here), ["run=runs/moved", "step=22"])[0]
+    assert code == 0, printed
+    assert "step 21 was computed on another layout (ranks" not in printed
+    assert "batch.micro_batch_size 4, now 2" in printed
+
+
+def test_a_lost_rollbacks_json_is_made_again_from_the_checkpoint(here: Path):
+    """F12, F7: else the run would learn from steps 34 and 35 after all."""
+    run = here / "runs" / "lost"
+    words = ("run.name=lost", *SPIKES, "health.on_loss_spike=rollback", "health.rollback_margin_steps=3")
+    first = Job(here, *words, "run.stop_at_step=33", ranks=1, fault=poisoned)
+    assert first.end() == [0], first.printed()
+    written = (run / "rollbacks.json").read_text()
+    (run / "rollbacks.json").unlink()
+    again = Job(here, *words, "run.stop_at_step=37", ranks=1, fault=poisoned)
+    assert again.end() == [0], again.printed()
+    assert [row["step"] for row in rows(run) if "skipped" in row] == list(range(29, 36))
+    assert (run / "rollbacks.json").read_text() == written
+    assert len(events(run, "rollbacks_restored")) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{}", "null", '[{"at_step": 1}]', '[["a"]]', RIGHT.replace("20", '"20"')])
+def test_a_rollbacks_json_that_is_not_what_it_was_is_refused(tmp_path: Path, content: str):
+    """F12, F7"""
+    from train.errors import UnreadableError
+    from train.skips import Skips
+
+    (tmp_path / "rollbacks.json").write_text(RIGHT)
+    assert Skips([], tmp_path).read().reason(30) == "rollback from step 32 (loss spike)"
+    (tmp_path / "rollbacks.json").write_text(content)
+    with pytest.raises(UnreadableError, match="leaves out"):
+        Skips([], tmp_path).read()
+
+
+def flip_a_master(rank: int) -> None:
+    """A bit of a master that both tensor-parallel ranks hold, on rank 1, in the update of step 30, so that what is
+    saved after it may be the wrong copy."""
+    from train.engine.core import Engine
+
+    train_step = Engine.train_step
+    done: list[int] = []
+
+    def hurt(self: Engine, *arguments: Any, **named: Any) -> Any:
+        import torch
+
+        result = train_step(self, *arguments, **named)
+        done.append(1)
+        if rank == 1 and len(done) == 30:
+            self._replicas._masters[0].view(torch.int32)[3] ^= 1 << 20
+        return result
+
+    Engine.train_step = hurt
+
+
+def test_masters_that_differ_lead_back_behind_what_may_have_been_saved_of_them(here: Path):
+    """F28: they were last found equal before step 30, so the checkpoint of step 30 is not trusted."""
+    run = here / "runs" / "masters"
+    job = Job(here, "run.name=masters", "run.stop_at_step=32", "parallel.tp_size=2", fault=flip_a_master)
+    assert job.end() == [0, 0], job.printed()
+    assert [event["reason"] for event in events(run, "flagged")] == ["replicas differ"]
+    assert [(event["at_step"], event["to_step"]) for event in events(run, "rolled_back")] == [(31, 20)]
+    assert [row["step"] for row in rows(run) if "loss" in row] == list(range(1, 33))
+
+
+def no_number(times: int, rank: int) -> None:
+    """So many evaluations give none."""
+    import dataclasses
+
+    import train.session as session
+
+    evaluate = session.evaluate
+    made: list[int] = []
+
+    def spoilt(*arguments: Any) -> Any:
+        made.append(1)
+        result = evaluate(*arguments)
+        return dataclasses.replace(result, val_loss=float("nan")) if len(made) <= times else result
+
+    session.evaluate = spoilt
+
+
+@pytest.mark.parametrize(("times", "code"), [(1, 0), (2, 5)])
+def test_a_validation_loss_that_is_no_number_is_looked_at_twice(here: Path, times: int, code: int):
+    """F11: as a step is; the second time it is no accident."""
+    words = ("run.name=validated", "run.stop_at_step=20")
+    job = Job(here, *words, ranks=1, fault=functools.partial(no_number, times))
+    assert job.end() == [code], job.printed()
+    run = here / "runs" / "validated"
+    assert len(events(run, "evaluated_again")) == 1
+    assert [row["step"] for row in rows(run) if "val_loss" in row] == ([20] if code == 0 else [])
+
+
+def no_room_for_rollbacks(rank: int) -> None:
+    """The disk has none in the moment of the rollback."""
+    from data_prep.files import DataError
+    from train.skips import Skips
+
+    poisoned(rank)
+
+    def write(self: Skips) -> None:
+        raise DataError(f"no room to write {self.path}: No space left on device")
+
+    Skips.write = write
+
+
+def test_a_rollback_on_a_full_disk_is_made_all_the_same(here: Path):
+    """F4, F12: it is told, and the checkpoints know of it."""
+    run = here / "runs" / "full"
+    words = ("run.name=full", *SPIKES, "health.on_loss_spike=rollback", "health.rollback_margin_steps=3")
+    first = Job(here, *words, "run.stop_at_step=33", ranks=1, fault=no_room_for_rollbacks)
+    assert first.end() == [0], first.printed()
+    assert len(events(run, "rollbacks_not_written")) == 1
+    again = Job(here, *words, "run.stop_at_step=37", ranks=1, fault=poisoned)
+    assert again.end() == [0], again.printed()
+    assert [row["step"] for row in rows(run) if "skipped" in row] == list(range(29, 36))
+    assert (run / "rollbacks.json").exists()

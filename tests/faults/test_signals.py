@@ -175,3 +175,23 @@ def test_a_time_limit_with_room_for_nothing_is_complained_of(here: Path):
     assert "run.time_limit_seconds=0.5 leaves 0 s" in job.printed()
     events = [json.loads(line) for line in (here / "runs" / "hasty" / "events.jsonl").read_text().splitlines()]
     assert "time_limit_too_short" in [event["event"] for event in events]
+
+
+def late_in_the_evaluation(rank: int) -> None:
+    """From the first evaluation on it is three hours later."""
+    from train.data import ValidationBatches
+
+    began: list[int] = []
+    real = time.monotonic
+    during(ValidationBatches, "batches", lambda: began.append(1))
+    time.monotonic = lambda: real() + (10_800 if began and rank == 0 else 0)
+
+
+def test_time_that_runs_out_in_an_evaluation_ends_it(here: Path):
+    """F8: the first one, of which nobody knew how long it takes; what was trained is saved in time."""
+    run = here / "runs" / "evaluating"
+    words = ("run.name=evaluating", "run.time_limit_seconds=7200")
+    job = Job(here, *SHORT, *words, fault=late_in_the_evaluation)
+    assert job.end() == [143, 143], job.printed()
+    assert newest(run) == 8, job.printed()
+    assert "val_loss" not in (run / "metrics.jsonl").read_text()

@@ -224,6 +224,20 @@ def test_three_starts_in_vain_are_enough(tmp_path: Path, before: list[Any], reac
     assert "attempt 3: left no word" in str(refusal.value)
 
 
+def test_starts_that_went_on_from_ever_later_checkpoints_are_not_in_vain(tmp_path: Path):
+    """After a rollback from step 90: none of their steps is new, but all of them are kept."""
+    attempts = tmp_path / "attempts"
+    attempts.mkdir()
+    for from_step in (20, 30, 40, 40):
+        start(attempts, 90, None)
+        open_attempt(attempts, len(list(attempts.iterdir()))).describe(from_step=from_step)
+    refuse_idle(attempts, 90, 3)
+    start(attempts, 90, None)
+    open_attempt(attempts, 5).describe(from_step=40)
+    with pytest.raises(NoProgressError):
+        refuse_idle(attempts, 90, 3)
+
+
 def test_ten_thousand_attempts_slow_no_start_down(tmp_path: Path):
     """In the worst case: all of them were stopped before a step, so that each has to be looked at."""
     for number in range(1, 10_001):

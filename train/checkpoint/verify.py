@@ -58,7 +58,7 @@ def newest_valid(
         raise CheckpointError(
             "no checkpoint can be trusted, and the run is not started from step 0 unasked:\n  "
             + "\n  ".join(map(str, passed))
-            + f"\nTo give up this run's progress, remove {folder}; or use another run.name."
+            + f"\nTo give up this run's progress, remove {folder.parent}; or use another run.name."
         )
     return None, []
 
