@@ -161,6 +161,7 @@ class Session:
 
     def finish_save(self) -> str | None:
         """Waits for a save that runs. Returns why it could not be written, or None."""
+        self._watchdog.working("save", self.step)  # in whatever phase it is waited for: it may take longer than a step
         outcome = self._saver.wait()
         self._watch.charge("checkpoint")
         self._note_end(outcome)
