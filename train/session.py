@@ -178,11 +178,13 @@ class Session:
                 raise CheckpointError(problem)
         if reached and self._owes_evaluation():  # a stop came; what is saved can wait for it, or for the next start
             self.evaluate(to_the_end=True)
-        self._reports.summary(self.step, Status.finished if finished else Status.preempted, self._watch.spent)
-        self._reports.note("finished" if finished else "stopped", step=self.step, reason=reason(self.stops))
         self._reports.curve()
         if finished:
             self._reports.samples(self.engine.logits)
+        self._reports.close()
+        # By this the next start knows that nothing is left to do: it comes after all that a kill could take away.
+        self._reports.summary(self.step, Status.finished if finished else Status.preempted, self._watch.spent)
+        self._reports.note("finished" if finished else "stopped", step=self.step, reason=reason(self.stops))
         self._reports.say(self._last_words(finished, reached))
         self.engine.barrier()
         return 0 if reached else EXIT_PREEMPTED

@@ -64,7 +64,7 @@ def gives_up_while_a_save_runs(rank: int) -> None:
     from train.guard import Guard
     from train.session import Session
 
-    wait, give_up, step = Saver.wait, Session._give_up, Guard.step  # pyright: ignore[reportPrivateUsage]
+    wait, give_up, train = Saver.wait, Session._give_up, Guard.step  # pyright: ignore[reportPrivateUsage]
 
     def slow_wait(self: Saver) -> Any:
         time.sleep(2 * STUCK_SECONDS)
@@ -74,13 +74,14 @@ def gives_up_while_a_save_runs(rank: int) -> None:
         Saver.wait = slow_wait
         give_up(self, incident)
 
-    def judged(self: Guard, number: int, *arguments: Any, **named: Any) -> Any:
-        if number == STEP + 1:
+    def judged(self: Guard, step: int, *arguments: Any, **named: Any) -> Any:
+        if step == STEP + 1:
             layer: Any = self._engine.module.model.blocks[1].mlp.up  # pyright: ignore[reportPrivateUsage]
             layer.register_forward_hook(lambda layer, given, found: found * float("nan"))
-        return step(self, number, *arguments, **named)
+        return train(self, step, *arguments, **named)
 
-    Session._give_up, Guard.step = slow_end, judged  # pyright: ignore[reportPrivateUsage]
+    Session._give_up = slow_end  # pyright: ignore[reportPrivateUsage]
+    Guard.step = judged  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.fixture(scope="module")
