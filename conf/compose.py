@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from conf.app import CONF_FOLDER, App, forget_resolvers, opened, register, split_verbatim
-from conf.check import as_tree, build
+from conf.check import as_tree, build, defaults_of
 from conf.errors import ConfigError
 from conf.flags import parsed, show
-from conf.overrides import Choices, refused, unknown_keys
+from conf.overrides import Choices, refused, unknown_keys, unplaced
 
 EXIT_INTERRUPTED = 130
 EXIT_READER_LEFT = 141  # as a shell tells of SIGPIPE
@@ -82,10 +82,13 @@ def _tree(app: App, words: Sequence[str], config_dir: Path | None) -> dict[str, 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF_FOLDER)):
         forget_resolvers()
         try:
-            return _composed(app, opened(app, overrides), config_dir) | typed
+            tree = _composed(app, opened(app, overrides), config_dir) | typed
         except Exception as error:  # Hydra answers a bad override with its own errors, ValueError or AssertionError
             defaults = _defaults(app, [word for word in overrides if choices.is_choice(word)], config_dir)
             raise ConfigError(unknown_keys(overrides, choices, defaults) or [_in_our_words(error)]) from None
+    if problems := unplaced(tree, defaults_of(app.schema), choices):
+        raise ConfigError(problems)
+    return tree
 
 
 def _composed(app: App, words: Sequence[str], config_dir: Path | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ In: overrides, and what there is to choose. Out: a problem for each that is refu
 """
 
 import difflib
+import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Choices:
         """What the folders hold. Raises ConfigError when there is a file in `more` that could do more than choose."""
         groups = {group: {f"base_{option}" for option in options} for group, options in app.options.items()}
         for place in (folder, *([] if more is None else [_checked(more, folder)])):
-            for file in place.glob("*/**/*.yaml"):
+            for file in _found(place, "*/**/*.yaml"):
                 group = file.parent.relative_to(place).as_posix()
                 groups.setdefault(group, set()).add(file.stem)
         return Choices(groups, tuple(free_mappings(app.schema)))
@@ -54,6 +55,16 @@ def unknown_keys(words: Iterable[str], choices: Choices, known: Collection[str])
         f"unknown key `{key}`{nearest(key, sorted(known))}"
         for key in keys
         if known and key not in known and not choices.is_free(key)
+    ]
+
+
+def unplaced(tree: Collection[str], known: Collection[str], choices: Choices) -> list[str]:
+    """Groups that came to be sections of their own, since the file that was chosen does not say where its keys belong.
+    Its keys would be called unknown, one by one or all at once."""
+    return [
+        f"the file chosen by {group}=... must begin with the line `# @package _global_`: its keys are those of the "
+        "whole configuration"
+        for group in sorted({*tree} & choices.groups.keys() - {*known})
     ]
 
 
@@ -112,11 +123,7 @@ def _checked(folder: Path, ours: Path) -> Path:
     """Raises ConfigError unless every YAML file in the folder only chooses values, under a name that is not ours."""
     if not folder.is_dir():
         raise ConfigError([f"--config-dir={folder} is not a folder"])
-    files: list[Path] = []
-    for file in folder.rglob("*.yaml"):
-        files.append(file)
-        if len(files) > MOST_FILES:
-            raise ConfigError([f"--config-dir={folder} holds more than {MOST_FILES:,} YAML files: name a smaller one"])
+    files = _found(folder, "**/*.yaml")
     problems = [problem for file in sorted(files) for problem in _file_problems(file)]
     problems += [
         f"{file} has the name of one of our own files: call it otherwise"
@@ -126,6 +133,17 @@ def _checked(folder: Path, ours: Path) -> Path:
     if problems:
         raise ConfigError(problems)
     return folder
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    try:
+        files = list(itertools.islice(folder.glob(pattern), MOST_FILES + 1))
+    except OSError as error:  # as of a name that is too long, or a folder that vanished meanwhile
+        place = error.filename if len(error.filename) <= 200 else f"{error.filename[:200]}…"
+        raise ConfigError([f"--config-dir={folder} cannot be read: {place}: {error.strerror}"]) from None
+    if len(files) > MOST_FILES:
+        raise ConfigError([f"--config-dir={folder} holds more than {MOST_FILES:,} YAML files: name a smaller one"])
+    return files
 
 
 def _file_problems(file: Path) -> Sequence[str]:

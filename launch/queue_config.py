@@ -12,6 +12,8 @@ OURS = re.compile(
     "ntasks-per-node|open-mode|output|parsable|partition|qos|requeue|no-requeue|signal|time|wrap"
 )
 
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
 
 @dataclass
 class QueueConfig:
@@ -25,6 +27,9 @@ class QueueConfig:
     """Cores of an element of an array, or of a rank"""
     memory_gib: int | None = None
     """Of a job on each of its nodes; null: the partition's default"""
+    export: list[str] = field(default_factory=lambda: ["PATH", "HOME", "USER", "LANG", "LD_LIBRARY_PATH"])
+    """Names of the variables that the job sees besides Slurm's own; nothing else of this shell reaches it, as HF_TOKEN
+    or NCCL_SOCKET_IFNAME, unless it is named here"""
     options: list[str] = field(default_factory=list[str])
     """Further options of sbatch, quoted for Hydra: slurm.options=['--constraint=icelake','--exclude=n[3-5]']."""
 
@@ -38,6 +43,9 @@ class QueueConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 found.append(f"slurm.{name}={value} must be at least 1")
+        for name in self.export:
+            if not VARIABLE.fullmatch(name) or name in ("ALL", "NONE", "NIL"):
+                found.append(f"slurm.export holds {name!r}: names of variables only, as PATH")
         for word in self.options:
             option = OPTION.fullmatch(word)
             if option is None:
@@ -53,4 +61,4 @@ class QueueConfig:
         for name in ("partition", "account", "qos"):
             value = getattr(self, name)
             found += [] if value is None else [f"--{name}={value}"]
-        return [*found, *self.options]
+        return [*found, f"--export={','.join(self.export) or 'NIL'}", *self.options]

@@ -58,17 +58,18 @@ def script(config: SubmitConfig, words: Sequence[str]) -> str:
     kept = [word for word in words if not OWN_WORD.fullmatch(word)]
     directives = "\n".join(f"#SBATCH {directive}" for directive in _directives(_name(config), job))
     command = " \\\n    ".join(['"$python" -m train', *(shlex.quote(word) for word in kept)])
+    path = slurm.python_path(_root())
     return SCRIPT.format(
         what=f"Trains the run {config.run.name} on {job.nodes} nodes x {job.ranks_per_node} ranks.",
         directives=directives,
         work=shlex.quote(str(Path.cwd())),
         run=shlex.quote(str(run)),
         python=shlex.quote(sys.executable),
-        python_path="\n".join(slurm.python_path(_root())),
+        python_path="".join(f"{line}\n" for line in path),
         cpus=job.cpus_per_task,
         command=command,
         idle=config.run.max_idle_starts,
-    ).replace("\n\n\n", "\n\n")
+    )
 
 
 def sbatch(name: str, job: TrainJobConfig, folder: Path) -> list[str]:
@@ -81,9 +82,8 @@ def sbatch(name: str, job: TrainJobConfig, folder: Path) -> list[str]:
 def _directives(name: str, job: TrainJobConfig) -> list[str]:
     gpus = [] if job.gpus_per_node is None else [f"--gpus-per-node={job.gpus_per_node}"]
     shape = [f"--nodes={job.nodes}", f"--ntasks-per-node={job.ranks_per_node}", *gpus]
-    told = [f"--signal=USR1@{job.signal_seconds}", f"--export={','.join(job.export) or 'NIL'}"]
-    again = ["--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
-    return [f"--job-name={name}", *shape, *job.asked(), *told, *again]
+    again = [f"--signal=USR1@{job.signal_seconds}", "--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
+    return [f"--job-name={name}", *shape, *job.asked(), *again]
 
 
 def _name(config: SubmitConfig) -> str:
@@ -108,7 +108,6 @@ cd -- {work} || exit 2
 run={run}
 python={python}
 {python_path}
-
 # A signal to this script goes on to the ranks; to srun itself SIGTERM would mean to kill them.
 step= told=
 tell() {{ told=1; [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null; }}

@@ -1,14 +1,11 @@
 """What `launch submit` can be asked to do: the keys of `train`, and the job that trains. Only dataclasses."""
 
 import dataclasses
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.queue_config import QueueConfig
 from train.config import Device, TrainConfig
-
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass
@@ -23,8 +20,6 @@ class TrainJobConfig(QueueConfig):
     signal_seconds: int = 300
     """Slurm tells the ranks so long before the end of the job to save and leave; it may be a minute earlier. They look
     at the time themselves as well"""
-    export: list[str] = field(default_factory=lambda: ["PATH", "HOME", "USER", "LANG", "LD_LIBRARY_PATH"])
-    """Names of the variables that the job sees besides Slurm's own; nothing else of this shell reaches it"""
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -41,9 +36,6 @@ class TrainJobConfig(QueueConfig):
                 f"slurm.signal_seconds={self.signal_seconds} (Slurm may send it 60 s earlier) leaves nothing of "
                 f"slurm.time_limit_minutes={self.time_limit_minutes}: allow more minutes, or be told later"
             )
-        for name in self.export:
-            if not VARIABLE.fullmatch(name) or name in ("ALL", "NONE", "NIL"):
-                found.append(f"slurm.export holds {name!r}: names of variables only, as PATH")
         return found
 
 

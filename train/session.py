@@ -6,24 +6,21 @@ What all must decide alike travels with the ranks' reports of each step, or thro
 
 import math
 import socket
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from data_prep.files import DataError
-from train.assemble import Initial, assemble, effective_run
+from train.assemble import assemble, effective_run
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
 from train.checkpoint.saver import Outcome as SaveOutcome
 from train.checkpoint.saver import Saver
 from train.checkpoint.verify import newest_valid
 from train.claim import claim, on_first
-from train.data import Batch
 from train.engine.exchange import sum_over_ranks
 from train.engine.library import join_ranks
 from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError, RunFailedError
-from train.evaluate import Evaluation, evaluate
 from train.guard import Guard, Incident, Outcome
 from train.health import Health, Reason
 from train.machine import find_machine
@@ -36,6 +33,7 @@ from train.setup import Setup
 from train.skips import Skips
 from train.stop import TIME_LIMIT, Deadline, TimeLimit, install, reason
 from train.summary import Status
+from train.validation import Validation
 from train.watchdog import Limits, Phase, Watchdog
 from train.weights import start_weights
 
@@ -58,8 +56,7 @@ class Session:
         plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
         self._stop = install()
         self._reports = Reports(setup, plan)
-        self.batches, self._validation = setup.train_batches(), setup.validation_batches()
-        self._token_bytes = setup.corpora[0].token_bytes()
+        self.batches, self._validation = setup.train_batches(), Validation(setup, self._reports)
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
         self._skips = Skips(self._config.health.skip_steps, setup.folder.path)
@@ -67,9 +64,11 @@ class Session:
         self.step = 0
         self._watchdog = self._watched()
         self._working("start")
-        with self.naming_failures(), self._closing_on_failure():
+        with self.naming_failures(), ExitStack() as undo:
+            undo.callback(self._watchdog.close)
             self._build(device)
             self._start(found, started)
+            undo.pop_all()
 
     def naming_failures(self) -> AbstractContextManager[None]:
         """What is raised inside is recorded, and told once by all ranks together."""
@@ -124,17 +123,11 @@ class Session:
     def evaluate(self, *, to_the_end: bool = False) -> None:
         """The validation loss. Unless it goes `to_the_end`, a stop ends it without one, and it is made up for later."""
         self._working("evaluate" if self._has_evaluated else "first step")  # which may compile, too
-        try:
-            result = self._evaluated(to_the_end)
-            if not math.isfinite(result.val_loss):  # which may be the machine's fault, and then does not come again
-                self._reports.say(f"warning: validation after step {self.step} gives {result.val_loss}: made again")
-                self._reports.note("evaluated_again", step=self.step, val_loss=str(result.val_loss))
-                self.engine.refresh()
-                result = self._evaluated(to_the_end)
-        except _StoppedError:
+        told = None if to_the_end else self._must_leave
+        result = self._validation.at(self.engine, self.step, told)
+        self._watch.charge("eval")
+        if result is None:
             return
-        finally:
-            self._watch.charge("eval")
         if not math.isfinite(result.val_loss):
             self.finish_save()
             raise NumericsError(
@@ -160,6 +153,7 @@ class Session:
 
     def finish_save(self) -> str | None:
         """Waits for a save that runs. Returns why it could not be written, or None."""
+        self._watchdog.working("save", self.step)  # in whatever phase it is waited for: it may take longer than a step
         outcome = self._saver.wait()
         self._watch.charge("checkpoint")
         self._note_end(outcome)
@@ -176,10 +170,13 @@ class Session:
                 raise CheckpointError(problem)
         if reached and self._owes_evaluation():  # a stop came; what is saved can wait for it, or for the next start
             self.evaluate(to_the_end=True)
-        self._reports.summary(self.step, Status.finished if finished else Status.preempted, self._watch.spent)
+        self._working("end")
         self._reports.curve()
         if finished:
             self._reports.samples(self.engine.logits)
+        self._reports.close()
+        # By this the next start knows that nothing is left to do: it comes after all that a kill could take away.
+        self._reports.summary(self.step, Status.finished if finished else Status.preempted, self._watch.spent)
         self._reports.end(self.step, finished=finished, why=None if reached else reason(self.stops))
         self.engine.barrier()
         return 0 if reached else EXIT_PREEMPTED
@@ -196,17 +193,10 @@ class Session:
         self._phase: Phase = phase
         self._watchdog.working(phase, self.step)
 
-    @contextmanager
-    def _closing_on_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._watchdog.close()
-            raise
-
     def _build(self, device: str) -> None:
         config, setup = self._config, self._setup
-        self.engine = assemble(config, setup.batch, setup.grid, device, self._initial())
+        initial = None if setup.starts_from is None else start_weights(setup.starts_from)
+        self.engine = assemble(config, setup.batch, setup.grid, device, initial)
         self._hosts = self.engine.from_all_ranks(socket.gethostname())
         self._saver = Saver(
             setup.folder.checkpoints, config.checkpoint, self._peers, self._attempt.number, self._attempt.insist
@@ -215,10 +205,6 @@ class Session:
         self._guard = Guard(self.engine, self._health, config.health.replica_check_every_steps)
         self._is_checked = self._has_evaluated = False
         self.engine.progress = lambda: self._working(self._phase)
-
-    def _initial(self) -> Initial | None:
-        """What gives the first value of each parameter; None: it is drawn."""
-        return None if self._setup.starts_from is None else start_weights(self._setup.starts_from)
 
     def _start(self, found: Checkpoint | None, started: float) -> None:
         """All ranks: state from the checkpoint, or a fresh start; then the logs."""
@@ -269,16 +255,6 @@ class Session:
         self._watch.charge("train")
         self._reports.skipped(self.step, why)
 
-    def _evaluated(self, to_the_end: bool) -> Evaluation:
-        batches = self._validation.batches(self._grid.dp_rank)
-        return evaluate(
-            self.engine.losses,
-            batches if to_the_end else self._until_stop(batches),
-            self._token_bytes,
-            self.engine.sum_over_rows,
-            self.engine.device,
-        )
-
     def _asked_to_stop(self) -> int:
         """What has told this rank to stop, by now: a signal, or on rank 0 the time that is left."""
         if self.step > self._began_at:
@@ -303,13 +279,10 @@ class Session:
             self._reports.say("in force:\n" + effective_run(self._config, self.engine, self._grid))
             self._is_checked = True
 
-    def _until_stop(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Raises _StoppedError, on all ranks at the same batch, when one was told to stop."""
-        for batch in batches:
-            self.stops = self.engine.largest(self._told_by_now(0.0))
-            if self.stops:
-                raise _StoppedError
-            yield batch
+    def _must_leave(self) -> bool:
+        """An evaluation. A collective."""
+        self.stops = self.engine.largest(self._told_by_now(0.0))
+        return self.stops > 0
 
     def _owes_evaluation(self) -> bool:
         return self.is_due(self._config.evaluation.every_steps) and self._val_loss is None
@@ -420,7 +393,3 @@ class Session:
         self._reports.close()
         if self._grid.is_first and error is None:
             self._attempt.end("finished" if self.step == self._setup.batch.total_steps else "stopped", self.step)
-
-
-class _StoppedError(Exception):
-    """An evaluation was left."""

@@ -232,12 +232,18 @@ class Watch:
         return "\n\n".join(["\n".join([head, *system_threads(self._pid)]), stacks])
 
     def _say(self, text: str) -> None:
-        """To where the rank writes its errors. It is opened for this line only: who reads that pipe waits for its end,
-        and it must not outlive the rank."""
-        with suppress(OSError):
-            stream = os.open(f"/proc/{self._pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
-            os.write(stream, f"watchdog: {text}\n".encode())
-            os.close(stream)
+        """To where the rank writes its errors."""
+        _within(DUMP_SECONDS, lambda: self._write_line(f"watchdog: {text}\n".encode()))
+
+    def _write_line(self, line: bytes) -> None:
+        """A pipe or a terminal is opened for this line only: who reads it waits for its end, and it must not outlive
+        the rank."""
+        if self._task["log"] is not None:
+            os.write(self._task["log"], line)
+            return
+        stream = os.open(f"/proc/{self._pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+        os.write(stream, line)
+        os.close(stream)
 
     def _say_first(self, records: list[dict[str, Any]]) -> None:
         first = suspect(records)

@@ -5,11 +5,13 @@ and the newest is always the one that is read. Stacks go to another such piece o
 works while a call in C holds the GIL, and while the disk is full or away.
 """
 
+import contextlib
 import faulthandler
 import json
 import mmap
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -59,7 +61,7 @@ class Watchdog:
         flight_recorder: FlightRecorder | None = None,
     ):
         self._signs, self._stacks = os.memfd_create("signs"), os.memfd_create("stacks")
-        self._errors = os.memfd_create("errors")
+        self._errors, self._log = os.memfd_create("errors"), _log()
         os.ftruncate(self._signs, SIGN.size)
         self._memory = mmap.mmap(self._signs, SIGN.size)
         self._count = 0
@@ -76,6 +78,7 @@ class Watchdog:
             "thread": threading.get_ident(),
             "signs": self._signs,
             "stacks": self._stacks,
+            "log": self._log,
         }
         self._say_sign("start", 0)
         self._process = self._start()
@@ -98,8 +101,9 @@ class Watchdog:
         if self._enabled:
             faulthandler.disable()
         self._memory.close()
-        for descriptor in (self._signs, self._stacks, self._errors):
-            os.close(descriptor)
+        for descriptor in (self._signs, self._stacks, self._errors, self._log):
+            if descriptor is not None:
+                os.close(descriptor)
 
     def _listen(self) -> None:
         """Stacks on demand, and those of a crash in C too if nobody else has asked for them."""
@@ -113,7 +117,8 @@ class Watchdog:
         write_sign(self._memory, Sign(self._count, step, phase))
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        """It inherits three pieces of memory and nothing else, and a mask of signals before it could be hit by one."""
+        """It inherits three pieces of memory, the log if that is a file, and nothing else; and a mask of signals before
+        it could be hit by one."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_IT)
         try:
             return subprocess.Popen(
@@ -121,7 +126,7 @@ class Watchdog:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                pass_fds=(self._signs, self._stacks),
+                pass_fds=(self._signs, self._stacks, *([] if self._log is None else [self._log])),
                 cwd=_ROOT,
             )
         finally:
@@ -140,3 +145,12 @@ class Watchdog:
             flush=True,
         )
         self._process = self._start()
+
+
+def _log() -> int | None:
+    """Where this process writes its errors, if that is a file, as after `> log`: whoever opened it writes on from where
+    he stood himself, over all that was appended by another opening. A pipe must not be held: see `Watch._say`."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.fstat(2).st_mode):
+            return os.dup(2)
+    return None

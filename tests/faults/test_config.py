@@ -1,6 +1,7 @@
 """F19: bad configurations. Each is refused within seconds with exit code 2, the key, and what would be right; nothing
 is started and nothing is written."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -225,6 +226,31 @@ def test_a_file_of_the_name_of_one_of_ours_is_refused(
     (tmp_path / "model" / "debug.yaml").write_text("n_layers: 3\n")
     printed = refused(TRAIN, ["--config-dir", str(tmp_path), "run.name=x"], capsys, monkeypatch)
     assert "has the name of one of our own files" in printed
+
+
+@pytest.mark.parametrize("content", ["", "total_tokens: 5\n"])
+def test_a_file_that_does_not_say_where_its_keys_belong_is_told_how(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """F19: forgotten at the head of an experiment; "unknown key `experiment`" would help nobody."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(content)
+    words = ["--config-dir", str(tmp_path), "experiment=mine", "run.name=x"]
+    assert "must begin with the line `# @package _global_`" in refused(TRAIN, words, capsys, monkeypatch)
+
+
+def test_a_folder_that_cannot_be_walked_through_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """F19: folders in folders, deeper than the system follows a name."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(20):
+        Path("x" * 250).mkdir()
+        monkeypatch.chdir("x" * 250)  # one by one; their whole name is too long
+    os.chdir(tmp_path)
+    printed = refused(TRAIN, ["--config-dir", str(tmp_path), "run.name=x"], capsys, monkeypatch)
+    assert f"--config-dir={tmp_path} cannot be read: " in printed
+    assert len(printed) < 1000
 
 
 def test_a_file_of_the_users_own_and_an_interpolation_of_another_key_work(tmp_path: Path):

@@ -133,6 +133,24 @@ def test_after_a_kill_the_curve_is_made_from_the_checkpoints_copy_if_the_log_is_
     assert_one_curve(here, undisturbed)
 
 
+@pytest.mark.parametrize("report", ["samples", "close"])
+def test_a_run_that_was_killed_among_its_last_reports_makes_them(here: Path, undisturbed: Path, report: str):
+    """F1, F9, F30: "finished" is said last, so that no later start takes for done what a kill took away."""
+    assert run(here, partial(dies_in, report))[0] == -9
+    code, printed = run(here)
+    assert code == 0, printed
+    assert_one_curve(here, undisturbed)
+    assert (here / RUN / "samples.txt").read_bytes() == (undisturbed / "samples.txt").read_bytes()
+    assert json.loads((here / RUN / "summary.json").read_text())["status"] == "finished"
+
+
+def dies_in(report: str, rank: int) -> None:
+    """A fault: in a report that a run makes when it has reached its last step."""
+    from train.reports import Reports
+
+    setattr(Reports, report, lambda *_: kill())
+
+
 def test_what_is_truly_lost_is_said_and_the_run_goes_on(here: Path, undisturbed: Path):
     """F30: the log and its copy."""
     assert run(here, partial(at_steps, {27: kill}))[0] == -9

@@ -58,6 +58,32 @@ def exhaust_memory() -> None:
     bytearray(256 << 20)
 
 
+def gives_up_while_a_save_runs(rank: int) -> None:
+    """No loss of this run is a number after step STEP; the save that runs then takes longer than a step may."""
+    from train.checkpoint.saver import Saver
+    from train.guard import Guard
+    from train.session import Session
+
+    wait, give_up, train = Saver.wait, Session._give_up, Guard.step  # pyright: ignore[reportPrivateUsage]
+
+    def slow_wait(self: Saver) -> Any:
+        time.sleep(2 * STUCK_SECONDS)
+        return wait(self)
+
+    def slow_end(self: Session, incident: Any) -> None:
+        Saver.wait = slow_wait
+        give_up(self, incident)
+
+    def judged(self: Guard, step: int, *arguments: Any, **named: Any) -> Any:
+        if step == STEP + 1:
+            layer: Any = self._engine.module.model.blocks[1].mlp.up  # pyright: ignore[reportPrivateUsage]
+            layer.register_forward_hook(lambda layer, given, found: found * float("nan"))
+        return train(self, step, *arguments, **named)
+
+    Session._give_up = slow_end  # pyright: ignore[reportPrivateUsage]
+    Guard.step = judged  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("calm")
@@ -119,3 +145,10 @@ def test_a_rank_that_dies_ends_the_others_and_the_same_command_goes_on(here: Pat
             (RANK, "died")
         ]
     assert goes_on(here, undisturbed)
+
+
+def test_a_run_that_gives_up_may_wait_for_its_save(here: Path):
+    """F11, F13: it ends with the code that says "do not try again", not as a rank that is stuck."""
+    words = ("run.name=hurt", f"health.stuck_seconds={STUCK_SECONDS}", "health.on_nonfinite=stop")
+    job = Job(here, *words, ranks=1, fault=gives_up_while_a_save_runs)
+    assert job.end() == [5], job.printed()

@@ -32,9 +32,9 @@ def job(folder: Path, **options: object) -> BatchJob:
     return BatchJob(**(settings | options))  # pyright: ignore[reportArgumentType]
 
 
-STATIC = {f"--{name}" for name in ("job-name", "nodes", "ntasks", "cpus-per-task", "time", "requeue", "open-mode")} | {
-    "--kill-on-invalid-dep"
-}
+STATIC = {
+    f"--{name}" for name in ("job-name", "nodes", "ntasks", "cpus-per-task", "time", "requeue", "open-mode", "export")
+} | {"--kill-on-invalid-dep"}
 
 
 def test_whatever_was_typed_reaches_the_command_as_it_was_typed(tmp_path: Path):
@@ -64,6 +64,7 @@ def test_a_script_asks_slurm_for_what_was_configured(tmp_path: Path):
         memory_gib=16,
         max_parallel=3,
         options=["--exclude=n[3-5]", "--exclusive"],
+        export=["PATH", "HF_TOKEN"],
     )
     assert asked.problems() == []
     found = directives(slurm.script(job(tmp_path), asked))
@@ -80,12 +81,21 @@ def test_a_script_asks_slurm_for_what_was_configured(tmp_path: Path):
         "qos": "low",
         "exclude": "n[3-5]",
         "exclusive": "",
+        "export": "PATH,HF_TOKEN",
         "requeue": "",
         "open-mode": "append",
         "kill-on-invalid-dep": "yes",
     }
     found = directives(slurm.script(job(tmp_path, elements=None), SlurmConfig()))
     assert not {"array", "mem", "partition", "account", "qos"} & found.keys()
+
+
+def test_no_value_of_this_shell_reaches_an_element_unless_it_is_named(tmp_path: Path):
+    """Security, rule 3: without a list Slurm keeps the whole environment of who sent it, in its own files."""
+    assert not {"HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "ALL"} & set(SlurmConfig().export)
+    sent = slurm.sbatch(job(tmp_path), SlurmConfig(export=[]), None)
+    assert "--export=NIL" in sent
+    assert "slurm.export holds 'ALL'" in str(SlurmConfig(export=["ALL"]).problems())
 
 
 def test_the_commands_shown_send_each_job_after_the_one_before(tmp_path: Path):

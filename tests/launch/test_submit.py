@@ -170,7 +170,7 @@ def test_whatever_was_typed_reaches_the_ranks_as_it_was_typed(tmp_path: Path, mo
     hostile = tmp_path / HOSTILE
     hostile.mkdir()
     monkeypatch.chdir(hostile)
-    desk, typed = Desk(tmp_path), words(f"data.folder={HOSTILE}", "a=\nb", "$HOME", "\\", "submit=true")
+    desk, typed = Desk(tmp_path), words(f"data.folder={HOSTILE}", "a=\nb", "a=\n\n\nb", "$HOME", "\\", "submit=true")
     config = compose(APP, words("run.folder='$(touch pwned);x'"))
     code, printed = desk.end(script(config, typed))
     assert code == 0, printed

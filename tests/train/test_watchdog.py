@@ -42,7 +42,16 @@ _started: list["Rank"] = []
 class Rank:
     """A program that is watched; `text` follows HEAD. It says "ready" when it is."""
 
-    def __init__(self, attempt: Path, text: str, *, rank: int = 0, world_size: int = 1, stuck_seconds: float = 1.0):
+    def __init__(
+        self,
+        attempt: Path,
+        text: str,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        stuck_seconds: float = 1.0,
+        errors: Any = subprocess.PIPE,
+    ):
         attempt.mkdir(parents=True, exist_ok=True)
         self.attempt, self._name = attempt, f"rank-{rank:05d}"
         _started.append(self)
@@ -51,7 +60,7 @@ class Rank:
             cwd=attempt.parents[1],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=errors,
             text=True,
             start_new_session=True,
         )
@@ -165,6 +174,19 @@ def test_stuck_ranks_are_ended_and_their_stacks_written(attempt: Path):
     assert "in other_thread" in gil.stacks
     assert "stopped" in stopped.record["message"]
     assert "T (stopped)" in stopped.stacks
+
+
+def test_what_is_said_stays_in_a_log_that_others_write_on(attempt: Path, tmp_path: Path):
+    """As in `torchrun ... > log`: torchrun writes its summary after the ranks are dead, from where it stands itself."""
+    log = tmp_path / "log"
+    with log.open("w", buffering=1) as stream:
+        stream.write("begun\n")
+        rank = Rank(attempt, SLEEPS, errors=stream)
+        rank.end()
+        stream.write("ChildFailedError: a long summary\n" * 100)
+    lines = log.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("begun", "ChildFailedError: a long summary")
+    assert any("no sign of progress" in line and line.startswith("watchdog: the first failure") for line in lines)
 
 
 def test_ranks_that_end_well_leave_no_failure(attempt: Path):
