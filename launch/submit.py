@@ -126,6 +126,9 @@ CRISOL_EXIT_WORD=$run/slurm/$SLURM_JOB_ID.$attempt.exit
 export MASTER_ADDR MASTER_PORT CRISOL_EXIT_WORD
 newest_attempt() {{ ls -1 -- "$run/attempts" 2>/dev/null | tail -n 1; }}
 before=$(newest_attempt)
+# A job that starts again counts its steps from 0. What is left of an attempt on a node that was cut off ends its step
+# by that number, once the node is back: so each attempt trains in a step of another number.
+for ((i = (attempt - 1) % 10; i > 0; i--)); do srun --nodes=1 --ntasks=1 true; done
 
 srun --kill-on-bad-exit=1 --wait=60 --distribution=block --cpus-per-task={cpus} --export=ALL \\
     {command} &
@@ -147,8 +150,13 @@ if [ -e "$idle" ] && [ "$(wc -l <"$idle")" -ge {idle} ]; then
     echo "the last {idle} attempts did not come so far as to take up the run: no further one is made"
     exit 6
 fi
-# Not RUNNING: it was cancelled, is at its time limit, or Slurm requeues it by itself.
-if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+# Not RUNNING: it was cancelled, is at its time limit, or Slurm requeues it by itself. More restarts than this attempt
+# knows of: its node was cut off, and the job runs elsewhere. A controller that does not answer is asked again.
+for pause in 0 5 15 40; do
+    sleep "$pause"
+    shown=$(scontrol show job --oneliner "$SLURM_JOB_ID") && break
+done
+if [[ $shown == *" JobState=RUNNING "*" Restarts=$((attempt - 1)) "* ]]; then
     echo "exit code $code: back into the queue, to go on from what is saved"
     scontrol requeue "$SLURM_JOB_ID" || echo "it could not be requeued: send it again, it goes on from what is saved"
 fi

@@ -3,12 +3,14 @@
 Its own needs the programs slurmctld, slurmd, sbatch and munged (Debian: `apt-get install slurmctld slurmd slurm-client
 munge`), but neither root nor a service manager: every daemon runs in the foreground as a child of the test, listens on
 127.0.0.1 only, and keeps all its files below one folder. Nodes take no notice of each other's existence on one machine
-because each slurmd has a name and a port of its own.
+because each slurmd has a name and a port of its own. With cables (tests/cables.py, which need root) each node has a
+network of its own, and can be cut off.
 """
 
 import contextlib
 import getpass
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,14 +19,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.cables import CONTROLLER, INTERFACE, Cables
+
 PROGRAMS = ("sbatch", "scontrol", "squeue", "scancel", "slurmctld", "slurmd", "munged")
 START_SECONDS = 20.0
 
 CONF = """\
 ClusterName=box
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({controller})
 SlurmctldPort={port}
-CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+{bind}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -49,8 +53,11 @@ ReturnToService=2
 KillWait={kill_wait}
 MinJobAge=3600
 MaxArraySize={max_array_size}
-NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} RealMemory=4000
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr={addresses} Port={ports} CPUs={cpus} RealMemory=4000
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP GraceTime=60
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -84,12 +91,23 @@ class Cluster:
 class Box(Cluster):
     """A running cluster of `nodes` nodes, n1, n2 ...; only what it started is ever ended."""
 
-    def __init__(self, folder: Path, nodes: int = 3, cpus: int = 2, max_array_size: int = 4, kill_wait: int = 1):
-        """kill_wait: seconds from SIGTERM to SIGKILL of a job that is cancelled or requeued."""
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int = 3,
+        cpus: int = 2,
+        max_array_size: int = 4,
+        kill_wait: int = 1,
+        cables: Cables | None = None,
+    ):
+        """kill_wait: seconds from SIGTERM to SIGKILL of a job that is cancelled or requeued. cables: as many as nodes;
+        removed when the box stops."""
         missing = [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
         if missing:
+            if cables:
+                cables.remove()
             raise NoSlurmError(f"not installed: {', '.join(missing)}")
-        self.folder, self._nodes = folder, nodes
+        self.folder, self._nodes, self._cables = folder, nodes, cables
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         super().__init__(dict(os.environ) | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _search_path()})
         self._write_settings(cpus, max_array_size, kill_wait)
@@ -99,12 +117,43 @@ class Box(Cluster):
             self.stop()
             raise
 
+    @property
+    def interface(self) -> str:
+        """By which processes on different nodes reach each other."""
+        return INTERFACE if self._cables else "lo"
+
     def kill_node(self, name: str) -> None:
         """The node loses its power, and the controller learns of it."""
         daemon = self._children.pop(name)
         _kill([daemon.pid, *_tree(self._steps(name))])
         daemon.wait()
-        self.ask("scontrol", "update", f"nodename={name}", "state=down", "reason=killed by a test")
+        self._give_up(name)
+
+    def cut_off(self, name: str) -> None:
+        """Nothing comes to the node any more, or from it; the controller gives it up. Needs cables."""
+        assert self._cables is not None
+        self._cables.pull(int(name[1:]))
+        self._give_up(name)
+
+    def reach_again(self, name: str) -> None:
+        assert self._cables is not None
+        self._cables.plug(int(name[1:]))
+
+    def up(self) -> list[str]:
+        """Nodes that work."""
+        return self.ask("sinfo", "--noheader", "--Node", "--partition=main", "--responding", "--format=%n").split()
+
+    def tasks(self, name: str) -> list[int]:
+        """Processes of jobs on the node, parents first."""
+        return [*_tree(self._steps(name))]
+
+    def set_kill_wait(self, seconds: int) -> None:
+        conf = self.folder / "slurm.conf"
+        conf.write_text(re.sub(r"(?m)^KillWait=.*$", f"KillWait={seconds}", conf.read_text()))
+        self.ask("scontrol", "reconfigure")
+
+    def _give_up(self, name: str) -> None:
+        self.ask("scontrol", "update", f"nodename={name}", "state=down", "reason=lost by a test")
 
     def stop(self) -> None:
         if "slurmctld" in self._children:
@@ -118,6 +167,8 @@ class Box(Cluster):
                 child.wait(5)
             child.kill()
             child.wait()
+        if self._cables:
+            self._cables.remove()
 
     def _write_settings(self, cpus: int, max_array_size: int, kill_wait: int) -> None:
         for name in ("state", *(f"n{i}" for i in range(1, self._nodes + 1))):
@@ -127,13 +178,16 @@ class Box(Cluster):
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         port = _free_ports(self._nodes + 1)
+        cables = self._cables
         conf = CONF.format(
             host=socket.gethostname().split(".")[0],
             user=getpass.getuser(),
             folder=self.folder,
             port=port,
-            first=port + 1,
-            last=port + self._nodes,
+            controller=cables.address(CONTROLLER) if cables else "127.0.0.1",
+            bind="" if cables else "CommunicationParameters=NoCtldInAddrAny,NoInAddrAny",
+            addresses=cables.address(f"[1-{self._nodes}]") if cables else "127.0.0.1",
+            ports=port + 1 if cables else f"[{port + 1}-{port + self._nodes}]",
             nodes=self._nodes,
             cpus=cpus,
             max_array_size=max_array_size,
@@ -149,10 +203,13 @@ class Box(Cluster):
             *(f"--pid-file={below}/munged.pid", f"--seed-file={below}/munge.seed", f"--log-file={below}/munged.log"),
         )
         self._wait_for("munged", (below / "munge.socket").exists)
-        self._spawn("slurmctld", "slurmctld", "-D", "-i")
+        self._spawn("slurmctld", *self._on(CONTROLLER, "slurmctld", "-D", "-i"))
         for i in range(1, self._nodes + 1):
-            self._spawn(f"n{i}", "slurmd", "-D", "-N", f"n{i}")
+            self._spawn(f"n{i}", *self._on(i, "slurmd", "-D", "-N", f"n{i}"))
         self._wait_for("slurmctld", self._all_idle)
+
+    def _on(self, node: int, *words: str) -> list[str]:
+        return self._cables.inside(node, *words) if self._cables else [*words]
 
     def _spawn(self, name: str, *words: str) -> None:
         with (self.folder / f"{name}.out").open("wb") as out:
@@ -171,7 +228,7 @@ class Box(Cluster):
             time.sleep(0.1)
 
     def _all_idle(self) -> bool:
-        words = ["sinfo", "--noheader", "--Node", "--format=%T"]
+        words = ["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"]
         done = subprocess.run(words, env=self.env, capture_output=True, text=True, check=False)
         return done.stdout.split() == ["idle"] * self._nodes
 

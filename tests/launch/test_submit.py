@@ -122,13 +122,17 @@ class Desk:
     """A folder in which a script runs. `srun` runs `python -m train` once, which is a stand-in too: it writes down its
     words and its variables, and does what `rank` says, in the shell."""
 
-    def __init__(self, folder: Path, rank: str = "exit 0", state: str = "RUNNING"):
+    def __init__(self, folder: Path, rank: str = "exit 0", state: str = "RUNNING", silent: int = 0):
+        """state: of the job, as Slurm tells it, but for the first `silent` times that it is asked."""
         self.folder, self.bin = folder, folder / "bin"
         (folder / "runs" / "hello" / "slurm").mkdir(parents=True)
         self.bin.mkdir()
-        self._program("scontrol", f'echo "$@" >>{folder}/asked; [ "$1" != show ] || echo " NodeAddr=10.0.0.7 NodeHost"')
-        self._program("squeue", f"echo {state}")
-        self._program("srun", 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"')
+        shown = f"JobId=7 JobName=x JobState={state} Requeue=1 Restarts=$(cat {folder}/restarts) BatchFlag=1"
+        asked = f'echo "$@" >>{folder}/asked; case "$1 $2" in "show node") echo " NodeAddr=10.0.0.7 NodeHost" ;; '
+        asked += f'"show job") [ $(grep -c "show job" {folder}/asked) -gt {silent} ] && echo "{shown}" ;; esac'
+        self._program("scontrol", asked)
+        self._program("sleep", f'echo "$1" >>{folder}/slept; exec /bin/sleep 0.1')
+        self._program("srun", f"echo step >>{folder}/steps\n" + 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"')
         record = f"import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open('{folder}/seen', 'w'))"
         self._program(
             "python", f'[ "$1" = -m ] || {{ echo 29123; exit; }}\n{sys.executable} -c "{record}" "$@"\n{rank}'
@@ -138,7 +142,8 @@ class Desk:
         (self.bin / name).write_text(f"#!/bin/bash\n{text}\n")
         (self.bin / name).chmod(0o755)
 
-    def start(self, text: str, restarts: int = 0) -> "subprocess.Popen[str]":
+    def start(self, text: str, restarts: int = 0, restarts_by_now: int | None = None) -> "subprocess.Popen[str]":
+        (self.folder / "restarts").write_text(str(restarts if restarts_by_now is None else restarts_by_now))
         here = f"python={self.bin}/python\nrun={self.folder}/runs/hello\ncd -- {self.folder}\n"
         before, mark, after = text.partition("\n# A signal to this script")
         environment = {"PATH": f"{self.bin}:/usr/bin:/bin", "SLURMD_NODENAME": "n1", "SLURM_EXPORT_ENV": "PATH"}
@@ -152,8 +157,8 @@ class Desk:
             stderr=subprocess.STDOUT,
         )
 
-    def end(self, text: str, restarts: int = 0) -> tuple[int, str]:
-        process = self.start(text, restarts)
+    def end(self, text: str, restarts: int = 0, restarts_by_now: int | None = None) -> tuple[int, str]:
+        process = self.start(text, restarts, restarts_by_now)
         printed, _ = process.communicate(timeout=60)
         return process.returncode, printed
 
@@ -201,10 +206,32 @@ def test_only_an_end_that_another_start_can_change_brings_one(tmp_path: Path, ra
     assert (ended, desk.requeued) == (code, requeued), printed
 
 
-@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", ""])
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "TIMEOUT"])
 def test_a_job_that_was_cancelled_does_not_come_back(tmp_path: Path, state: str):
     desk = Desk(tmp_path, "exit 143", state)
     assert (desk.end(written())[0], desk.requeued) == (143, False)
+
+
+def test_what_is_left_of_an_attempt_on_a_node_that_was_cut_off_does_not_requeue_the_one_that_runs_now(tmp_path: Path):
+    """F15: both are the same job, and that one is RUNNING."""
+    desk = Desk(tmp_path, "kill -9 $$")
+    assert (desk.end(written(), restarts=1, restarts_by_now=2)[0], desk.requeued) == (137, False)
+
+
+def test_each_attempt_trains_in_a_step_of_another_number(tmp_path: Path):
+    """F15: else the srun of an attempt on a node that was cut off ends the one that runs now (seen with 22.05)."""
+    desk = Desk(tmp_path)
+    found: list[int] = []
+    for restarts in range(4):
+        assert desk.end(written(), restarts)[0] == 0
+        found.append(len((tmp_path / "steps").read_text().split()) - sum(found))
+    assert found == [1, 2, 3, 4]
+
+
+def test_a_controller_that_is_away_for_a_while_is_asked_again(tmp_path: Path):
+    desk = Desk(tmp_path, "exit 143", silent=2)
+    assert (desk.end(written())[0], desk.requeued) == (143, True)
+    assert (tmp_path / "slept").read_text().split() == ["0", "5", "15"]
 
 
 def test_starts_that_do_not_come_so_far_as_to_be_counted_end_by_themselves(tmp_path: Path):
