@@ -114,7 +114,8 @@ def next_number(attempts: Path, me: Identity, lease_seconds: float, say: Callabl
 
 def refuse_idle(attempts: Path, reached: int, max_idle_starts: int) -> None:
     """Raises NoProgressError if the last `max_idle_starts` attempts all began where the run still is. reached: the
-    largest step that the run ever had. Those that were told to stop, and did so cleanly, do not count."""
+    largest step that the run ever had. Those that stopped where they were to, or by a person's Ctrl-C, do not count;
+    those that a signal or the time limit stopped do: a limit that leaves no time for a step is met again and again."""
     idle = list(itertools.islice(_idle(attempts, reached), max_idle_starts))
     if len(idle) < max_idle_starts:
         return
@@ -206,10 +207,11 @@ class Attempt:
             if rank == 0:
                 self.end("failed", step)
 
-    def end(self, how: str, step: int) -> None:
-        """how: finished, stopped or failed. Never raises: without it the next start may have to wait for the lease."""
+    def end(self, how: str, step: int, why: str | None = None) -> None:
+        """how: finished, stopped or failed. why: what told it to stop before it was where it was to stop. Never raises:
+        without it the next start may have to wait for the lease."""
         with contextlib.suppress(OSError, DataError):
-            publish_json(self.path / "ended.json", {"how": how, "step": step, "ended": time.time()})
+            publish_json(self.path / "ended.json", {"how": how, "step": step, "ended": time.time(), "why": why})
 
 
 def open_attempt(attempts: Path, number: int) -> Attempt:
@@ -305,15 +307,19 @@ def _idle(attempts: Path, reached: int) -> Iterator[Path]:
             if later is not None and began < later:
                 return
             later = began
-        if (_read(path / "ended.json") or {}).get("how") != "stopped":
+        ended = _read(path / "ended.json") or {}
+        if ended.get("how") != "stopped" or ended.get("why") not in (None, "SIGINT"):
             yield path
 
 
 def _cause(path: Path) -> str:
-    failure = first_failure(path, 0.0)
-    return f"attempt {int(path.name)}: " + (
-        failure.describe() if failure else "left no word: killed from outside, or its machine was lost"
-    )
+    failure, stop = first_failure(path, 0.0), (_read(path / "ended.json") or {}).get("why")
+    words = "left no word: killed from outside, or its machine was lost"
+    if failure:
+        words = failure.describe()
+    elif stop:
+        words = f"was stopped before a new step ({stop})"
+    return f"attempt {int(path.name)}: {words}"
 
 
 def _held(path: Path) -> str:

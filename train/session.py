@@ -392,4 +392,5 @@ class Session:
                 self._reports.summary(self.step, Status.diverged if diverged else Status.failed, self._watch.spent)
         self._reports.close()
         if self._grid.is_first and error is None:
-            self._attempt.end("finished" if self.step == self._setup.batch.total_steps else "stopped", self.step)
+            how = "finished" if self.step == self._setup.batch.total_steps else "stopped"
+            self._attempt.end(how, self.step, None if self.step >= self.last_step else reason(self.stops))

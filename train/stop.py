@@ -22,8 +22,9 @@ TIME_LIMIT = 1000
 """the code of a stop that no signal asked for: above all signal numbers"""
 SAFETY = 1.5
 """the next step and its save may take so many times what the longest of them took"""
-LEAVING_SECONDS = 5.0
-"""from the end of the save to the end of the process: summary, curve, the others' farewell"""
+LEAVING_SECONDS = 15.0
+"""from the end of the save to the end of the job's step: summary, curve, the others' farewell, and what the scheduler
+needs to take note. A job that is still there at its limit is killed, and nothing of it is left to requeue it."""
 ASK_SECONDS = 20.0
 """squeue may take"""
 

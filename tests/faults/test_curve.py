@@ -275,15 +275,15 @@ def told_in_the_evaluation(rank: int) -> None:
     """SIGTERM, in every evaluation."""
     import signal
 
-    import train.session as session
+    import train.validation as validation
 
-    evaluate = session.evaluate
+    evaluate = validation.evaluate
 
     def told(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*arguments)
 
-    session.evaluate = told
+    validation.evaluate = told
 
 
 def test_an_evaluation_that_is_made_again_at_every_start_is_in_the_log_once(here: Path):

@@ -383,9 +383,9 @@ def no_number(times: int, rank: int) -> None:
     """So many evaluations give none."""
     import dataclasses
 
-    import train.session as session
+    import train.validation as validation
 
-    evaluate = session.evaluate
+    evaluate = validation.evaluate
     made: list[int] = []
 
     def spoilt(*arguments: Any) -> Any:
@@ -393,7 +393,7 @@ def no_number(times: int, rank: int) -> None:
         result = evaluate(*arguments)
         return dataclasses.replace(result, val_loss=float("nan")) if len(made) <= times else result
 
-    session.evaluate = spoilt
+    validation.evaluate = spoilt
 
 
 @pytest.mark.parametrize(("times", "code"), [(1, 0), (2, 5)])

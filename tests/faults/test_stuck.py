@@ -80,7 +80,7 @@ def gives_up_while_a_save_runs(rank: int) -> None:
             layer.register_forward_hook(lambda layer, given, found: found * float("nan"))
         return train(self, step, *arguments, **named)
 
-    Session._give_up = slow_end  # pyright: ignore[reportPrivateUsage]
+    Session._give_up = slow_end  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     Guard.step = judged  # pyright: ignore[reportAttributeAccessIssue]
 
 

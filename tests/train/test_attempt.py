@@ -195,7 +195,8 @@ def start(attempts: Path, reached_before: int, how: str | None) -> None:
     number = len(list(attempts.glob("*"))) + 1
     attempt = Attempt.take(attempts, number, ME, reached_before=reached_before, world_size=1)
     if how:
-        attempt.end(how, reached_before)
+        how, _, why = how.partition(": ")
+        attempt.end(how, reached_before, why or None)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +210,8 @@ def start(attempts: Path, reached_before: int, how: str | None) -> None:
         ([(0, None), (10, "failed"), (10, None), (10, None)], 10, True),
         ([(10, "stopped"), (10, None), (10, "stopped"), (10, None)], 10, False),
         ([(10, None), (10, "stopped"), (10, None), (10, "stopped"), (10, None)], 10, True),
+        ([(10, "stopped: SIGTERM"), (10, "stopped: time limit"), (10, None)], 10, True),
+        ([(10, "stopped: SIGINT"), (10, "stopped: time limit"), (10, None)], 10, False),
     ],
 )
 def test_three_starts_in_vain_are_enough(tmp_path: Path, before: list[Any], reached: int, is_refused: bool):
