@@ -121,10 +121,13 @@ def test_the_second_of_two_jobs_refuses_and_the_first_goes_on_unhurt(here: Path,
     for name in ("data", "runs"):
         (here / "second" / name).symlink_to(here / name)
     (here / "runs").mkdir()
-    first = Job(here, "run.name=one", fault=take_time)
+    first = Job(here, "run.name=one", fault=wait_for_the_second)
     first.wait_for_step(run, 3)
     second = Job(here / "second", "run.name=one")
-    assert second.end() == [3, 3], second.printed()
+    try:
+        assert second.end() == [3, 3], second.printed()
+    finally:
+        (here / "go on").touch()
     holder = json.loads((run / "attempts" / "0001" / "holder.json").read_text())
     assert f"error: attempt 1 is that of pid {holder['pid']} on {HOST}" in second.printed()
     assert second.printed().count("another process is writing to runs/one") == 1
@@ -133,14 +136,28 @@ def test_the_second_of_two_jobs_refuses_and_the_first_goes_on_unhurt(here: Path,
     assert attempts(run) == ["0001"]
 
 
+def wait_for_the_second(rank: int) -> None:
+    """After step 5, until another start has ended, however long that takes."""
+    from train.data import TrainBatches
+
+    micro_batches = TrainBatches.micro_batches
+
+    def patiently(self: TrainBatches, step: int) -> Any:
+        while step >= 5 and not Path("go on").exists():
+            time.sleep(0.02)
+        return micro_batches(self, step)
+
+    TrainBatches.micro_batches = patiently
+
+
 def take_time(rank: int) -> None:
-    """Long enough for another start."""
+    """So that it is still under way when it is frozen."""
     from train.data import TrainBatches
 
     micro_batches = TrainBatches.micro_batches
 
     def slowly(self: TrainBatches, step: int) -> Any:
-        time.sleep(0.2)
+        time.sleep(0.1)
         return micro_batches(self, step)
 
     TrainBatches.micro_batches = slowly
@@ -174,7 +191,7 @@ def test_a_rank_that_comes_back_after_its_run_went_on_elsewhere_writes_nothing(h
     """F15: a machine that stood still for longer than the lease. What it would write now is another attempt's."""
     run = here / "runs" / "stale"
     words = ("run.name=stale", "run.lease_seconds=5")
-    job = Job(here, *words, "checkpoint.every_steps=20", ranks=1)
+    job = Job(here, *words, "checkpoint.every_steps=20", ranks=1, fault=take_time)
     job.wait_for_step(run, 5)
     frozen = tree_of(job.processes[0].pid)  # and its watchdog, as if the machine had stopped
     for pid in frozen:

@@ -231,13 +231,13 @@ def never_a_number(rank: int) -> None:
 
 
 def slow(rank: int) -> None:
-    """Rank 1 takes 60 ms more for each step's rows."""
+    """Rank 1 takes 200 ms more for each step's rows: far more than a busy machine adds to both."""
     from train.data import TrainBatches
 
     micro_batches = TrainBatches.micro_batches
 
     def slowly(self: TrainBatches, step: int) -> Any:
-        time.sleep(0.06 * rank)
+        time.sleep(0.2 * rank)
         return micro_batches(self, step)
 
     TrainBatches.micro_batches = slowly
@@ -246,13 +246,13 @@ def slow(rank: int) -> None:
 def test_a_slow_rank_is_named_and_the_run_goes_on(here: Path, undisturbed: Path):
     """F14: what counts is its own time, for the others wait just as long in their collectives."""
     run = here / "runs" / "slow"
-    job = Job(here, "run.name=slow", "log.every_steps=1", fault=slow)
+    job = Job(here, "run.name=slow", "log.every_steps=1", "run.stop_at_step=30", fault=slow)
     assert job.end() == [0, 0], job.printed()
     assert [(event["rank"], event["ratio"] > 1.5) for event in events(run, "slow_rank")] == [(1, True)]
     late = [row for row in rows(run) if row["step"] > 20 and "loss" in row]
     assert sum(row["slowest_rank"] == 1 for row in late) > 0.8 * len(late)
     assert all(row["work_seconds_max"] > row["work_seconds_min"] for row in late)
-    assert curve(run) == curve(undisturbed)
+    assert curve(run) == [row for row in curve(undisturbed) if row[0] <= 30]
 
 
 def replayed(folder: str, words: list[str]) -> tuple[int, str]:
