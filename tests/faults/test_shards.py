@@ -149,7 +149,7 @@ def test_of_a_hundred_random_faults_none_reaches_a_batch(own: Path, packing: str
             touched = first_touch.get(damage.file.name, {}).get(damage.bit // 8 // BLOCK, STEPS)
             assert len(batches) == touched or touched < damage.at_step, case
         n_stopped += error is not None
-    assert 25 < n_stopped < 95
+    assert 10 < n_stopped < 95  # about 35 and 50; the order of the data is that of the dataset, which knows its times
     assert list(steps_of(own, packing)) == whole
 
 
