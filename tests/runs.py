@@ -2,6 +2,7 @@
 itself does.
 """
 
+import functools
 import json
 import os
 import signal
@@ -12,7 +13,11 @@ from typing import Any
 
 import pytest
 
+from conf.compose import compose
+from conf.errors import ConfigError
 from tests.distributed.ranks import run_ranks
+from train.__main__ import APP
+from train.config import TrainConfig
 
 TINY = (
     "total_tokens=12_800",
@@ -33,17 +38,26 @@ def outcome(folder: Path, *overrides: str, ranks: int = 1) -> tuple[int, str]:
     """(exit code, message) of `python -m train` with these overrides, in a forked process whose directory is
     `folder`.
     """
-    return run_ranks(forked, ranks, str(folder), [*TINY, *overrides])[0]
+    try:
+        config = tiny(*overrides)
+    except ConfigError as error:
+        return error.exit_code, str(error)
+    return run_ranks(forked, ranks, str(folder), config)[0]
 
 
-def forked(folder: str, overrides: list[str], largest_file_bytes: int | None = None) -> tuple[int, str]:
+@functools.cache
+def tiny(*overrides: str) -> TrainConfig:
+    """Composed here and once, since that takes a process that is new to it about a second."""
+    return compose(APP, [*TINY, *overrides])
+
+
+def forked(folder: str, config: TrainConfig, largest_file_bytes: int | None = None) -> tuple[int, str]:
     """What `outcome` runs in each rank; optionally as on a disk that has room for small files only."""
     import contextlib
     import io
     import resource
 
-    from conf.compose import compose
-    from train.__main__ import APP, run
+    from train.__main__ import run
 
     if largest_file_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
@@ -51,7 +65,7 @@ def forked(folder: str, overrides: list[str], largest_file_bytes: int | None = N
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         try:
-            return run(compose(APP, overrides)), printed.getvalue()
+            return run(config), printed.getvalue()
         except Exception as error:
             code = getattr(error, "exit_code", None)
             if code is None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import json
 from datetime import UTC, datetime
@@ -139,6 +140,7 @@ def unrebased(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if not _named(key, REBASED)}
 
 
+@functools.cache  # asked of every key, several times with every save
 def _named(key: str, patterns: tuple[str, ...]) -> bool:
     """By a key, by a section with its dot, or by a pattern with `*`."""
     return any(

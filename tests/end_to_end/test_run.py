@@ -12,7 +12,7 @@ import pytest
 
 from tests.corpus import write_corpus
 from tests.distributed.ranks import Ranks, run_ranks
-from tests.runs import STEPS, TINY, cpu_seconds_of_commands, curve, finish, forked, outcome, rows, start, train
+from tests.runs import STEPS, TINY, cpu_seconds_of_commands, curve, finish, forked, outcome, rows, start, tiny, train
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(here: Path, und
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_saves_and_the_same_command_goes_on(here: Path, undisturbed: Path, name: str):
-    running = Ranks(forked, 1, str(here), [*TINY, "run.name=told"])
+    running = Ranks(forked, 1, str(here), tiny("run.name=told"))
     wait_for_step(here / "runs" / "told", 13, running.is_running)
     running.send(signal.Signals[name])
     ((code, printed),) = running.results()
@@ -408,7 +408,7 @@ def test_only_the_last_checkpoints_are_kept(undisturbed: Path):
 def test_a_full_disk_keeps_the_run_going_and_the_older_checkpoint(here: Path):
     assert outcome(here, "run.name=full", "run.stop_at_step=10")[0] == 0
     # 60 kB hold the logs but no checkpoint of the tiny model
-    ((code, printed),) = run_ranks(forked, 1, str(here), [*TINY, "run.name=full"], 60_000)
+    ((code, printed),) = run_ranks(forked, 1, str(here), tiny("run.name=full"), 60_000)
     assert code == 4, printed  # at the last step there is no later save to hope for
     assert "the newest checkpoint stays that of step 10" in printed
     assert [path.name for path in (here / "runs" / "full" / "checkpoints").iterdir()] == ["step-00000010"]
@@ -418,7 +418,7 @@ def test_a_full_disk_keeps_the_run_going_and_the_older_checkpoint(here: Path):
 
 
 def test_a_signal_on_a_full_disk_does_not_claim_to_have_saved(here: Path):
-    running = Ranks(forked, 1, str(here), [*TINY, "run.name=full"], 60_000)
+    running = Ranks(forked, 1, str(here), tiny("run.name=full"), 60_000)
     wait_for_step(here / "runs" / "full", 4, running.is_running)
     running.send(signal.SIGTERM)
     ((code, printed),) = running.results()

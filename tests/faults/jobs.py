@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.runs import TINY, rows
+from tests.runs import rows, tiny
+from train.config import TrainConfig
 from train.parallel import become_rank, free_port
 from train.verify.ranks import _context  # pyright: ignore[reportPrivateUsage]
 
@@ -31,11 +32,11 @@ class Job:
     def __init__(self, folder: Path, *overrides: str, ranks: int = 2, fault: Fault | None = None):
         self.folder, self._logs = folder, [folder / f"rank-{rank}.log" for rank in range(ranks)]
         self.started = time.monotonic()
-        port = free_port()
+        port, config = free_port(), tiny(*overrides)
         self.processes: list[Any] = []
         for rank in range(ranks):
             place = (rank, ranks, port)
-            words = (str(folder), [*TINY, *overrides], place, fault, str(self._logs[rank]))
+            words = (str(folder), config, place, fault, str(self._logs[rank]))
             process = _context.Process(target=_rank, args=words)
             process.start()
             self.processes.append(process)
@@ -80,9 +81,8 @@ class Job:
         return "\n".join(f"--- rank {rank}\n{log.read_text()}" for rank, log in enumerate(self._logs) if log.exists())
 
 
-def _rank(folder: str, words: list[str], place: tuple[int, int, int], fault: Fault | None, log: str) -> None:
-    from conf.compose import compose
-    from train.__main__ import APP, is_said, run
+def _rank(folder: str, config: TrainConfig, place: tuple[int, int, int], fault: Fault | None, log: str) -> None:
+    from train.__main__ import is_said, run
 
     rank, world_size, port = place
     become_rank(rank, world_size, port, "cpu")
@@ -95,7 +95,7 @@ def _rank(folder: str, words: list[str], place: tuple[int, int, int], fault: Fau
     try:
         if fault is not None:
             fault(rank)
-        code = run(compose(APP, words))
+        code = run(config)
     except BaseException as error:
         code = getattr(error, "exit_code", 1)
         if not hasattr(error, "exit_code"):

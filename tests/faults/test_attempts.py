@@ -24,13 +24,6 @@ HOST = socket.gethostname()
 LOST_SECONDS = 25  # five times what the ranks that are left have to notice a dead one
 
 
-@pytest.fixture(scope="module")
-def undisturbed(workplace: Path) -> Path:
-    """The run on two ranks that the others are compared with."""
-    assert Job(workplace, "run.name=two").end() == [0, 0]
-    return workplace / "runs" / "two"
-
-
 def notes(run: Path, event: str) -> list[dict]:
     found = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     return [row for row in found if row["event"] == event]
@@ -43,7 +36,7 @@ def attempts(run: Path) -> list[str]:
 # --- F1, F29: a rank dies
 
 
-def test_a_killed_rank_is_named_and_the_same_command_gives_the_same_curve(here: Path, undisturbed: Path):
+def test_a_killed_rank_is_named_and_the_same_command_gives_the_same_curve(here: Path, undisturbed_on_two: Path):
     """F1: kill -9 of one rank in mid-step; the other ends within seconds, with a code that is not 0."""
     run = here / "runs" / "killed"
     job = Job(here, "run.name=killed")
@@ -62,7 +55,7 @@ def test_a_killed_rank_is_named_and_the_same_command_gives_the_same_curve(here: 
     assert "Traceback" not in job.printed()
     again = Job(here, "run.name=killed")
     assert again.end() == [0, 0], again.printed()
-    assert curve(run) == curve(undisturbed)
+    assert curve(run) == curve(undisturbed_on_two)
     assert attempts(run) == ["0001", "0002"]
     assert [row["attempt"] for row in notes(run, "started")] == [1, 2]
 
@@ -98,7 +91,7 @@ def take_all_memory(rank: int) -> None:
     TrainBatches.micro_batches = batches_and_hunger
 
 
-def test_a_rank_out_of_memory_is_named_and_nothing_saved_is_lost(here: Path, undisturbed: Path):
+def test_a_rank_out_of_memory_is_named_and_nothing_saved_is_lost(here: Path, undisturbed_on_two: Path):
     """F29: an allocation fails on one rank."""
     run = here / "runs" / "hungry"
     job = Job(here, "run.name=hungry", fault=take_all_memory)
@@ -108,39 +101,56 @@ def test_a_rank_out_of_memory_is_named_and_nothing_saved_is_lost(here: Path, und
     again = Job(here, "run.name=hungry")
     assert again.end() == [0, 0], again.printed()
     assert "resumed at step 10" in again.printed()
-    assert curve(run) == curve(undisturbed)
+    assert curve(run) == curve(undisturbed_on_two)
 
 
 # --- F15, F16: two at once
 
 
-def test_the_second_of_two_jobs_refuses_and_the_first_goes_on_unhurt(here: Path, undisturbed: Path):
+def test_the_second_of_two_jobs_refuses_and_the_first_goes_on_unhurt(here: Path, undisturbed_on_two: Path):
     """F16: two jobs on one run folder. The refusal names the holder, is said once, and has one code on all ranks."""
     run = here / "runs" / "one"
     (here / "second").mkdir()
     for name in ("data", "runs"):
         (here / "second" / name).symlink_to(here / name)
     (here / "runs").mkdir()
-    first = Job(here, "run.name=one", fault=take_time)
+    first = Job(here, "run.name=one", fault=wait_for_the_second)
     first.wait_for_step(run, 3)
     second = Job(here / "second", "run.name=one")
-    assert second.end() == [3, 3], second.printed()
+    try:
+        assert second.end() == [3, 3], second.printed()
+    finally:
+        (here / "go on").touch()
     holder = json.loads((run / "attempts" / "0001" / "holder.json").read_text())
     assert f"error: attempt 1 is that of pid {holder['pid']} on {HOST}" in second.printed()
     assert second.printed().count("another process is writing to runs/one") == 1
     assert first.end() == [0, 0], first.printed()
-    assert curve(run) == curve(undisturbed)
+    assert curve(run) == curve(undisturbed_on_two)
     assert attempts(run) == ["0001"]
 
 
+def wait_for_the_second(rank: int) -> None:
+    """After step 5, until another start has ended, however long that takes."""
+    from train.data import TrainBatches
+
+    micro_batches = TrainBatches.micro_batches
+
+    def patiently(self: TrainBatches, step: int) -> Any:
+        while step >= 5 and not Path("go on").exists():
+            time.sleep(0.02)
+        return micro_batches(self, step)
+
+    TrainBatches.micro_batches = patiently
+
+
 def take_time(rank: int) -> None:
-    """Long enough for another start."""
+    """So that it is still under way when it is frozen."""
     from train.data import TrainBatches
 
     micro_batches = TrainBatches.micro_batches
 
     def slowly(self: TrainBatches, step: int) -> Any:
-        time.sleep(0.2)
+        time.sleep(0.1)
         return micro_batches(self, step)
 
     TrainBatches.micro_batches = slowly
@@ -170,11 +180,11 @@ def contents(run: Path) -> dict[str, tuple[str, int]]:
     return {str(f): (hashlib.sha256(f.read_bytes()).hexdigest(), f.stat().st_mtime_ns) for f in files}
 
 
-def test_a_rank_that_comes_back_after_its_run_went_on_elsewhere_writes_nothing(here: Path, undisturbed: Path):
+def test_a_rank_that_comes_back_after_its_run_went_on_elsewhere_writes_nothing(here: Path):
     """F15: a machine that stood still for longer than the lease. What it would write now is another attempt's."""
     run = here / "runs" / "stale"
     words = ("run.name=stale", "run.lease_seconds=5")
-    job = Job(here, *words, "checkpoint.every_steps=20", ranks=1)
+    job = Job(here, *words, "checkpoint.every_steps=20", ranks=1, fault=take_time)
     job.wait_for_step(run, 5)
     frozen = tree_of(job.processes[0].pid)  # and its watchdog, as if the machine had stopped
     for pid in frozen:
@@ -225,7 +235,7 @@ def test_starts_in_vain_end_by_themselves_and_one_more_can_be_allowed(here: Path
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_whose_rank_was_killed(here: Path, undisturbed: Path):
+def test_torchrun_restarts_a_run_whose_rank_was_killed(here: Path, undisturbed_on_two: Path):
     """F1: with --max-restarts nobody is needed between the kill and the next step, and the exit code is 0."""
     words = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "2", "-m", "tests.faults.dies_once")
     code, printed = finish(start(here, *words, *TINY, "run.name=again", module="torch.distributed.run"), 300)
@@ -235,4 +245,4 @@ def test_torchrun_restarts_a_run_whose_rank_was_killed(here: Path, undisturbed: 
     assert "resumed at step 10" in printed
     run = here / "runs" / "again"
     assert attempts(run) == ["0001", "0002"]
-    assert curve(run) == curve(undisturbed)
+    assert curve(run) == curve(undisturbed_on_two)

@@ -187,8 +187,9 @@ def test_twenty_kills_in_a_row_leave_the_bytes_of_a_run_that_saw_none(
     assert contents(out) == whole
 
 
-def test_the_workers_of_a_killed_command_end(tmp_path: Path, texts: Path, model: Path):
-    """F3: as typed, with workers that were not forked."""
+def test_the_workers_of_a_killed_command_end(tmp_path: Path, model: Path):
+    """F3: as typed, with workers that were not forked, and enough to do for them until they are killed."""
+    texts = write_corpus(tmp_path / "texts", n_documents=1600)
     command = [sys.executable, "-m", "data_prep", *words(tmp_path / "out", texts, model)]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

@@ -8,21 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.faults.jobs import Job
 from tests.runs import curve, rows
 
 RIGHT = '[{"at_step": 32, "to_step": 20, "first": 29, "last": 35, "reason": "loss spike"}]'
 AT = 32
 """the step that is hurt; with a checkpoint every ten"""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(workplace: Path) -> Path:
-    job = Job(workplace, "run.name=healthy")
-    assert job.end() == [0, 0], job.printed()
-    return workplace / "runs" / "healthy"
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -102,18 +93,18 @@ def told(run: Path) -> dict[str, Any]:
     return event
 
 
-def test_a_gradient_that_was_once_no_number_leaves_no_trace(here: Path, undisturbed: Path):
+def test_a_gradient_that_was_once_no_number_leaves_no_trace(here: Path, undisturbed_on_two: Path):
     """F11: on one rank only. The step is computed again, and applied."""
     run = here / "runs" / "transient"
     job = Job(here, "run.name=transient", fault=functools.partial(at_step, spoil_a_gradient, 1, True))
     assert job.end() == [0, 0], job.printed()
     event = told(run)
     assert (event["reason"], event["outcome"]) == ("non-finite", "applied: it did not come again")
-    assert curve(run) == curve(undisturbed)
-    assert hashes(run) == hashes(undisturbed)
+    assert curve(run) == curve(undisturbed_on_two)
+    assert hashes(run) == hashes(undisturbed_on_two)
 
 
-def test_a_flipped_bit_in_one_copy_of_the_weights_is_found_located_and_undone(here: Path, undisturbed: Path):
+def test_a_flipped_bit_in_one_copy_of_the_weights_is_found_located_and_undone(here: Path, undisturbed_on_two: Path):
     """F28: one weight of rank 1, before its forward pass."""
     run = here / "runs" / "flipped"
     job = Job(here, "run.name=flipped", fault=functools.partial(at_step, flip_a_bit, 1, True))
@@ -122,8 +113,8 @@ def test_a_flipped_bit_in_one_copy_of_the_weights_is_found_located_and_undone(he
     assert event["reason"] == "replicas differ"
     assert event["parameters"] == ["blocks.0.attention.o.weight"]
     assert 1 in [where["rank"] for where in event["ranks"]]  # of two that differ, neither can be called the odd one
-    assert curve(run) == curve(undisturbed)
-    assert hashes(run) == hashes(undisturbed)
+    assert curve(run) == curve(undisturbed_on_two)
+    assert hashes(run) == hashes(undisturbed_on_two)
 
 
 def left_out(here: Path, name: str, steps: str) -> Path:
@@ -232,22 +223,22 @@ def never_a_number(rank: int) -> None:
 
 
 def slow(rank: int) -> None:
-    """Rank 1 takes 60 ms more for each step's rows."""
+    """Rank 1 takes 200 ms more for each step's rows: far more than a busy machine adds to both."""
     from train.data import TrainBatches
 
     micro_batches = TrainBatches.micro_batches
 
     def slowly(self: TrainBatches, step: int) -> Any:
-        time.sleep(0.06 * rank)
+        time.sleep(0.2 * rank)
         return micro_batches(self, step)
 
     TrainBatches.micro_batches = slowly
 
 
-def test_a_slow_rank_is_named_and_the_run_goes_on(here: Path, undisturbed: Path):
+def test_a_slow_rank_is_named_and_the_run_goes_on(here: Path, undisturbed_on_two: Path):
     """F14: what counts is its own time, for the others wait just as long in their collectives."""
     run = here / "runs" / "slow"
-    job = Job(here, "run.name=slow", "log.every_steps=1", fault=slow)
+    job = Job(here, "run.name=slow", "log.every_steps=1", "run.stop_at_step=30", fault=slow)
     assert job.end() == [0, 0], job.printed()
     named = events(run, "slow_rank")  # once, or again after a time in which other work on the machine hid it
     assert named
@@ -255,7 +246,7 @@ def test_a_slow_rank_is_named_and_the_run_goes_on(here: Path, undisturbed: Path)
     late = [row for row in rows(run) if row["step"] > 20 and "loss" in row]
     assert sum(row["slowest_rank"] == 1 for row in late) > 0.8 * len(late)
     assert all(row["work_seconds_max"] > row["work_seconds_min"] for row in late)
-    assert curve(run) == curve(undisturbed)
+    assert curve(run) == [row for row in curve(undisturbed_on_two) if row[0] <= 30]
 
 
 def replayed(folder: str, words: list[str]) -> tuple[int, str]:
@@ -276,11 +267,11 @@ def replayed(folder: str, words: list[str]) -> tuple[int, str]:
             return getattr(error, "exit_code", 1), printed.getvalue() + str(error)
 
 
-def test_a_step_can_be_replayed_to_the_bit_and_a_wrong_one_is_found(here: Path, undisturbed: Path):
+def test_a_step_can_be_replayed_to_the_bit_and_a_wrong_one_is_found(here: Path, undisturbed_on_two: Path):
     """Issue 5, item 4: from the checkpoint of step 40, on the layout of the run, and on another one."""
     from tests.distributed.ranks import run_ranks
 
-    words = [f"run={undisturbed}", "step=44"]
+    words = [f"run={undisturbed_on_two}", "step=44"]
     code, printed = run_ranks(replayed, 2, str(here), words)[0]
     assert code == 0, printed
     assert printed.count(" equal") == 4, printed
@@ -289,9 +280,9 @@ def test_a_step_can_be_replayed_to_the_bit_and_a_wrong_one_is_found(here: Path, 
     code, printed = run_ranks(replayed, 1, str(here), words)[0]
     assert code == 0, printed
     assert "agree to about 1e-05 only" in printed
-    log = undisturbed / "metrics.jsonl"
+    log = undisturbed_on_two / "metrics.jsonl"
     text = log.read_text()
-    row = next(row for row in rows(undisturbed) if row["step"] == 43 and "loss" in row)
+    row = next(row for row in rows(undisturbed_on_two) if row["step"] == 43 and "loss" in row)
     log.write_text(text.replace(repr(row["loss"]), repr(row["loss"] * (1 + 1e-15))))
     try:
         code, printed = run_ranks(replayed, 2, str(here), words)[0]

@@ -149,7 +149,7 @@ def test_of_a_hundred_random_faults_none_reaches_a_batch(own: Path, packing: str
             touched = first_touch.get(damage.file.name, {}).get(damage.bit // 8 // BLOCK, STEPS)
             assert len(batches) == touched or touched < damage.at_step, case
         n_stopped += error is not None
-    assert 25 < n_stopped < 95
+    assert 10 < n_stopped < 95  # about 35 and 50; the order of the data is that of the dataset, which knows its times
     assert list(steps_of(own, packing)) == whole
 
 
@@ -206,6 +206,21 @@ def cut(n_bytes: int) -> Callable[[Path], None]:
     return lambda file: os.truncate(file, file.stat().st_size // 3 * 2 + n_bytes)
 
 
+SAVED = "runs/hurt/checkpoints/step-00000010"
+
+
+def wait_for_damage(rank: int) -> None:
+    """A fault that hurts nothing: as soon as there is a checkpoint, the run waits for what is done to its data."""
+    micro_batches = TrainBatches.micro_batches
+
+    def patiently(self: TrainBatches, step: int) -> Iterator:
+        while Path(SAVED).exists() and not Path("damaged").exists():
+            time.sleep(0.005)
+        return micro_batches(self, step)
+
+    TrainBatches.micro_batches = patiently
+
+
 @pytest.mark.parametrize(
     ("packing", "pattern", "damage"),
     [
@@ -222,12 +237,13 @@ def test_a_run_whose_data_are_damaged_under_it_stops_and_goes_on_bit_for_bit(
     """F5, F6: exit code 3, the file named, the last checkpoint valid; no signal kills it."""
     folder = own.parents[1]
     words = (EVALUATES_LATE, "run.name=hurt", f"data.packing={packing}")
-    job = Job(folder, *words, ranks=1)
-    while not (folder / "runs" / "hurt" / "checkpoints" / "step-00000010").exists() and job.is_running:
+    job = Job(folder, *words, ranks=1, fault=wait_for_damage)
+    while not (folder / SAVED).exists() and job.is_running:
         time.sleep(0.005)
     whole = {file: file.read_bytes() for file in own.glob(pattern)}
     for file in whole:
         damage(file)
+    (folder / "damaged").touch()
     assert job.end() == [3]
     assert any(file.name in job.printed().splitlines()[-1] for file in whole)
     if packing == "concat":

@@ -121,13 +121,13 @@ def test_a_run_that_is_told_to_stop_again_and_again_has_one_curve(here: Path, un
 
 
 def slowed(rank: int) -> None:
-    """Steps of a tenth of a second; a disk that takes a second to confirm, once the run was told to stop."""
+    """Steps of a tenth of a second; a disk that takes ten seconds to confirm, once the run was told to stop."""
     from train.data import TrainBatches
     from train.stop import install
 
     stop = install()
     during(TrainBatches, "micro_batches", lambda: time.sleep(0.1))
-    during(os, "fsync", lambda: time.sleep(1.0 if stop.code else 0.0))
+    during(os, "fsync", lambda: time.sleep(10.0 if stop.code else 0.0))
 
 
 def test_a_grace_time_shorter_than_the_save_costs_the_steps_since_the_last_checkpoint_and_no_more(
@@ -135,7 +135,7 @@ def test_a_grace_time_shorter_than_the_save_costs_the_steps_since_the_last_check
 ):
     """F10: SIGKILL 0.2 s after SIGTERM, while the checkpoint is being written."""
     run = here / "runs" / "cut"
-    job = Job(here, *SHORT, "run.name=cut", fault=slowed)
+    job = Job(here, *SHORT, "run.name=cut", "checkpoint.every_steps=12", fault=slowed)
     job.wait_for_step(run, 15)
     for rank in (0, 1):
         job.send(TERM, rank)

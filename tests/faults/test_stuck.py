@@ -85,11 +85,8 @@ def gives_up_while_a_save_runs(rank: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    folder = tmp_path_factory.mktemp("calm")
-    (folder / "data").symlink_to(workplace / "data")
-    assert Job(folder, "run.name=calm").end() == [0, 0]
-    return curve(folder / "runs" / "calm")
+def undisturbed(undisturbed_on_two: Path) -> list[Any]:
+    return curve(undisturbed_on_two)
 
 
 def hurt_run(here: Path, action: Any) -> tuple[Path, list[int], str]:
