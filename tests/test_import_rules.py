@@ -125,6 +125,7 @@ MODULES_WITHOUT_TORCH += [
     "train.watchdog",
     "train.errors",
     "train.history",
+    "train.holder",
     "train.layout_problems",
     "train.ledger",
     "train.metrics_file",

@@ -15,7 +15,6 @@ Clocks of two machines are never compared. No torch.
 import contextlib
 import datetime
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from typing import Any
 from data_prep.files import DataError, HeldError, publish_json, write_error
 from train.errors import FencedError, NoProgressError, RunFailedError
 from train.failure import first_failure, record, told
+from train.holder import read_ended, read_holder
 
 _POLL_SECONDS = 0.2
 
@@ -73,8 +73,8 @@ class Standing(StrEnum):
 
 
 def standing(holder: Identity | None, has_ended: bool, me: Identity, runs: Callable[[Identity], bool]) -> Standing:
-    """Whether `me` may follow the last attempt. holder: None if its holder.json is missing or of another version;
-    `runs` is asked only about a process that `me` can see."""
+    """Whether `me` may follow the last attempt. holder: None if its holder.json is missing, damaged or of
+    another version; `runs` is asked only about a process that `me` can see."""
     if has_ended:
         return Standing.free
     if holder is None:
@@ -131,14 +131,14 @@ def refuse_idle(attempts: Path, reached: int, max_idle_starts: int) -> None:
 def reached_before(attempts: Path) -> int:
     """What the newest attempt with a holder.json noted as the largest step before it; 0 if none did."""
     for number in sorted(_numbers(attempts), reverse=True):
-        if (holder := _read(_path(attempts, number) / "holder.json")) is not None:
-            return int(holder.get("reached_before", 0))
+        if holder := read_holder(_path(attempts, number)):
+            return holder.get("reached_before", 0)
     return 0
 
 
 def has_saved(attempts: Path) -> bool:
     """True if an attempt made a checkpoint, or went on from one."""
-    holders = (_read(_path(attempts, number) / "holder.json") or {} for number in _numbers(attempts))
+    holders = (read_holder(_path(attempts, number)) for number in _numbers(attempts))
     return any(holder.get("saved_step") or holder.get("from_step") for holder in holders)
 
 
@@ -162,7 +162,7 @@ class Attempt:
 
     def describe(self, **facts: Any) -> None:
         """Adds to holder.json."""
-        publish_json(self.path / "holder.json", {**(_read(self.path / "holder.json") or {}), **facts})
+        publish_json(self.path / "holder.json", {**read_holder(self.path), **facts})
 
     def saved(self, step: int) -> None:
         """Notes that there is a checkpoint of this step. Never raises: events.jsonl tells it, too."""
@@ -233,7 +233,7 @@ def started_at(pid: int) -> int | None:
         # proc(5): the name may hold blanks and brackets; after it come the state and, as 20th from there, the start
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, OverflowError):
             os.kill(pid, 0)  # under hidepid, other people's processes have no folder in /proc
         return None
     return None if words[0] in ("Z", "X") else int(words[19])
@@ -252,19 +252,10 @@ def _numbers(attempts: Path) -> list[int]:
     return []
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """None if there is no such file, or no JSON object in it."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _identity(path: Path) -> Identity | None:
-    holder = _read(path / "holder.json")
+    holder = read_holder(path)
     try:
-        return None if holder is None else Identity(**{field.name: holder[field.name] for field in fields(Identity)})
+        return Identity(**{field.name: holder[field.name] for field in fields(Identity)})
     except KeyError:
         return None
 
@@ -300,20 +291,20 @@ def _idle(attempts: Path, reached: int) -> Iterator[Path]:
     later: int | None = None
     for number in sorted(_numbers(attempts), reverse=True):
         path = _path(attempts, number)
-        holder = _read(path / "holder.json")
-        if holder is not None and holder.get("reached_before", 0) < reached:
+        holder = read_holder(path)
+        if holder and holder.get("reached_before", 0) < reached:
             return
-        if (began := (holder or {}).get("from_step")) is not None:
+        if (began := holder.get("from_step")) is not None:
             if later is not None and began < later:
                 return
             later = began
-        ended = _read(path / "ended.json") or {}
+        ended = read_ended(path)
         if ended.get("how") != "stopped" or ended.get("why") not in (None, "SIGINT"):
             yield path
 
 
 def _cause(path: Path) -> str:
-    failure, stop = first_failure(path, 0.0), (_read(path / "ended.json") or {}).get("why")
+    failure, stop = first_failure(path, 0.0), read_ended(path).get("why")
     words = "left no word: killed from outside, or its machine was lost"
     if failure:
         words = failure.describe()
@@ -331,8 +322,8 @@ def _held(path: Path) -> str:
 
 def _holder_words(path: Path) -> str:
     """As "attempt 3 is that of pid 17 on n1 (Slurm job c/55), since 2026-11-21 20:10:05"."""
-    number, holder, who = int(path.name), _read(path / "holder.json"), _identity(path)
-    if holder is None or who is None:
+    number, holder, who = int(path.name), read_holder(path), _identity(path)
+    if who is None:
         return f"attempt {number} does not say whose it is ({path})"
     job = f" (Slurm job {who.slurm_job})" if who.slurm_job else ""
     since = datetime.datetime.fromtimestamp(holder.get("started", 0)).isoformat(sep=" ", timespec="seconds")

@@ -20,7 +20,7 @@ from data_prep.files import DataError
 from train.effective import best_interval, device_time_ratio, effective_time_ratio, time_lost
 from train.history import History, read_history
 from train.ledger import Ledger, balance
-from train.metrics_file import read_rows
+from train.metrics_file import read_lines
 from train.rows import Packs, open_rows
 from train.run_folder import RunFolder, config_of
 from train.trace import open_trace, print_table
@@ -48,7 +48,10 @@ def ledger_of(run: Path) -> Ledger:
     opened = [open_rows(phase, corpora, config.run.seed, packs) for phase in trace.phases]
     newest = RunFolder(config).newest_state()
     saved_step = newest[0] if newest else 0
-    return balance(read_rows(run / "metrics.jsonl"), saved_step, trace.phases, opened, config.run.seed)
+    rows, n_damaged = read_lines(run / "metrics.jsonl")
+    ledger = balance(rows, saved_step, trace.phases, opened, config.run.seed)
+    ledger.damaged_lines = n_damaged
+    return ledger
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,8 @@ def _ledger_lines(ledger: Ledger) -> Iterator[str]:
         f"tokens lost {ledger.tokens_lost:,}, repeated {ledger.tokens_repeated:,}, other than they should be "
         f"{ledger.tokens_other:,}"
     )
+    if ledger.damaged_lines:
+        yield f"{ledger.damaged_lines} lines of metrics.jsonl are no rows of a run"
     yield f"{len(ledger.skipped)} steps were left out on purpose"
     for step, reason in ledger.skipped[:SHOWN_PROBLEMS]:
         yield f"  step {step}: {reason}"

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from data_prep.files import publish_json, write_error
 from train.attempt import Attempt, Identity, has_saved, next_number, open_attempt, reached_before, refuse_idle
-from train.checkpoint.folders import remove_leftovers, set_aside, steps_found
+from train.checkpoint.folders import remove_leftovers, set_aside
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
 from train.checkpoint.room import require_room
@@ -103,7 +103,7 @@ def _take(setup: Setup, plan: Plan, me: Identity, hosts: list[str]) -> int:
 
 def _reached(folder: RunFolder) -> int:
     """The largest step that the run ever had, saved or not."""
-    saved = max(steps_found(folder.checkpoints), default=0)
+    saved, _ = folder.newest_state() or (0, None)
     return max(last_step(folder.metrics_jsonl), saved, reached_before(folder.attempts))
 
 

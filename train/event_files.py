@@ -91,7 +91,10 @@ class TensorBoardCurves:
             action()
         except Exception as error:
             self._writers = None
-            tell(f"warning: TensorBoard: {error}; the curves stop here, metrics.jsonl goes on", sys.stderr)
+            tell(
+                f"warning: TensorBoard: {type(error).__name__}: {error}; the curves stop here, metrics.jsonl goes on",
+                sys.stderr,
+            )
 
 
 def n_records(file: Path) -> int:

@@ -10,12 +10,13 @@ import contextlib
 import json
 import time
 import traceback
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_type_hints
 
 from data_prep.files import DataError, publish_json
 from train.errors import FencedError, RunFailedError
+from train.holder import read_facts, read_holder
 
 WAIT_SECONDS = 2.0
 """for the other ranks' words, before one that has heard an echo ends"""
@@ -60,6 +61,9 @@ class Failure:
         """One line."""
         first_line = self.message.strip().partition("\n")[0][:500]
         return f"rank {self.rank} on {self.host} after step {self.step} ({self.phase}): {self.kind}: {first_line}"
+
+
+_TYPES = {name: (int, float) if kind is float else (kind,) for name, kind in get_type_hints(Failure).items()}
 
 
 def record(attempt: Path, rank: int, host: str, step: int, phase: str, error: BaseException) -> Failure:
@@ -173,26 +177,16 @@ def _silence(silent: list[int], hosts: list[str], found: list[Failure]) -> Failu
 
 
 def _recorded(attempt: Path) -> list[Failure]:
-    names = {field.name for field in fields(Failure)}
     found: list[Failure] = []
     for path in sorted(attempt.glob("rank-*.failure.json")):
-        tree = _read(path)
+        tree = read_facts(path, _TYPES)
         with contextlib.suppress(TypeError):  # of another version
-            found.append(Failure(**{key: value for key, value in tree.items() if key in names}))
+            found.append(Failure(**{key: value for key, value in tree.items() if key in _TYPES}))
     return found
 
 
 def _ranks(attempt: Path) -> tuple[int, list[str]]:
     """(world size, host of each rank) as holder.json tells: hosts are [name, number of ranks] in the order of ranks."""
-    holder = _read(attempt / "holder.json")
-    hosts = [str(name) for name, count in holder.get("hosts", []) for _ in range(count)]
-    return int(holder.get("world_size", 0)), hosts
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """{} if there is no such file, or no JSON object in it."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    holder = read_holder(attempt)
+    hosts = [name for name, count in holder.get("hosts", []) for _ in range(count)]
+    return holder.get("world_size", 0), hosts

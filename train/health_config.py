@@ -39,7 +39,9 @@ class HealthConfig:
     skip_steps: list[str] = field(default_factory=list[str])
     """steps to leave out, as FIRST-LAST: their batches count as seen, nothing is learnt from them"""
     replica_check_every_steps: int | None = 1
-    """compare the copies of the weights that different ranks hold; null means never"""
+    """compare the copies of the weights that different ranks hold; null means never. What a value above 1 cannot see: a
+    bit that flips in a forward weight between two comparisons, where the next update writes the weight anew from its
+    master. The copies are equal again when they are compared, but a gradient of the wrong weights has been learnt."""
     stuck_seconds: float = 60.0
     """a micro-batch, an update or a validation batch that takes longer is stuck: stacks are written, the run ends"""
     start_seconds: float = 1800.0

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from train.failure import first_failure
+from train.holder import read_ended, read_holder
 from train.metrics_file import is_step, last_step, read_rows
 
 USUAL = ("started", "first_step", "saved", "stopped", "finished", "failed")
 """events of every attempt, which the table of attempts tells of"""
+_COUNTS = ("attempt", "step", "world_size", "repeated_steps")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class History:
 
 def first_start(run: Path) -> float | None:
     """When the run was first started; None if nothing tells. Reads little: it is asked for at every checkpoint."""
-    holder = _json(run / "attempts" / "0001" / "holder.json")
+    holder = read_holder(run / "attempts" / "0001")
     if "started" in holder:
         return float(holder["started"])
     with contextlib.suppress(OSError), (run / "events.jsonl").open(errors="replace") as stream:
@@ -136,9 +138,11 @@ def read_events(run: Path) -> list[dict[str, Any]]:
 
 
 def _event(line: str) -> dict[str, Any]:
-    """Empty if the line is torn."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+    """Empty if the line is torn, or a count in it is none."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         event = json.loads(line)
+        if any(type(event.get(name, 0)) is not int for name in _COUNTS):
+            return {}
         return event | {"time": datetime.fromisoformat(event["time"]).timestamp(), "event": str(event["event"])}
     return {}
 
@@ -160,7 +164,7 @@ def _stories(run: Path, events: Sequence[dict[str, Any]]) -> list[Story]:
 
 def _story(run: Path, number: int, events: Sequence[dict[str, Any]]) -> Story:
     folder = run / "attempts" / f"{number:04d}"
-    holder, ended = _json(folder / "holder.json"), _json(folder / "ended.json")
+    holder, ended = read_holder(folder), read_ended(folder)
     by_name = {event["event"]: event for event in events}
     times = [event["time"] for event in events]
     started = float(holder.get("started", min(times, default=0.0)))
@@ -227,14 +231,5 @@ def _job(holder: dict[str, Any]) -> str | None:
 def _alive(folder: Path) -> list[float]:
     """The times in an attempt's sign of life."""
     with contextlib.suppress(OSError):
-        return [float(word) for word in re.findall(r"\d{9,}(?:\.\d+)?", (folder / "alive").read_text())]
+        return [float(word) for word in re.findall(r"\b\d{9,11}(?:\.\d+)?\b", (folder / "alive").read_text())]
     return []
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Empty if there is no such file, or no JSON object in it."""
-    with contextlib.suppress(OSError, ValueError):
-        content = json.loads(path.read_text())
-        if isinstance(content, dict):
-            return content
-    return {}

@@ -4,13 +4,13 @@ In: a configuration and the process it is read in, or the folder of a run's atte
 when it begins. Out: the layout as a flat dictionary. Steps computed on equal layouts are equal to the bit.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from conf.check import flatten, to_tree
 from train.config import TrainConfig
+from train.holder import read_holder
 
 _KEYS = ("batch.micro_batch_size", "loss.chunk_tokens")
 Layout = dict[str, Any]
@@ -31,11 +31,9 @@ def read_layouts(attempts: Path) -> Callable[[int], Layout]:
     before it. Of attempts that noted none only the ranks are known; {} if nothing is."""
     began: list[tuple[int, Layout]] = []
     for path in sorted(attempts.glob("[0-9]*/holder.json"), key=lambda path: (len(path.parent.name), path)):
-        try:
-            holder = json.loads(path.read_text())
-            began.append((int(holder["from_step"]), dict(holder.get("layout") or {"ranks": holder["world_size"]})))
-        except (OSError, ValueError, TypeError, KeyError):
-            continue  # it came to no step, or it cannot be read
+        holder = read_holder(path.parent)
+        if "from_step" in holder and "world_size" in holder:  # else it came to no step, or it cannot be read
+            began.append((holder["from_step"], holder.get("layout") or {"ranks": holder["world_size"]}))
     return lambda step: next((layout for first, layout in reversed(began) if first < step), {})
 
 

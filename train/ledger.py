@@ -35,6 +35,8 @@ class Ledger:
     """of steps that were fed something else"""
     skipped: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     """(step, reason) of batches that were seen and not learnt from"""
+    damaged_lines: int = 0
+    """of the log that are no rows of a run"""
     problems: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     """(step, what is wrong there), in order of steps"""
 

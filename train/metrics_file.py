@@ -3,9 +3,10 @@
 import contextlib
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,17 @@ from data_prep.files import DataError, publish_bytes, write_error
 from train.console import tell
 
 _TAIL_BYTES = 1 << 16
+_NUMBER = (int, float)
+_STEP = {
+    **dict.fromkeys(("loss", "grad_norm", "lr", "seconds", "tokens_per_second", "mfu"), _NUMBER),
+    "n_targets": (int,),
+    "batch_hash": (str,),
+    "source_tokens": (dict,),
+}
+_SKIPPED = {"skipped": (str,)}
+_EVALUATION = {"val_loss": _NUMBER, "bits_per_byte": _NUMBER}
+"""what each kind of row has beside step and tokens_seen, and of which types"""
+_BETWEEN_RANKS = re.compile(r"(work|data|communication)_seconds_(min|median|max)|slowest_rank")
 
 
 class MetricsFile:
@@ -36,7 +48,13 @@ class MetricsFile:
         """Forgets rows after `step`: they will be made again. Returns what was forgotten; warns about what is
         missing.
         """
-        rows = in_order([*read_rows(self._copy.path), *read_rows(self._file.path), *self.rows])
+        told = self.rows
+        for path in (self._file.path, self._copy.path):
+            found, n_damaged = read_lines(path)
+            told = [*found, *told]
+            if n_damaged:
+                tell(f"warning: {n_damaged} lines of {path} are no rows of a run: they are left out")
+        rows = in_order(told)
         self.rows[:] = [row for row in rows if row["step"] <= step]
         missing = step - sum(is_step(row) for row in self.rows)
         if missing:
@@ -129,18 +147,40 @@ def last_step(path: Path) -> int:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a line that a kill or a full disk cut short is left out. [] if there is no file."""
-    return _parsed(path.read_text(errors="replace").splitlines()) if path.is_file() else []
+    """The rows of a metrics.jsonl; what is no row is left out. [] if there is no file."""
+    return read_lines(path)[0]
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """(the rows of a metrics.jsonl, number of lines that are none). Not counted is an end that a kill cut short."""
+    if not path.is_file():
+        return [], 0
+    text = path.read_text(errors="replace")
+    lines = text.split("\n")  # what follows the last newline is the end, whole or cut short
+    rows = _parsed(lines)
+    return rows, sum(map(bool, lines[:-1])) - len(rows) + len(_parsed(lines[-1:]))
 
 
 def _parsed(lines: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for line in lines:
-        with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and type(row.get("step")) is int:
+        with contextlib.suppress(ValueError, RecursionError):
+            if _is_ours(row := json.loads(line)):
                 rows.append(row)
     return rows
+
+
+def _is_ours(row: Any) -> bool:
+    """A row of one of the kinds, each fact of it there and of its type: whatever else stands in the file, be it JSON,
+    must not take the place of a row in the copy."""
+    if not isinstance(row, dict) or not _has(row, {"step": (int,), "tokens_seen": (int,)}):
+        return False
+    between = {key: _NUMBER for key in row if _BETWEEN_RANKS.fullmatch(key)}
+    return any(_has(row, kind | between) for kind in (_STEP, _SKIPPED, _EVALUATION))
+
+
+def _has(row: dict[str, Any], facts: Mapping[str, tuple[type, ...]]) -> bool:
+    return all(type(row.get(key)) in types for key, types in facts.items())
 
 
 def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -135,16 +135,17 @@ class Reports:
             restarts=self._restarts,
             provenance=self._provenance,
         )
-        self._warned(lambda: publish_json(self._setup.folder.summary_json, summary))
+        self._warned("summary.json", lambda: publish_json(self._setup.folder.summary_json, summary))
 
     def curve(self) -> None:
         """The picture of the losses."""
         if (metrics := self._metrics) is not None:
-            self._warned(lambda: write_curve(self._setup.folder.curve_svg, metrics.file.rows, baselines(self._setup)))
+            path, rows = self._setup.folder.curve_svg, metrics.file.rows
+            self._warned("loss.svg", lambda: write_curve(path, rows, baselines(self._setup)))
 
     def samples(self, logits: Callable[..., Any]) -> None:
         """samples.txt. A collective: every rank draws the same tokens from the same seed, rank 0 writes them."""
-        self._warned(lambda: self._write_samples(logits))
+        self._warned("samples.txt", lambda: self._write_samples(logits))
 
     def end(self, step: int, *, finished: bool, why: str | None) -> None:
         """The last words of a process. why: what came in between, if it stops before it was to."""
@@ -193,11 +194,12 @@ class Reports:
         if self._speaks and self._setup.folder.attempt is not None:
             self._setup.folder.attempt.insist()
 
-    def _warned(self, write: Callable[[], None]) -> None:
+    def _warned(self, report: str, write: Callable[[], None]) -> None:
         """Raises FencedError if the run is another's now; no other error."""
         self._insist()
         try:
             write()
         except Exception as error:
-            self.say(f"warning: {error}")
-            self.note("report_failed", error=f"{type(error).__name__}: {error}")
+            problem = f"{type(error).__name__}: {error}"
+            self.say(f"warning: {report} could not be made: {problem}")
+            self.note("report_failed", report=report, error=problem)

@@ -76,8 +76,9 @@ class RunFolder:
         for step in steps_found(self.checkpoints):
             path = self.checkpoints / folder_name(step)
             with contextlib.suppress(CheckpointError):
-                content, facts = read_bytes(path / "state.json"), read_manifest(path).files["state.json"]
-                if facts.sha256 == hashlib.sha256(content).hexdigest():
+                content, manifest = read_bytes(path / "state.json"), read_manifest(path)
+                facts = manifest.files["state.json"]
+                if manifest.step == step and facts.sha256 == hashlib.sha256(content).hexdigest():
                     return step, parse(path / "state.json", content)
         return None
 
@@ -100,6 +101,7 @@ class RunFolder:
             return
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         row = {"time": now, "attempt": self.attempt.number, "event": event, **facts}
+        is_failing = bool(self._waiting)
         self._waiting.append(json.dumps(row) + "\n")
         try:
             with self.events_jsonl.open("a") as stream:
@@ -108,9 +110,13 @@ class RunFolder:
                     stream.flush()
                     self._waiting.pop(0)
         except OSError as error:
-            tell(f"warning: {self.events_jsonl}: {error.strerror}; the line is written later")
+            if not is_failing:
+                tell(f"warning: {self.events_jsonl}: {error.strerror}; its lines are written later")
             if self._waiting[0] != "\n":  # for a part of the line may be there
                 self._waiting.insert(0, "\n")
+            return
+        if is_failing:
+            tell(f"{self.events_jsonl} is written again, nothing is missing from it")
 
     def count(self, event: str) -> int:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.faults.jobs import Fault, Job
-from tests.runs import STEPS, curve, outcome, rows
+from tests.runs import STEPS, curve, outcome, rows, step_row
 from train.event_files import n_records
 from train.metrics_file import MetricsFile, read_rows
 
@@ -174,8 +174,11 @@ def events(folder: Path) -> list[dict[str, Any]]:
 # --- the file itself
 
 
+EVALUATION = {"step": 1, "tokens_seen": 8, "val_loss": 3.0, "bits_per_byte": 1.0}
+
+
 def row(step: int) -> dict[str, Any]:
-    return {"step": step, "loss": 1 / step}
+    return step_row(step, loss=1 / step)
 
 
 @pytest.fixture
@@ -226,11 +229,42 @@ def test_a_rollback_needs_no_disk(log: MetricsFile, tmp_path: Path):
 
 def test_double_lines_and_lines_in_disorder_are_put_right(tmp_path: Path):
     """F30: of two lines of one step the later counts; an evaluation follows its step."""
-    told: Sequence[dict[str, Any]] = [row(2), {"step": 1, "val_loss": 3.0}, row(1), row(2) | {"loss": 7.0}]
+    told: Sequence[dict[str, Any]] = [row(2), EVALUATION, row(1), row(2) | {"loss": 7.0}]
     (tmp_path / LOG).write_text("".join(json.dumps(line) + "\n" for line in told))
     file = MetricsFile(tmp_path / LOG)
     file.rewind(2)
-    assert file.rows == [row(1), {"step": 1, "val_loss": 3.0}, {"step": 2, "loss": 7.0}]
+    assert file.rows == [row(1), EVALUATION, row(2) | {"loss": 7.0}]
+
+
+def without(row: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        *(without(row(5), key) | {key[:-1] + "q": row(5)[key]} for key in row(5)),
+        *(row(5) | {key: "x"} for key in ("step", "tokens_seen", "seconds", "loss", "source_tokens")),
+        row(5) | {"work_seconds_max": "x"},
+        row(5) | {"step": True},
+        {"step": 5, "tokens_seen": 40, "note": "by hand"},
+        {"step": 5, "tokens_seen": 40, "val_loss": "x", "bits_per_byte": 1.0},
+        [5],
+    ],
+    ids=lambda line: "-".join(map(str, line))[:40],
+)
+def test_json_that_is_no_row_takes_no_rows_place(
+    log: MetricsFile, tmp_path: Path, strange: Any, capsys: pytest.CaptureFixture[str]
+):
+    """F30: appended by hand, or a flipped bit in a key; it is said once."""
+    log.sync()
+    with (tmp_path / LOG).open("a") as stream:
+        stream.write(json.dumps(strange) + "\n")
+    again = MetricsFile(tmp_path / LOG)
+    again.rewind(10)
+    again.rewind(10)
+    assert again.rows == [row(step) for step in range(1, 11)]
+    assert capsys.readouterr().out.count("1 lines of ") == 1
 
 
 def test_a_full_disk_is_told_once_and_its_end_too(log: MetricsFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -14,8 +14,20 @@ from typing import Any
 import pytest
 
 from data_prep.files import HeldError, publish_json
-from train.attempt import Attempt, Identity, Standing, is_running, next_number, open_attempt, refuse_idle, standing
+from train.attempt import (
+    Attempt,
+    Identity,
+    Standing,
+    has_saved,
+    is_running,
+    next_number,
+    open_attempt,
+    reached_before,
+    refuse_idle,
+    standing,
+)
 from train.errors import FencedError, NoProgressError
+from train.failure import first_failure
 from train.parallel import identity
 
 ME = Identity(host="n1", boot_id="b1", pid_namespace="pid:[1]", pid=17, pid_started=100)
@@ -148,6 +160,41 @@ def test_an_attempt_without_a_holder_json_is_waited_for(tmp_path: Path):
     assert next_number(tmp_path, identity(), 0.5, say_nothing) == 2
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"pid": "x"},
+        {"pid": 10**12},
+        {"pid": 1e30},
+        {"slurm_restarts": "many"},
+        {"reached_before": "many"},
+        {"started": "x"},
+        {"started": float("nan")},
+        {"from_step": "x"},
+        {"from_step": -5},
+        {"world_size": "two"},
+        {"hosts": [["n1", "x"]]},
+        {"layout": 3},
+        {"saved_step": [4]},
+    ],
+    ids=str,
+)
+def test_a_holder_json_with_a_fact_of_another_type_is_no_word(tmp_path: Path, wrong: dict[str, Any]):
+    attempt = Attempt.take(tmp_path, 1, identity(), world_size=2, reached_before=7, hosts=[["n1", 2]])
+    holder = json.loads((attempt.path / "holder.json").read_text())
+    (attempt.path / "holder.json").write_text(json.dumps(holder | wrong))
+    assert next_number(tmp_path, replace(identity(), slurm_job="c/55"), 0.3, say_nothing) == 2
+    assert reached_before(tmp_path) in (0, 7)
+    assert not has_saved(tmp_path)
+    refuse_idle(tmp_path, 7, 2)
+    assert first_failure(attempt.path, 0.0) is None
+    if wrong != {"pid": 10**12}:  # which a holder might have, and no process has
+        assert reached_before(tmp_path) == 0
+        Attempt.take(tmp_path, 2, ME)
+        with pytest.raises(FencedError, match="attempt 2"):
+            attempt.insist()
+
+
 def _race(words: tuple[Path, float]) -> bool:
     folder, when = words
     while time.time() < when:
@@ -216,8 +263,8 @@ def start(attempts: Path, reached_before: int, how: str | None) -> None:
 )
 def test_three_starts_in_vain_are_enough(tmp_path: Path, before: list[Any], reached: int, is_refused: bool):
     (tmp_path / "attempts").mkdir()
-    for reached_before, how in before:
-        start(tmp_path / "attempts", reached_before, how)
+    for reached_then, how in before:
+        start(tmp_path / "attempts", reached_then, how)
     if not is_refused:
         refuse_idle(tmp_path / "attempts", reached, 3)
         return

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.runs import step_row
 from train.failure import Failure, write
 from train.history import Story, device_seconds_before, first_start, read_history
+from train.layout import read_layouts
 
 BEGAN = 1_800_000_000.0
 
@@ -25,7 +27,7 @@ def write_events(run: Path, *events: tuple[float, dict[str, Any]]) -> None:
 
 
 def write_rows(run: Path, last: int) -> None:
-    rows = [{"step": step, "loss": 1.0, "seconds": 2.0} for step in range(1, last + 1)]
+    rows = [step_row(step, seconds=2.0) for step in range(1, last + 1)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -148,6 +150,39 @@ def test_torn_and_strange_files_hide_nothing_else(run: Path):
     (run / "attempts" / "notes").mkdir()
     assert [story.number for story in read_history(run).attempts] == [1, 2, 3, 4]
     assert read_history(run).attempts[3].ending == "finished"
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("holder.json", {"started": "x"}),
+        ("holder.json", {"started": 1e300}),
+        ("holder.json", {"world_size": "two"}),
+        ("holder.json", {"from_step": "x"}),
+        ("holder.json", {"layout": [1]}),
+        ("ended.json", {"how": "finished", "step": "x", "ended": 5}),
+        ("ended.json", {"how": ["finished"], "step": 3, "ended": "yesterday"}),
+        ("rank-00000.failure.json", {"rank": 0, "host": "n", "step": 1, "phase": "p", "kind": "k", "message": 5}),
+    ],
+)
+def test_a_fact_of_another_type_is_no_word(run: Path, name: str, facts: dict[str, Any]):
+    path = run / "attempts" / "0002" / name
+    before = json.loads(path.read_text()) if path.exists() else {"is_echo": False, "time": 5}
+    expected = [story.number for story in read_history(run).attempts if story.number != 2]
+    path.write_text(json.dumps(before | facts))
+    stories = read_history(run).attempts
+    assert [story.number for story in stories if story.number != 2] == expected
+    assert stories[1].ending == "died without a word"
+    assert device_seconds_before(run, 5) > 0
+    assert read_layouts(run / "attempts")(30) == {"ranks": 2}
+
+
+@pytest.mark.parametrize("name", ["attempt", "step", "repeated_steps", "world_size"])
+def test_an_event_with_a_count_that_is_none_is_left_out(run: Path, name: str):
+    before = read_history(run)
+    with (run / "events.jsonl").open("a") as stream:
+        stream.write(json.dumps({"time": stamp(300), **started(5, 30), name: "x"}) + "\n")
+    assert read_history(run) == before
 
 
 def test_a_folder_without_anything_has_no_history(tmp_path: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs import step_row
 from train.batch import solve_batch
 from train.errors import FencedError
 from train.metrics import Console, DeviceSeconds, Stopwatch
@@ -15,20 +16,21 @@ from train.metrics_file import MetricsFile, last_step, read_rows
 ROW = {"step": 1, "loss": 5.0, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_second": 1000.0, "mfu": 0.5}
 
 
-def test_rewinding_forgets_later_steps_and_a_torn_line(tmp_path: Path):
+def test_rewinding_forgets_later_steps_and_a_torn_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
+    path.write_text("".join(json.dumps(step_row(step)) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lo')
     file = MetricsFile(path)
-    assert file.rewind(2) == [{"step": 3, "loss": 1.0}]
-    file.append({"step": 3, "loss": 2.0})
-    assert read_rows(path) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 2.0}]
+    assert file.rewind(2) == [step_row(3)]
+    file.append(step_row(3, loss=2.0))
+    assert read_rows(path) == [step_row(1), step_row(2), step_row(3, loss=2.0)]
+    assert capsys.readouterr().out == ""  # an end that is cut short is what a kill leaves
 
 
 def test_floats_come_back_to_the_last_bit(tmp_path: Path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.rewind(0)
     values = [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308]
-    file.append({"step": 1, "values": values})
+    file.append(step_row(1, values=values))
     assert read_rows(tmp_path / "metrics.jsonl")[0]["values"] == values
 
 
@@ -57,7 +59,13 @@ def test_a_run_that_is_anothers_now_is_not_written_and_that_is_no_mere_warning(t
 
 @pytest.mark.parametrize(
     ("text", "step"),
-    [("", 0), ('{"step": 3}\n{"step": 4}\n{"step": 5, "lo', 4), ("x\n" * 100_000 + '{"step": 7}\n', 7), ("\0\xff", 0)],
+    [
+        ("", 0),
+        (f'{json.dumps(step_row(3))}\n{json.dumps(step_row(4))}\n{{"step": 5, "lo', 4),
+        ("x\n" * 100_000 + json.dumps(step_row(7)) + "\n", 7),
+        ("\0\xff", 0),
+    ],
+    ids=["empty", "cut short", "long", "no text"],
 )
 def test_the_last_step_is_read_from_the_end_of_the_file(tmp_path: Path, text: str, step: int):
     (tmp_path / "metrics.jsonl").write_text(text)
