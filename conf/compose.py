@@ -21,18 +21,22 @@ from conf.app import CONF_FOLDER, App, forget_resolvers, opened, register, split
 from conf.check import as_tree, build, defaults_of
 from conf.errors import ConfigError
 from conf.flags import parsed, show
-from conf.overrides import Choices, refused, unknown_keys, unplaced
+from conf.overrides import Choices, refused, repeated, unknown_keys, unplaced
 
 EXIT_INTERRUPTED = 130
 EXIT_READER_LEFT = 141  # as a shell tells of SIGPIPE
 
 
 def entry(
-    app: App, task: Callable[[Any], int | None], is_said: Callable[[Exception], bool] = lambda error: False
+    app: App,
+    task: Callable[[Any], int | None],
+    is_said: Callable[[Exception], bool] = lambda error: False,
+    speaks: Callable[[], bool] = lambda: True,
 ) -> None:
     """Runs `task(config)` for the command line at hand and leaves the process with its exit code.
 
-    `is_said` is asked about every error; True means that another process tells it on the console.
+    `is_said` is asked about every error; True means that another process tells it on the console. What is no error is
+    told by those that `speaks` is true of.
 
     Flags that only look (--help, --cfg job, shell completion) go to Hydra; everything that runs is composed here, so
     that mistakes are answered in our words: exit 2 for the configuration, else the error's own code.
@@ -41,7 +45,10 @@ def entry(
     try:
         line = parsed(sys.argv[1:])
         if not line.looks:
-            sys.exit(task(compose(app, line.words, line.config_dir)) or 0)
+            config = compose(app, line.words, line.config_dir)
+            for words in repeated(line.words, app.verbatim) if speaks() else []:
+                print(f"note: {words}", file=sys.stderr)
+            sys.exit(task(config) or 0)
         if not line.completes:
             _tree(app, line.words, line.config_dir)  # so that mistakes are answered in our words
         show(app, line)

@@ -4,7 +4,9 @@ In: overrides, and what there is to choose. Out: a problem for each that is refu
 """
 
 import difflib
+import functools
 import itertools
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,14 @@ from typing import Any
 from conf.app import App, free_mappings
 from conf.check import names_code, nearest
 from conf.errors import ConfigError
-from conf.plain import read_plain
+from conf.plain import MAX_DEPTH, read_plain
 
 LONGEST_WORD = 1 << 16
+MOST_BARE = 1 << 14
+"""characters outside of quotes"""
+MOST_ITEMS = 1000
+"""Hydra's parser takes the square of them: 1,000 cost a second, 20,000 more than five minutes"""
+_QUOTED = re.compile(r"""'(?:\\.|[^'\\])*+(?:'|\Z)|"(?:\\.|[^"\\])*+(?:"|\Z)""", re.DOTALL)
 MOST_FILES = 1000
 
 
@@ -45,7 +52,25 @@ class Choices:
 
 def refused(words: Iterable[str], choices: Choices) -> list[str]:
     """What is wrong with each word by itself."""
-    return [problem for word in words if (problem := _problem(word, choices))]
+    return [problem for word in words if (problem := _too_much(word, choices) or _problem(word, choices))]
+
+
+def repeated(words: Iterable[str], verbatim: Collection[str] = ()) -> list[str]:
+    """Says of each key that is given several values which one holds; words that are equal, or add up, say nothing new.
+
+    words: that are not refused. verbatim: keys whose values are text as typed.
+    """
+    values: dict[str, list[Any]] = {}
+    for word in words:
+        key, _, typed = word.partition("=")
+        parsed = None if key in verbatim else _parsed(word)
+        name, value = (key, typed) if parsed is None else (parsed.key_or_group, parsed.value())
+        values.setdefault(name, []).append(value)
+    return [
+        f"`{key}` is given {len(given)} times: the last value holds, {_short(str(given[-1]))}"
+        for key, given in values.items()
+        if any(value != given[-1] for value in given) and not any(isinstance(value, dict) for value in given)
+    ]
 
 
 def unknown_keys(words: Iterable[str], choices: Choices, known: Collection[str]) -> list[str]:
@@ -66,6 +91,32 @@ def unplaced(tree: Collection[str], known: Collection[str], choices: Choices) ->
         "whole configuration"
         for group in sorted({*tree} & choices.groups.keys() - {*known})
     ]
+
+
+def _too_much(word: str, choices: Choices) -> str | None:
+    """What would keep Hydra's parser busy for minutes, or is deeper than any setting."""
+    key, _, value = word.partition("=")
+    bare = _QUOTED.sub("", value) if len(word) <= LONGEST_WORD else ""
+    steps = ((letter in "[{(") - (letter in "]})") for letter in bare)
+    if (depth := max(itertools.accumulate(steps), default=0)) > MAX_DEPTH:
+        return (
+            f"`{_short(key)}` is given {depth:,} brackets inside of each other, at most {MAX_DEPTH} are read; a text "
+            "with brackets in it needs quotes"
+        )
+    group = section if (section := key.lstrip("+").partition(".")[0]) in choices.groups else "experiment"
+    limits = (
+        (len(word), LONGEST_WORD, "characters"),
+        (len(bare), MOST_BARE, "characters outside of quotes"),
+        (bare.count(","), MOST_ITEMS, "commas"),
+    )
+    for number, limit, unit in limits:
+        if number > limit:
+            return (
+                f"`{_short(word)}` has {number:,} {unit}, a word of the command line at most {limit:,}: put it into a "
+                f"YAML file conf/{group}/NAME.yaml (or FOLDER/{group}/NAME.yaml with --config-dir FOLDER), and give "
+                f"{group}=NAME"
+            )
+    return None
 
 
 def _problem(word: str, choices: Choices) -> str | None:
@@ -98,13 +149,12 @@ def _choice_problem(word: str, parsed: Any, choices: Choices) -> str | None:
     return f"`{_short(word)}` is no option of {group}{meant}; there are {', '.join(ours)}"
 
 
+@functools.cache
 def _parsed(word: str) -> Any:
     """Hydra's idea of the word; None if it has none."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    if len(word) > LONGEST_WORD:
-        return None
     try:
         return OverridesParser.create().parse_override(word)
     except (HydraException, ValueError, RecursionError):  # ValueError: a number of 5,000 digits

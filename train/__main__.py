@@ -11,7 +11,7 @@ from conf.compose import App, entry
 from train.config import TrainConfig
 from train.errors import RendezvousError, RunFailedError
 from train.optimizer_config import OPTIONS
-from train.parallel import leave_word
+from train.parallel import is_first_of_its_machine, leave_word
 from train.stop import install
 
 APP = App("train", TrainConfig, OPTIONS)
@@ -43,7 +43,7 @@ def is_said(error: Exception) -> bool:
     did not meet each says, since the first may be the one that is missing.
     """
     from train.failure import tell_torchrun
-    from train.parallel import is_first_of_its_machine, torchrun_error_file
+    from train.parallel import torchrun_error_file
 
     tell_torchrun(torchrun_error_file(), error)
     if isinstance(error, RunFailedError):
@@ -56,7 +56,7 @@ def main() -> None:
     """From its first line on, a signal is only noted: importing what a run needs takes seconds."""
     install()
     try:
-        entry(APP, run, is_said)
+        entry(APP, run, is_said, is_first_of_its_machine)
     except SystemExit as end:
         leave_word(end.code)
         raise

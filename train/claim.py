@@ -85,12 +85,12 @@ def _take(setup: Setup, plan: Plan, me: Identity, hosts: list[str]) -> int:
     folder, run = setup.folder, setup.config.run
     print(introduce(setup, plan), flush=True)
     number = next_number(folder.attempts, me, run.lease_seconds, lambda words: print(words, flush=True))
-    reached = _reached(folder)
-    refuse_idle(folder.attempts, reached, run.max_idle_starts)
+    furthest = reached(folder)
+    refuse_idle(folder.attempts, furthest, run.max_idle_starts)
     facts = {
         "world_size": setup.grid.world_size,
         "hosts": [[name, len(list(ranks))] for name, ranks in groupby(hosts)],
-        "reached_before": reached,
+        "reached_before": furthest,
     }
     Attempt.take(folder.attempts, number, me, **facts)
     folder.clear()
@@ -101,7 +101,7 @@ def _take(setup: Setup, plan: Plan, me: Identity, hosts: list[str]) -> int:
     return number
 
 
-def _reached(folder: RunFolder) -> int:
+def reached(folder: RunFolder) -> int:
     """The largest step that the run ever had, saved or not."""
     saved, _ = folder.newest_state() or (0, None)
     return max(last_step(folder.metrics_jsonl), saved, reached_before(folder.attempts))

@@ -45,14 +45,15 @@ class RunFolder:
         Keys that are FREE_TO_CHANGE do not count. Touches nothing.
         """
         try:
-            held = identity(read_config(TrainConfig, self.config_yaml))
+            config_held = read_config(TrainConfig, self.config_yaml)
+            is_whole = self.config_yaml.read_bytes() == to_yaml(config_held).encode()
         except FileNotFoundError:
             return []
         except OSError as error:
             return [f"{self.config_yaml} cannot be read: {error.strerror}"]
         except ConfigError as error:
-            return [f"{self.config_yaml} was written by another version: {'; '.join(error.problems)}"]
-        asked = identity(config)
+            return [self._not_as_written("; ".join(error.problems))]
+        held, asked = identity(config_held), identity(config)
         if config.data.rebase:
             held, asked = unrebased(held), unrebased(asked)
         changed = [
@@ -62,11 +63,20 @@ class RunFolder:
         ]
         if not changed:
             return []
+        if not is_whole:
+            return [self._not_as_written(f"as it stands there: {', '.join(changed)}")]
         return [
             f"run.name={self.path.name} already holds another run ({self.path}): {', '.join(changed)}. "
             "Choose another run.name, or take these keys back to continue it"
             + (", or let the data change from here on: data.rebase=true" if unrebased(held) == unrebased(asked) else "")
         ]
+
+    def _not_as_written(self, problem: str) -> str:
+        return (
+            f"{self.config_yaml} is damaged, or another version of this program wrote it: {problem}. It can be removed "
+            "if this command is the one that the run was begun with: it is written anew, and the newest checkpoint, "
+            "which has the hash of its own configuration, refuses any other"
+        )
 
     def newest_state(self) -> tuple[int, dict[str, Any]] | None:
         """(step, state) of the newest checkpoint whose state.json is as it was written; its tensors are not looked at.

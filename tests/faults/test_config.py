@@ -25,7 +25,7 @@ from train.config import TrainConfig
 CPU_SECONDS = 5.0
 APPS = {"train": TRAIN, "data": DATA, "launch": LAUNCH_DATA}
 NEEDED = {"train": ["run.name=x"], "data": ["out=x"], "launch": ["out=x"]}
-DEEP = 600
+DEEP = 8000
 
 LINES: list[tuple[str, str, str]] = [
     # typos and keys that do not exist
@@ -116,10 +116,15 @@ LINES: list[tuple[str, str, str]] = [
     ("train", "run.folder=${run.folder}", "`run.folder`: Recursive interpolation"),
     ("launch", "slurm.account=${oc.env:HOME}", "Unsupported interpolation type oc.env"),
     # depth
-    ("train", "model=" + "[" * DEEP, "is not an override"),
-    ("train", "model=" + "[" * DEEP + "]" * DEEP, "is not an override"),
-    ("train", "model=" + "{a: " * DEEP + "1" + "}" * DEEP, "is not an override"),
-    ("train", "data.folder=" + "x" * 100_000, "is not an override"),
+    ("train", "model=" + "[" * DEEP, "`model` is given 8,000 brackets inside of each other, at most 32 are read"),
+    ("train", "model=" + "[" * DEEP + "]" * DEEP, "8,000 brackets"),
+    ("train", "model=" + "{a: " * DEEP + "1" + "}" * DEEP, "8,000 brackets"),
+    ("train", "run.folder=" + "${a:" * DEEP + "}" * DEEP, "8,000 brackets"),
+    ("train", "run.folder='" + "[" * DEEP, "is not an override"),
+    ("train", "data.folder=" + "x" * 100_000, "has 100,012 characters, a word of the command line at most 65,536"),
+    ("train", "data.folder=" + "x " * 9_000, "has 18,000 characters outside of quotes"),
+    ("train", f"sample.prompts=[{','.join('a' * 5000)}]", "has 4,999 commas, a word of the command line at most 1,000"),
+    ("data", f"source.paths=[{','.join('a' * 5000)}]", "put it into a YAML file conf/source/NAME.yaml"),
 ]
 
 FILES: list[tuple[str, bytes, str]] = [
@@ -180,6 +185,51 @@ def test_a_bad_word_is_refused(
     printed = refused(APPS[name], [*NEEDED[name], *text, word], capsys, monkeypatch)
     assert answer in printed
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run.name=a", "run.name=b"], ["note: `run.name` is given 2 times: the last value holds, b"]),
+        (["run.name=a", "model=debug", "++run.name='b c'", "run.name=a"], ["`run.name` is given 3 times", ", a"]),
+        (["experiment=llama_100m", "run.name=a", "experiment=debug"], ["`experiment` is given 2 times", ", debug"]),
+        (["run.name=a", "run.name='a'"], []),
+        (["run.name=a", "optimizer={peak_lr: 1.0}", "optimizer={beta1: 0.5}"], []),
+    ],
+)
+def test_a_key_given_twice_says_which_value_holds(
+    words: list[str], expected: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """F19: the last one, for scripts that append "$@"; one line for a key, of one process."""
+    for is_first in (True, False):
+        monkeypatch.setattr(sys, "argv", ["program", "total_tokens=100_000_000", *words])
+        with pytest.raises(SystemExit):
+            entry(TRAIN, lambda config: None, speaks=lambda is_first=is_first: is_first)
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == (1 if expected and is_first else 0)
+        assert all(part in told[0] for part in expected if told)
+
+
+def test_text_as_typed_that_is_given_twice_says_so_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """F19: a prompt may hold what is no value to Hydra."""
+    from train.sample import SampleCommand
+
+    monkeypatch.setattr(sys, "argv", ["program", "run=x", "prompt=[a ", "prompt={b "])
+    with pytest.raises(SystemExit):
+        entry(App("sample", SampleCommand, {}, verbatim=("prompt",)), lambda config: None)
+    assert capsys.readouterr().err == "note: `prompt` is given 2 times: the last value holds, {b \n"
+
+
+def test_as_much_as_a_word_may_hold_is_read_in_seconds():
+    """F19: with commas and brackets inside of quotes not counted."""
+    started = time.process_time()
+    prompts = ",".join(["'[, [, [, [, [,'", *("a b c d e" for _ in range(999))])
+    assert (
+        len(compose(TRAIN, ["run.name=x", "total_tokens=1000", f"sample.prompts=[{prompts}]"]).sample.prompts) == 1000
+    )
+    assert time.process_time() - started < 10  # one on a quiet machine
 
 
 @pytest.mark.parametrize(("what", "content", "answer"), FILES, ids=[what for what, _, _ in FILES])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.faults.jobs import Job
-from tests.runs import curve, rows
+from tests.runs import curve, outcome, rows
 from train.errors import CheckpointError
 
 EVERY_5 = ("checkpoint.every_steps=5", "checkpoint.keep_last=3", "run.stop_at_step=20")
@@ -366,3 +366,19 @@ def test_checkpoints_that_are_lost_together_with_the_events_are_missed_all_the_s
     assert job.end() == [4, 4], job.printed()
     assert "not started from step 0 unasked" in job.printed()
     assert not (hurt / ".leftover.tmp-1").exists()
+
+
+def test_a_torn_configuration_can_be_removed_and_the_checkpoint_still_refuses_another(here: Path):
+    """F10, F18: of the run's folder; the same command goes on, and writes it anew."""
+    words = ("run.name=torn", "run.stop_at_step=12")
+    assert outcome(here, *words)[0] == 0
+    config = here / "runs" / "torn" / "config.yaml"
+    whole = config.read_bytes()
+    config.write_bytes(whole[: len(whole) // 2])
+    code, message = outcome(here, *words)
+    assert (code, "is damaged" in message, "can be removed" in message) == (2, True, True), message
+    config.unlink()
+    code, message = outcome(here, *words, "optimizer.peak_lr=0.001")
+    assert (code, "was made under another configuration" in message) == (4, True), message
+    code, message = outcome(here, *words)
+    assert (code, config.read_bytes()) == (0, whole), message
