@@ -58,7 +58,7 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
 ReturnToService=2
 KillWait={kill_wait}
 # on a loaded machine nothing is given up but by a test
-MessageTimeout=60
+MessageTimeout=20
 BatchStartTimeout=600
 SlurmdTimeout=3600
 UnkillableStepTimeout=600
