@@ -127,8 +127,9 @@ export MASTER_ADDR MASTER_PORT CRISOL_EXIT_WORD
 newest_attempt() {{ ls -1 -- "$run/attempts" 2>/dev/null | tail -n 1; }}
 before=$(newest_attempt)
 # A job that starts again counts its steps from 0. What is left of an attempt on a node that was cut off ends its step
-# by that number, once the node is back: so each attempt trains in a step of another number.
-for ((i = (attempt - 1) % 10; i > 0; i--)); do srun --nodes=1 --ntasks=1 true; done
+# by that number, once the node is back: so each attempt trains in a step of another number. Those before it share the
+# cores: srun asks for what is in use once in many seconds only, and a step is over a moment later than its srun.
+for ((i = (attempt - 1) % 10; i > 0; i--)); do SLURM_OVERLAP=1 srun --nodes=1 --ntasks=1 true; done
 
 srun --kill-on-bad-exit=1 --wait=60 --distribution=block --cpus-per-task={cpus} --export=ALL \\
     {command} &

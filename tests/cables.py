@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 INTERFACE = "eth0"
 """of each node"""
@@ -25,7 +26,7 @@ class Cables:
         missing = [name for name in ("ip", "nsenter", "unshare") if shutil.which(name) is None]
         if missing or os.geteuid() != 0:
             raise NoCablesError(f"not installed: {', '.join(missing)}" if missing else "only root can make networks")
-        self._mark, self._nodes = f"cr{os.getpid() % 100_000}", [*range(1, n_nodes + 1), CONTROLLER]
+        self.mark, self._nodes = _free_mark(), [*range(1, n_nodes + 1), CONTROLLER]
         self._net = f"10.213.{_free_subnet()}"
         try:
             self._lay()
@@ -38,26 +39,22 @@ class Cables:
 
     def inside(self, node: int, *words: str) -> list[str]:
         """The command, as one that runs on the node, which has a host name of its own, but for the controller's."""
-        there = ["nsenter", f"--net=/run/netns/{self._mark}-{node}"]  # `ip netns exec` would hide cgroups from slurmd
+        there = ["nsenter", f"--net=/run/netns/{self.mark}-{node}"]  # `ip netns exec` would hide cgroups from slurmd
         if node == CONTROLLER:
             return [*there, *words]
         return [*there, "unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', f"n{node}", *words]
 
     def pull(self, node: int) -> None:
-        _run("ip", "link", "set", f"{self._mark}.{node}", "down")
+        _run("ip", "link", "set", f"{self.mark}.{node}", "down")
 
     def plug(self, node: int) -> None:
-        _run("ip", "link", "set", f"{self._mark}.{node}", "up")
+        _run("ip", "link", "set", f"{self.mark}.{node}", "up")
 
     def remove(self) -> None:
-        for node in self._nodes:
-            with contextlib.suppress(subprocess.CalledProcessError):
-                _run("ip", "netns", "del", f"{self._mark}-{node}")
-        with contextlib.suppress(subprocess.CalledProcessError):
-            _run("ip", "link", "del", self._mark)
+        remove_cables(self.mark)
 
     def _lay(self) -> None:
-        bridge = self._mark
+        bridge = self.mark
         _run("ip", "link", "add", bridge, "type", "bridge")
         _run("ip", "addr", "add", f"{self.address(254)}/24", "dev", bridge)
         _run("ip", "link", "set", bridge, "up")
@@ -69,6 +66,22 @@ class Cables:
             _run("ip", "-n", space, "link", "set", "lo", "up")
             _run("ip", "-n", space, "addr", "add", f"{self.address(node)}/24", "dev", INTERFACE)
             _run("ip", "-n", space, "link", "set", INTERFACE, "up")
+
+
+def remove_cables(mark: str) -> None:
+    """The cables of this mark, and their networks."""
+    for space in Path("/run/netns").glob(f"{mark}-*"):
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _run("ip", "netns", "del", space.name)
+    with contextlib.suppress(subprocess.CalledProcessError):
+        _run("ip", "link", "del", mark)
+
+
+def _free_mark() -> str:
+    """What is removed goes a while later, so that each time has a mark of its own."""
+    taken = [path.name for path in Path("/sys/class/net").iterdir()]
+    marks = (f"cr{os.getpid() % 100_000}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
+    return next(mark for mark in marks if not any(name.startswith(mark) for name in taken))
 
 
 def _free_subnet() -> int:

@@ -1,9 +1,11 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.corpus import write_corpus
 from tests.runs import finish, start
+from tests.slurm_box import Box, Boxes, NoSlurmError
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +29,19 @@ def here(workplace: Path, tmp_path: Path) -> Path:
     """A fresh folder for runs, with the dataset linked in."""
     (tmp_path / "data").symlink_to(workplace / "data")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Boxes]:
+    found = Boxes(tmp_path_factory.mktemp("slurm"))
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def box(boxes: Boxes) -> Box:
+    """A Slurm cluster of which nothing is in use or broken."""
+    try:
+        return boxes.sound()
+    except NoSlurmError as error:
+        pytest.skip(f"no Slurm to test against ({error}); tests/install_slurm.sh")

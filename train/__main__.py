@@ -12,7 +12,7 @@ from train.config import TrainConfig
 from train.errors import RendezvousError, RunFailedError
 from train.optimizer_config import OPTIONS
 from train.parallel import is_first_of_its_machine, leave_word
-from train.stop import install
+from train.stop import install, no_longer
 
 APP = App("train", TrainConfig, OPTIONS)
 
@@ -60,6 +60,8 @@ def main() -> None:
     except SystemExit as end:
         leave_word(end.code)
         raise
+    finally:
+        no_longer()
 
 
 if __name__ == "__main__":

@@ -73,6 +73,14 @@ def install() -> StopSignals:
     return _installed
 
 
+def no_longer() -> None:
+    """To be called when all is done. When Python ends it gives signals back their own meaning, which is death; one that
+    comes then would make a failure of an end that is not. A signal that is ignored stays so, and Ctrl-C works."""
+    for number in SIGNALS:
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def reason(code: int) -> str | None:
     """In words: of the largest code among the ranks."""
     match code:

@@ -9,63 +9,48 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cables import Cables, NoCablesError
 from tests.faults.jobs import Job
 from tests.launch.conftest import HOSTILE
 from tests.runs import TINY, curve, rows
-from tests.slurm_box import Box, NoSlurmError
+from tests.slurm_box import Box
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
 SHORT = ("total_tokens=6144", "evaluation.every_steps=8", "checkpoint.every_steps=6")
 STEPS = 24
-NODES = 5
-PATIENCE = 300.0
+PATIENCE = 600.0
 """seconds; a start takes ten on a quiet machine, most of it imports"""
-SLOW = """\
+HELD = """\
 import sys
 if sys.orig_argv[1:3] == ["-m", "train"]:
     import os
     import time
     import train.data
+    import train.stop
+    place = os.environ["PLACE"] + "/"
     real, sync = train.data.TrainBatches.micro_batches, os.fsync
+    def may(step):
+        with open(place + "limit") as file:
+            return step < int(file.read()) or train.stop.install().code
     def micro_batches(self, step):
-        time.sleep(0.3)
+        while not may(step):
+            time.sleep(0.05)
         return real(self, step)
     def fsync(descriptor):
-        if os.path.exists(os.environ["SLOW_DISK"]):
-            time.sleep(300)
+        while os.path.exists(place + "disk is slow"):
+            open(place + "disk is waited for", "w").close()
+            time.sleep(0.05)
         sync(descriptor)
     train.data.TrainBatches.micro_batches, os.fsync = micro_batches, fsync
 """
-"""put before the run in each rank by way of Python's sitecustomize: a run that can be hurt takes a few seconds"""
-
-
-@pytest.fixture(scope="module")
-def cables() -> Cables | str:
-    """Or why there are none."""
-    try:
-        return Cables(NODES)
-    except NoCablesError as error:
-        return str(error)
-
-
-@pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory, cables: Cables | str) -> Iterator[Box]:
-    """Time enough between SIGTERM and SIGKILL for a save; a requeued job waits for seven seconds, not two minutes."""
-    folder, network = tmp_path_factory.mktemp("slurm") / "box", cables if isinstance(cables, Cables) else None
-    try:
-        found = Box(folder, nodes=NODES, cpus=1, kill_wait=60, cables=network)
-    except NoSlurmError as error:
-        pytest.skip(f"no Slurm to test against ({error}); tests/install_slurm.sh")
-    yield found
-    found.stop()
+"""put before the run in each rank by way of Python's sitecustomize. However slow the test is, what it does comes
+between the steps that it is meant for: a run goes as far as it may, and a step or two further when told to stop."""
 
 
 @pytest.fixture(scope="module")
@@ -85,17 +70,19 @@ class Sent:
 
     def __init__(self, box: Box, folder: Path, name: str, *words: str, nodes: int = 2):
         self.box, self.run = box, folder / HOSTILE / name
-        self._folder, self.slow_disk = folder, folder / "disk is slow"
-        (folder / "before").mkdir()
-        (folder / "before" / "sitecustomize.py").write_text(SLOW)
+        self._folder, self._place = folder, folder / f"{name}.held"
+        self._place.mkdir()
+        self._allow(0)
+        self._hurried: set[tuple[str, str]] = set()
+        (self._place / "sitecustomize.py").write_text(HELD)
         typed = [*TINY, *SHORT, f"run.folder={quoted(HOSTILE)}", f"run.name={name}", f"slurm.nodes={nodes}"]
-        typed += ["slurm.cpus_per_task=1", "slurm.export=[PATH,HOME,PYTHONPATH,GLOO_SOCKET_IFNAME,SLOW_DISK]", *words]
+        typed += ["slurm.cpus_per_task=1", "slurm.export=[PATH,HOME,PYTHONPATH,GLOO_SOCKET_IFNAME,PLACE]", *words]
         self._typed = [*typed, "submit=true"]
         self.send()
 
     def send(self) -> None:
-        environment = self.box.env | {"PYTHONPATH": f"{ROOT}:{self._folder / 'before'}"}
-        environment |= {"GLOO_SOCKET_IFNAME": self.box.interface, "SLOW_DISK": str(self.slow_disk)}
+        environment = self.box.env | {"PYTHONPATH": f"{ROOT}:{self._place}"}
+        environment |= {"GLOO_SOCKET_IFNAME": self.box.interface, "PLACE": str(self._place)}
         done = subprocess.run(
             [sys.executable, "-m", "launch", "submit", *self._typed],
             cwd=self._folder,
@@ -124,23 +111,56 @@ class Sent:
         until = time.monotonic() + PATIENCE
         while not ready():
             assert time.monotonic() < until, f"{what} did not come:\n{self.log()}"
+            self._hurry()
             time.sleep(0.2)
 
-    def wait_for_step(self, step: int) -> None:
+    def go_to(self, step: int, attempt: int) -> None:
+        """Waits until this attempt has come to the step, where it stays until more is allowed or a signal comes."""
+        self._allow(step)
+
         def reached() -> bool:
             with contextlib.suppress(OSError, ValueError):
-                return any(row["step"] >= step for row in rows(self.run))
+                is_there = any(event["attempt"] == attempt for event in self.events("started"))
+                return is_there and any(row["step"] >= step for row in rows(self.run))
             return False
 
-        self.wait(f"step {step}", reached)
+        self.wait(f"step {step} of attempt {attempt}", reached)
+
+    def _allow(self, step: int) -> None:
+        (self._place / "limit.new").write_text(str(step))
+        (self._place / "limit.new").rename(self._place / "limit")
+
+    def has_saved(self, attempt: int = 1) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return any(event["attempt"] == attempt for event in self.events("saved"))
+        return False
+
+    def slow_disk(self, is_slow: bool) -> None:
+        """Returns as soon as a rank waits for it."""
+        file = self._place / "disk is slow"
+        if not is_slow:
+            return file.unlink()
+        file.touch()
+        self._allow(STEPS)
+        return self.wait("a save", (self._place / "disk is waited for").exists)
 
     def end(self) -> str:
-        """Slurm's word for how the job ended."""
-        self.wait("the end", lambda: self.fact("JobState") not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"))
+        """Lets it go to its end; Slurm's word for that."""
+        self._allow(STEPS)
+        return self.wait_for_end()
+
+    def wait_for_end(self) -> str:
+        under_way = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+        self.wait("the end", lambda: self.fact("JobState") not in under_way)
         return self.fact("JobState")
 
-    def wait_for_attempt(self, number: int) -> None:
-        self.wait(f"attempt {number}", lambda: f", attempt {number}\n" in self.log())
+    def _hurry(self) -> None:
+        """Back in the queue, a job would wait for seven seconds (one more than slurm.conf's cred_expire)."""
+        start = (self.number, self.fact("Restarts"))
+        if start not in self._hurried and self.fact("JobState") == "PENDING" and self.fact("Reason") == "BeginTime":
+            self._hurried.add(start)
+            words = ("scontrol", "update", f"jobid={self.number}", "StartTime=now+2")
+            subprocess.run(words, env=self.box.env, capture_output=True, check=False)
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         found = map(json.loads, (self.run / "events.jsonl").read_text().splitlines())
@@ -165,19 +185,17 @@ def test_a_job_that_is_requeued_preempted_and_warned_and_loses_a_node_resumes_by
     to the ranks, as before the time limit: they save and leave, and no step is done twice. Last a node dies, its
     daemon, its ranks and all, and the steps since the last checkpoint are done again elsewhere."""
     sent = Sent(box, here, "preempted")
-    sent.wait_for_step(5)
+    sent.go_to(3, attempt=1)
     box.ask("scontrol", "requeue", sent.number)
-    sent.wait_for_attempt(2)
-    sent.wait_for_step(8)
+    sent.go_to(6, attempt=2)
     box.ask("sbatch", f"--chdir={here}", "--partition=high", f"--nodes={len(box.up())}", "--wrap=true")
-    sent.wait_for_attempt(3)
-    sent.wait_for_step(11)
+    sent.go_to(9, attempt=3)
     box.ask("scancel", "--signal=USR1", sent.number)
-    sent.wait_for_attempt(4)
-    sent.wait_for_step(15)
+    sent.go_to(13, attempt=4)
     first, second = sent.nodes
-    box.kill_node(second)
-    assert sent.end() == "COMPLETED", sent.log()
+    with box.impatient():  # rank 0 cannot save without rank 1, and srun waits for it for a minute
+        box.kill_node(second)
+        assert sent.end() == "COMPLETED", sent.log()
     assert set(sent.nodes) != {first, second}
     assert sent.fact("Restarts") == "4"
     assert sent.log().count("exit code 143: back into the queue") == 2, sent.log()  # the first was Slurm's own doing
@@ -188,27 +206,26 @@ def test_a_job_that_is_requeued_preempted_and_warned_and_loses_a_node_resumes_by
 
 
 def test_a_rank_that_is_cut_off_and_lives_on_writes_nothing_into_the_run_of_its_successor(
-    here: Path, box: Box, undisturbed: Path, cables: Cables | str
+    here: Path, box: Box, undisturbed: Path
 ):
     """F15: rank 0, which writes, and the job's script; the watchdog that would end the rank at once is frozen until the
-    job has gone on elsewhere for a while and the network is back."""
-    if isinstance(cables, str):
-        pytest.skip(f"no network of its own for each node here ({cables})")
+    job has gone on elsewhere for a while. Then the network comes back."""
+    if box.why_no_cables:
+        pytest.skip(f"no network of its own for each node here ({box.why_no_cables})")
     sent = Sent(box, here, "cut")
-    sent.wait_for_step(7)
+    sent.go_to(7, attempt=1)
     first, _ = sent.nodes
     stale, watchdog = (the_one(box.tasks(first), words) for words in (("-m", "train"), ("-m", "train.watch")))
     os.kill(watchdog, signal.SIGSTOP)
-    box.set_kill_wait(5)  # rank 1 cannot save without rank 0
-    box.cut_off(first)
-    sent.wait_for_attempt(2)
-    sent.wait("a step of the second attempt", lambda: any(e["attempt"] == 2 for e in sent.events("saved")))
-    os.kill(stale, 0)  # alive
-    box.reach_again(first)
-    os.kill(watchdog, signal.SIGCONT)
-    assert sent.end() == "COMPLETED", sent.log()
-    sent.wait("the fence", lambda: not Path(f"/proc/{stale}").exists())
-    box.set_kill_wait(60)
+    with box.impatient():  # rank 1 cannot save without rank 0
+        box.cut_off(first)
+        sent.go_to(13, attempt=2)
+        sent.wait("a save of the second attempt", lambda: sent.has_saved(attempt=2))
+        os.kill(stale, 0)  # alive
+        os.kill(watchdog, signal.SIGCONT)
+        sent.wait("the fence", lambda: not cmdline(stale))
+        box.reach_again(first)
+        assert sent.end() == "COMPLETED", sent.log()
     assert '"fenced"' in (sent.run / "attempts" / "0001" / "rank-00000.failure.json").read_text()
     assert sent.fact("Restarts") == "1"
     written = [event["attempt"] for event in sent.events()]
@@ -230,24 +247,27 @@ def cmdline(pid: int) -> bytes:
     return b""
 
 
-def test_a_job_that_is_out_of_time_or_cancelled_ends_and_goes_on_when_it_is_sent_again(
+def test_jobs_end_for_good_where_another_start_would_not_help_and_go_on_when_they_are_sent_again(
     here: Path, box: Box, workplace: Path
 ):
-    """F10: Slurm's time limit comes while the last checkpoint is being written to a disk that takes its time: TIMEOUT,
-    and only what came after the checkpoint before is lost. A job that a person cancels saves, and stays away."""
+    """F10: Slurm's time limit comes while a checkpoint is being written to a disk that takes its time: TIMEOUT, and
+    only what came after the checkpoint before is lost. A job that a person cancels saves, and stays away. F1, F20: two
+    that end by themselves, while the first of them waits for Slurm, which looks at time limits every 30 s."""
     assert Job(workplace, *SHORT, "run.name=alone", ranks=1).end() == [0]
     sent = Sent(box, here, "late", "slurm.signal_seconds=30", nodes=1)
-    sent.wait_for_step(8)
-    sent.wait("a checkpoint", lambda: bool(sent.events("saved")))
-    sent.slow_disk.touch()
-    box.set_kill_wait(2)
-    box.ask("scontrol", "update", f"jobid={sent.number}", "EndTime=now+1")
-    assert sent.end() == "TIMEOUT", sent.log()
-    box.set_kill_wait(60)
-    sent.slow_disk.unlink()
+    sent.go_to(7, attempt=1)
+    sent.wait("a checkpoint", sent.has_saved)
+    sent.slow_disk(True)
+    with box.impatient():
+        box.ask("scontrol", "update", f"jobid={sent.number}", "EndTime=now+1")
+        idle, refused = idle_job(box, here), Sent(box, here, "refused", "model.vocab_size=256")
+        ends_because_it_makes_no_progress(idle)
+        ends_with_its_refusal_whatever_becomes_of_the_other_ranks(refused)
+        assert sent.wait_for_end() == "TIMEOUT", sent.log()
+    sent.slow_disk(False)
     saved = sent.events("saved")[-1]["step"]
     sent.send()
-    sent.wait_for_step(14)
+    sent.go_to(saved + 2, attempt=2)
     box.ask("scancel", sent.number)
     assert sent.end() == "CANCELLED", sent.log()
     assert "back into the queue" not in sent.log()
@@ -258,21 +278,24 @@ def test_a_job_that_is_out_of_time_or_cancelled_ends_and_goes_on_when_it_is_sent
     assert curve(sent.run) == curve(workplace / "runs" / "alone")
 
 
-def test_a_job_that_makes_no_progress_ends_by_itself(here: Path, box: Box):
-    """F1: attempt after attempt died at once; the next one does not try, and Slurm does not start it again."""
-    attempt = here / HOSTILE / "idle" / "attempts" / "0001"
+def idle_job(box: Box, folder: Path) -> Sent:
+    """Attempt after attempt died at once."""
+    attempt = folder / HOSTILE / "idle" / "attempts" / "0001"
     attempt.mkdir(parents=True)
     (attempt / "holder.json").write_text("{}")
     (attempt / "ended.json").write_text('{"how": "failed"}')
-    sent = Sent(box, here, "idle", "run.max_idle_starts=1", nodes=1)
+    return Sent(box, folder, "idle", "run.max_idle_starts=1", nodes=1)
+
+
+def ends_because_it_makes_no_progress(sent: Sent) -> None:
+    """The next attempt does not try, and Slurm does not start it again."""
     assert sent.end() == "FAILED", sent.log()
     assert sent.fact("ExitCode") == "6:0", sent.log()
     assert sent.fact("Restarts") == "0"
 
 
-def test_a_refusal_is_the_end_of_the_job_whatever_becomes_of_the_other_ranks(here: Path, box: Box):
-    """F20: a vocabulary that the model has no room for: exit code 2, and not what srun makes of the ranks it ends."""
-    sent = Sent(box, here, "refused", "model.vocab_size=256")
+def ends_with_its_refusal_whatever_becomes_of_the_other_ranks(sent: Sent) -> None:
+    """A vocabulary that the model has no room for: exit code 2, and not what srun makes of the ranks it ends."""
     assert sent.end() == "FAILED", sent.log()
     assert sent.fact("ExitCode") == "2:0"
     assert "which another start would not change" in sent.log()

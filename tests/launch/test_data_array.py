@@ -181,9 +181,9 @@ def test_submitting_where_there_is_no_slurm_says_so(tmp_path: Path):
 # --- under a real Slurm ----------------------------------------------------------------------------------------------
 
 
-def launched(box: Cluster, typed: list[str]) -> str:
+def launched(box: Cluster, typed: list[str], **variables: str) -> str:
     command = [sys.executable, "-m", "launch", "data", *typed, "submit=true"]
-    done = subprocess.run(command, cwd=ROOT, env=box.env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=box.env | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -210,9 +210,17 @@ def test_arrays_over_several_nodes_give_the_bytes_of_one_process(tmp_path: Path,
     assert contents(out) == contents(alone)
 
 
+ENCODE_LATER = """\
+import os, sys, time
+while "stage=encode" in sys.orig_argv and os.path.exists(os.environ["HELD"]):
+    time.sleep(0.1)
+"""
+"""put before a task by way of Python's sitecustomize: what is to be hurt does not end before"""
+
+
 def running(box: Cluster, stage: str) -> tuple[str, str]:
     """(job id, node) of a running element of the stage, as soon as there is one."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while time.monotonic() < until:
         for line in box.ask("squeue", "--noheader", "--states=RUNNING", "--format=%i %N %j").splitlines():
             job_id, node, name = line.split()
@@ -227,9 +235,7 @@ def test_what_the_cluster_and_the_environment_say_is_heeded(tmp_path: Path, box:
     """MaxArraySize is 4; SBATCH_TIMELIMIT would overrule the directives of a script."""
     corpus = write_corpus(tmp_path / "texts", n_documents=60)
     typed = words(tmp_path / "out", corpus, "slurm.cpus_per_task=1", "slurm.time_limit_minutes=33")
-    box.env["SBATCH_TIMELIMIT"] = "7"
-    shown = launched(box, typed)
-    del box.env["SBATCH_TIMELIMIT"]
+    shown = launched(box, typed, SBATCH_TIMELIMIT="7")
     assert "Arrays have 4 elements (MaxArraySize=4, MaxJobCount=10,000: scontrol show config)" in shown
     assert set(box.ask("squeue", "--noheader", "--format=%l").split()) == {"33:00"}
     box.ask("scancel", "--me")
@@ -257,13 +263,17 @@ def test_a_time_limit_that_the_partition_does_not_allow_is_refused(tmp_path: Pat
 def test_a_dead_node_and_a_cancelled_element_lose_nothing(tmp_path: Path, box: Box):
     """Slurm starts the dead node's element again elsewhere; the cancelled one waits for the same command."""
     corpus = write_corpus(tmp_path / "texts", n_documents=60)
-    out, alone = tmp_path / "out", tmp_path / "alone"
+    out, alone, held = tmp_path / "out", tmp_path / "alone", tmp_path / "held"
     typed = words(out, corpus, "slurm.cpus_per_task=1", "slurm.max_array=3", "slurm.max_parallel=1")
-    launched(box, typed)
+    typed.append("slurm.export=[PATH,HOME,PYTHONPATH,HELD]")
+    (tmp_path / "sitecustomize.py").write_text(ENCODE_LATER)
+    held.touch()
+    launched(box, typed, PYTHONPATH=str(tmp_path), HELD=str(held))
     element, node = running(box, "encode")
     array = element.partition("_")[0]
     box.ask("scancel", f"{array}_2")
     box.kill_node(node)
+    held.unlink()
     box.ask("scontrol", "update", f"jobid={element}", "starttime=now")  # else it waits two minutes
     box.wait_until_empty()
     assert "attempt 2" in (out / "logs" / f"{log_name(out, 'encode')}-{element}.log").read_text()

@@ -52,6 +52,29 @@ def test_the_first_one_is_the_reason_and_another_changes_nothing(stop: StopSigna
     assert [reason(code) for code in (0, signal.SIGUSR2, TIME_LIMIT)] == [None, "SIGUSR2", "time limit"]
 
 
+ENDS_SLOWLY = """
+import os, sys, time
+import train.__main__
+class Late:
+    def __del__(self, write=os.write, sleep=time.sleep):
+        write(1, b"late")
+        sleep(1)
+late = Late()
+train.__main__.entry = lambda *words: sys.exit(3)
+train.__main__.main()
+"""
+
+
+def test_a_signal_at_the_very_end_changes_nothing_of_how_a_rank_ended():
+    """Python clears its modules away, as with torch takes a second, after it has taken back its handlers."""
+    process = subprocess.Popen([sys.executable, "-c", ENDS_SLOWLY], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.read(4) == b"late"
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        process.send_signal(number)
+    assert process.wait(120) == 3
+
+
 def test_the_second_ctrl_c_leaves_at_once_whatever_came_before(stop: StopSignals):
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)
