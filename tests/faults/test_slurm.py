@@ -32,6 +32,8 @@ import sys
 if sys.orig_argv[1:3] == ["-m", "train"]:
     import os
     import time
+    from train.parallel import share_cores
+    share_cores()  # before torch is imported: else threads that wait spin, and steps take a second
     import train.data
     import train.stop
     place = os.environ["PLACE"] + "/"
