@@ -19,10 +19,11 @@ from tests.faults.jobs import Job
 from tests.launch.conftest import HOSTILE
 from tests.runs import TINY, curve, rows
 from tests.slurm_box import Box
+from train.checkpoint.folders import steps_found
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).parents[2]
-SHORT = ("total_tokens=6144", "evaluation.every_steps=8", "checkpoint.every_steps=6")
+SHORT = ("total_tokens=6144", "evaluation.every_steps=8", "checkpoint.every_steps=6", "health.stuck_seconds=1000")
 STEPS = 24
 PATIENCE = 600.0
 """seconds; a start takes ten on a quiet machine, most of it imports"""
@@ -31,6 +32,8 @@ import sys
 if sys.orig_argv[1:3] == ["-m", "train"]:
     import os
     import time
+    from train.parallel import share_cores
+    share_cores()  # before torch is imported: else threads that wait spin, and steps take a second
     import train.data
     import train.stop
     place = os.environ["PLACE"] + "/"
@@ -43,7 +46,7 @@ if sys.orig_argv[1:3] == ["-m", "train"]:
             time.sleep(0.05)
         return real(self, step)
     def fsync(descriptor):
-        while os.path.exists(place + "disk is slow"):
+        while "/checkpoints/" in os.readlink(f"/proc/self/fd/{descriptor}") and os.path.exists(place + "disk is slow"):
             open(place + "disk is waited for", "w").close()
             time.sleep(0.05)
         sync(descriptor)
@@ -130,10 +133,9 @@ class Sent:
         (self._place / "limit.new").write_text(str(step))
         (self._place / "limit.new").rename(self._place / "limit")
 
-    def has_saved(self, attempt: int = 1) -> bool:
-        with contextlib.suppress(OSError, ValueError):
-            return any(event["attempt"] == attempt for event in self.events("saved"))
-        return False
+    def wait_for_checkpoint(self, step: int) -> None:
+        """Not for its event, which comes with a step after it."""
+        self.wait(f"checkpoint {step}", lambda: step in steps_found(self.run / "checkpoints"))
 
     def slow_disk(self, is_slow: bool) -> None:
         """Returns as soon as a rank waits for it."""
@@ -220,7 +222,7 @@ def test_a_rank_that_is_cut_off_and_lives_on_writes_nothing_into_the_run_of_its_
     with box.impatient():  # rank 1 cannot save without rank 0
         box.cut_off(first)
         sent.go_to(13, attempt=2)
-        sent.wait("a save of the second attempt", lambda: sent.has_saved(attempt=2))
+        sent.wait_for_checkpoint(12)
         os.kill(stale, 0)  # alive
         os.kill(watchdog, signal.SIGCONT)
         sent.wait("the fence", lambda: not cmdline(stale))
@@ -256,7 +258,7 @@ def test_jobs_end_for_good_where_another_start_would_not_help_and_go_on_when_the
     assert Job(workplace, *SHORT, "run.name=alone", ranks=1).end() == [0]
     sent = Sent(box, here, "late", "slurm.signal_seconds=30", nodes=1)
     sent.go_to(7, attempt=1)
-    sent.wait("a checkpoint", sent.has_saved)
+    sent.wait_for_checkpoint(6)
     sent.slow_disk(True)
     with box.impatient():
         box.ask("scontrol", "update", f"jobid={sent.number}", "EndTime=now+1")
@@ -265,7 +267,7 @@ def test_jobs_end_for_good_where_another_start_would_not_help_and_go_on_when_the
         ends_with_its_refusal_whatever_becomes_of_the_other_ranks(refused)
         assert sent.wait_for_end() == "TIMEOUT", sent.log()
     sent.slow_disk(False)
-    saved = sent.events("saved")[-1]["step"]
+    saved = max(steps_found(sent.run / "checkpoints"))
     sent.send()
     sent.go_to(saved + 2, attempt=2)
     box.ask("scancel", sent.number)
