@@ -358,7 +358,7 @@ def test_checkpoints_that_are_gone_stop_the_run_instead_of_starting_anew(at_step
     shutil.rmtree(at_step_20)
     code, message = outcome(at_step_20.parents[2], "run.name=hurt")
     assert code == 4
-    assert "tells of checkpoints" in message
+    assert "tell of checkpoints" in message
 
 
 def test_a_checkpoint_knows_its_configuration_even_if_the_folder_forgot(at_step_20: Path):
