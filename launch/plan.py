@@ -57,8 +57,8 @@ def find_machine(cluster: ClusterConfig, precision: Precision, least_devices: in
     name, memory = gpu or ("GPU" if cluster.device == Device.cuda else "CPU process", _memory_bytes())
     if cluster.memory_gib is not None:
         memory = int(cluster.memory_gib * 2**30)
-    if cluster.peak_flops_per_second is not None:
-        peak, source = cluster.peak_flops_per_second, "as configured"
+    if (configured := cluster.peak(precision)) is not None:
+        peak, source = configured, "as configured"
     elif known := published_peak(name, precision):
         peak, source = known
     else:

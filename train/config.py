@@ -171,6 +171,14 @@ class SampleConfig:
         return found
 
 
+GENERATIONS = ("ampere", "hopper", "blackwell")
+_ABOVE_ZERO = (
+    *("peak_flops_per_second", "bf16_flops_per_second", "fp8_flops_per_second", "fp32_flops_per_second"),
+    *("memory_gib", "memory_bytes_per_second", "gpus_per_node", "link_bytes_per_second", "network_bytes_per_second"),
+    *("watts", "rated_watts"),
+)
+
+
 @dataclass
 class ClusterConfig:
     """The machine: what it can do, and what it costs. null means: look, or measure, when the run starts."""
@@ -180,9 +188,27 @@ class ClusterConfig:
     n_devices: int | None = None
     """devices the run is meant for; null means as many as were started (a plan then assumes one)"""
     peak_flops_per_second: float | None = None
-    """dense peak of one device in the run's precision; null means known by its name, else measured by a matmul"""
+    """dense peak of one device in the run's precision, whatever that is; null means the one of its dtype below, else
+    known by the device's name, else measured by a matmul"""
+    bf16_flops_per_second: float | None = None
+    """dense peak of one device; so are the next two"""
+    fp8_flops_per_second: float | None = None
+    fp32_flops_per_second: float | None = None
     memory_gib: float | None = None
     """memory of one device; null means as found"""
+    memory_bytes_per_second: float | None = None
+    """to and from that memory. Where this, the links or the generation is null, a plan goes by expected_mfu"""
+    generation: str | None = None
+    """ampere, hopper or blackwell: what matmuls and attention reach of the peak differs between them"""
+    gpus_per_node: int | None = None
+    link_bytes_per_second: float | None = None
+    """of one device to the others of its node, in one direction"""
+    network_bytes_per_second: float | None = None
+    """of one device to those of other nodes, in one direction"""
+    watts: float | None = None
+    """one device may draw so much"""
+    rated_watts: float | None = None
+    """the same chip may draw so much where nobody limits it; null means watts"""
     expected_mfu: float = 0.4
     """share of the peak that the plan reckons with"""
     usd_per_device_hour: float | None = None
@@ -194,10 +220,12 @@ class ClusterConfig:
         found: list[str] = []
         if self.n_devices is not None and self.n_devices < 1:
             found.append(f"cluster.n_devices={self.n_devices} must be at least 1, or null")
-        for name in ("peak_flops_per_second", "memory_gib"):
+        for name in _ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 found.append(f"cluster.{name}={value} must be above 0, or null")
+        if self.generation not in (None, *GENERATIONS):
+            found.append(f"cluster.generation={self.generation} must be one of {', '.join(GENERATIONS)}, or null")
         if not 0 < self.expected_mfu <= 1:
             found.append(f"cluster.expected_mfu={self.expected_mfu} must lie in (0, 1]")
         if self.usd_per_device_hour is not None and self.usd_per_device_hour < 0:
@@ -205,6 +233,12 @@ class ClusterConfig:
         if self.usd_per_device_hour is not None and self.price_date is None:
             found.append("cluster.usd_per_device_hour needs cluster.price_date: a price without a date says little")
         return found
+
+    def peak(self, dtype: str) -> float | None:
+        """Dense FLOP/s of one device, if configured; bf16_states computes as bf16 does."""
+        if self.peak_flops_per_second is not None:
+            return self.peak_flops_per_second
+        return self.fp32_flops_per_second if dtype == "fp32" else self.bf16_flops_per_second
 
 
 @dataclass

@@ -12,7 +12,7 @@ from train.plan import Machine, published_peak
 
 def find_machine(cluster: ClusterConfig, precision: Precision, device: str, n_devices: int) -> Machine:
     name = device_name(device)
-    peak, source = cluster.peak_flops_per_second, "as configured"
+    peak, source = cluster.peak(precision), "as configured"
     if peak is None:
         peak, source = published_peak(name, precision) or (_measured(device, precision), "measured by a matmul now")
     memory = None if cluster.memory_gib is None else int(cluster.memory_gib * 2**30)

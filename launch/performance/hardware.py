@@ -1,0 +1,73 @@
+"""One GPU kind with its links, as its data sheet gives them: numbers in, numbers out; nothing is measured here."""
+
+from dataclasses import dataclass
+from functools import cache
+
+from conf.app import CONF_FOLDER
+from conf.check import read_config
+from conf.errors import ConfigError
+from train.config import ClusterConfig
+
+FILES = {
+    "A100-40": "a100_40", "A100-80": "a100_80", "A100": "a100_80",
+    "H100-96": "h100_500w", "H100": "h100", "H200": "h200", "GB200": "gb200", "B200": "b200",
+}  # fmt: skip
+"""how published tables call GPUs, and the file of conf/cluster/ that describes it; the first name that fits counts"""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    name: str
+    memory_bytes: float
+    flops_per_second: dict[str, float]
+    """dense peak by dtype: bf16 (fp16 is the same), fp8, fp32"""
+    memory_bytes_per_second: float
+    link_bytes_per_second: float
+    """of one GPU to the others of its node, one direction"""
+    network_bytes_per_second: float
+    """of one GPU to other nodes, one direction"""
+    gpus_per_node: int
+    watts: float
+    generation: str
+    """ampere, hopper or blackwell: decides what matmuls and attention kernels reach"""
+    rated_watts: float
+    """what the same chip may draw where nobody limits it"""
+
+    def peak(self, dtype: str) -> float:
+        """Dense FLOP/s. Raises KeyError for a dtype that the GPU's tensor cores do not have."""
+        return self.flops_per_second[{"fp16": "bf16"}.get(dtype, dtype)]
+
+
+def hardware_of(cluster: ClusterConfig) -> Hardware | None:
+    """None where the description is not complete enough to predict a time from."""
+    needed = (
+        cluster.bf16_flops_per_second, cluster.memory_gib, cluster.memory_bytes_per_second, cluster.generation,
+        cluster.gpus_per_node, cluster.link_bytes_per_second, cluster.network_bytes_per_second, cluster.watts,
+    )  # fmt: skip
+    if None in needed:
+        return None
+    bf16, memory_gib, memory, generation, gpus_per_node, link, network, watts = needed
+    others = {"fp8": cluster.fp8_flops_per_second, "fp32": cluster.fp32_flops_per_second}
+    return Hardware(
+        name=cluster.name,
+        memory_bytes=memory_gib * 2**30,
+        flops_per_second={"bf16": bf16} | {dtype: peak for dtype, peak in others.items() if peak is not None},
+        memory_bytes_per_second=memory,
+        link_bytes_per_second=link,
+        network_bytes_per_second=network,
+        gpus_per_node=gpus_per_node,
+        watts=watts,
+        generation=generation,
+        rated_watts=cluster.rated_watts or watts,
+    )
+
+
+@cache
+def hardware_named(name: str) -> Hardware:
+    """As published tables call it. Raises ConfigError for one that no file describes."""
+    for known, file in FILES.items():
+        if name.upper().startswith(known):
+            found = hardware_of(read_config(ClusterConfig, CONF_FOLDER / "cluster" / f"{file}.yaml"))
+            assert found is not None, f"conf/cluster/{file}.yaml is not complete"
+            return found
+    raise ConfigError([f"GPU kind {name!r} is not known: conf/cluster/ describes {', '.join(FILES)}"])

@@ -1,0 +1,145 @@
+"""Published training speeds, as tables of one layout, read into jobs that can be predicted.
+
+In: a folder of CSV files, or one (columns as in their README: an empty cell is not stated). Out: rows, each with its
+job, hardware and what was measured, or with the reason why nothing can be predicted for it.
+"""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.errors import ConfigError
+from launch.performance.layout import Layout
+from launch.performance.stacks import Stack, stack_of
+from model.config import Bias, Mlp, ModelConfig, Norm, Positions
+
+COLUMNS = (
+    "source hw n_gpus model layers hidden heads kv_heads ffn glu vocab seq dp tp pp cp vpp zero micro_batch grad_accum "
+    "global_batch precision recompute tokens_s_gpu step_s mem_gib note"
+).split()
+
+
+@dataclass(frozen=True)
+class Row:
+    file: str
+    source: str
+    name: str
+    """model, GPUs and row length, for a reader"""
+    hardware: str
+    stack: Stack
+    layouts: tuple[Layout, ...]
+    """those that the source may mean: one for each value of what it does not state"""
+    tokens_per_second: float | None
+    """per GPU"""
+    memory_gib: float | None
+    held_out: bool
+    """never looked at by the calibration"""
+    gpu_hours: bool = False
+
+
+def read(path: Path) -> list[Row]:
+    """All rows of the tables. Raises ConfigError when there is none, or one that is not such a table."""
+    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    rows = [row for file in files for row in _read_file(file)]
+    if not rows:
+        raise ConfigError([f"reproduce={path}: no CSV file with published speeds there"])
+    return rows
+
+
+def _read_file(file: Path) -> list[Row]:
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ConfigError([f"{file} lacks the columns {', '.join(missing)}: see the README of such tables"])
+            return [_row(file, number, cells) for number, cells in enumerate(reader, start=2)]
+    except OSError as error:
+        raise ConfigError([f"{file} cannot be read: {error.strerror}"]) from None
+
+
+def is_held_out(cells: dict[str, str]) -> bool:
+    """A third of all rows, by their content, chosen before anything was fitted."""
+    key = "|".join(cells[name] for name in ("source", "hw", "n_gpus", "model", "seq", "precision", "tokens_s_gpu"))
+    return hashlib.sha256(key.encode()).digest()[0] % 3 == 0
+
+
+def _row(file: Path, number: int, cells: dict[str, str]) -> Row:
+    try:
+        return Row(
+            file=file.name,
+            source=cells["source"],
+            name=f"{cells['model']}, {cells['n_gpus']} x {cells['hw']}, T {cells['seq']}, {cells['precision'] or '?'}",
+            hardware=cells["hw"],
+            stack=stack_of(cells["source"], cells["note"], cells["precision"]),
+            layouts=_layouts(cells),
+            tokens_per_second=_number(cells, "tokens_s_gpu"),
+            memory_gib=_number(cells, "mem_gib"),
+            held_out=is_held_out(cells),
+        )
+    except ValueError as error:
+        raise ConfigError([f"{file}, line {number}: {error}"]) from None
+
+
+def _number(cells: dict[str, str], name: str) -> float | None:
+    return float(cells[name]) if cells[name] else None
+
+
+def _whole(cells: dict[str, str], name: str, default: int) -> int:
+    return int(float(cells[name])) if cells[name] else default
+
+
+def _layouts(cells: dict[str, str]) -> tuple[Layout, ...]:
+    gpus = _whole(cells, "n_gpus", 1)
+    tp, pp, cp = (_whole(cells, name, 1) for name in ("tp", "pp", "cp"))
+    dp = _whole(cells, "dp", max(1, gpus // (tp * pp * cp)))
+    recompute, precision = cells["recompute"].lower(), cells["precision"].lower()
+    common = {
+        "model": _model(cells), "seq_len": _whole(cells, "seq", 0), "dp": dp, "tp": tp, "pp": pp, "cp": cp,
+        "zero": _whole(cells, "zero", 1), "sequence_parallel": "no sequence parallel" not in recompute,
+        "precision": "fp8" if "8" in precision else "fp32" if "32" in precision else "bf16",
+        "recompute": next((kind for kind in ("full", "selective") if kind in recompute), "none"),
+    }  # fmt: skip
+    return tuple(
+        Layout(**common, micro_batch=micro, accumulation=accumulation, virtual_stages=virtual)
+        for micro, accumulation in _batches(cells, dp)
+        for virtual in _virtual(cells, pp, common["model"].n_layers)
+    )
+
+
+def _batches(cells: dict[str, str], dp: int) -> list[tuple[int, int]]:
+    """(micro-batch, accumulation), one for each that the row may mean."""
+    micro, accumulation = _whole(cells, "micro_batch", 0), _whole(cells, "grad_accum", 0)
+    if not cells["global_batch"] and not micro:
+        return [(size, 4) for size in (1, 2, 4, 8, 16)]
+    rows = max(1, _whole(cells, "global_batch", 0) // dp)
+    if micro:
+        return [(micro, accumulation or max(1, rows // micro))]
+    if accumulation:
+        return [(max(1, rows // accumulation), accumulation)]
+    return [(size, rows // size) for size in (1, 2, 4, 8, 16, 32) if rows % size == 0] or [(1, rows)]
+
+
+def _virtual(cells: dict[str, str], pp: int, n_layers: int) -> list[int]:
+    if cells["vpp"] or pp == 1:
+        return [_whole(cells, "vpp", 1)]
+    return [v for v in range(1, n_layers // pp + 1) if n_layers % (pp * v) == 0] or [1]
+
+
+def _model(cells: dict[str, str]) -> ModelConfig:
+    hidden, heads = _whole(cells, "hidden", 0), _whole(cells, "heads", 0)
+    gated = bool(_whole(cells, "glu", 0))
+    return ModelConfig(
+        vocab_size=_whole(cells, "vocab", 50_304),
+        n_layers=_whole(cells, "layers", 0),
+        d_model=hidden,
+        n_heads=heads,
+        n_kv_heads=_whole(cells, "kv_heads", heads),
+        d_ff=_whole(cells, "ffn", 4 * hidden),
+        mlp=Mlp.swiglu if gated else Mlp.gelu,
+        norm=Norm.rmsnorm if gated else Norm.layernorm,
+        positions=Positions.rotary if gated else Positions.none,
+        bias=Bias.none,
+        tie_embeddings=not gated,
+    )

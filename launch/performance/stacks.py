@@ -1,0 +1,70 @@
+"""Software that training speeds are published for, described by what its kernels are, not by how fast it was.
+
+Each field changes a term of the time or of the memory; constants that are common to all are in `constants.py`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stack:
+    name: str
+    attention: str = "flash2"
+    """unfused: scores are written to memory; triton: the first FlashAttention kernels in Triton; flash2; flash3: kernels
+    that use what Hopper brought (cuDNN, FlashAttention-3; flash2's speed elsewhere)"""
+    fused: bool = False
+    """norms, rotations, activations and residuals are compiled or hand-written into few kernels"""
+    overlaps_reduction: bool = True
+    """gradients are reduced while backward still runs; without ZeRO (stage 0) everybody does, as torch's DDP"""
+    overlaps_tensor_parallel: bool = False
+    """tensor-parallel collectives are cut in pieces that run beside the matmuls they feed"""
+    stream_bytes: int = 2
+    """of a number of the residual stream; 4 under autocast with fp32 weights"""
+    selective_matmuls: float = 0.0
+    """share of the forward's matmuls that selective recomputation runs again"""
+    balanced_stages: bool = False
+    """pipeline stages are cut by cost, the head counted, not by the number of layers"""
+    gradient_bytes: int = 4
+    """of a gradient that is kept and reduced"""
+    weight_bytes: int = 2
+    """of a weight as it is stored"""
+    messages_per_layer: int = 1
+    """collectives a layer's gradients are reduced in: 1 where they are put into buckets"""
+    network_ratio: float | None = None
+    """what its published runs reach of the network's data sheet, if known to be far from usual; see `constants.py`"""
+
+
+MEGATRON_2021 = Stack("Megatron-LM, 2021", attention="unfused", fused=True, overlaps_reduction=False)
+MEGATRON = Stack("Megatron core", attention="flash3", fused=True, overlaps_tensor_parallel=True)
+NANOTRON = Stack("nanotron", overlaps_reduction=False, balanced_stages=True, messages_per_layer=7)
+LLM_FOUNDRY = Stack("llm-foundry, 2023, bf16", attention="triton", gradient_bytes=2)
+LLM_FOUNDRY_AUTOCAST = Stack(
+    "llm-foundry, 2023, autocast", attention="triton", gradient_bytes=4, weight_bytes=4, stream_bytes=4
+)
+FSDP_COMPILED = Stack("FSDP, compiled", fused=True, selective_matmuls=0.5, gradient_bytes=4, weight_bytes=4)
+FSDP_EAGER = Stack("FSDP, eager", selective_matmuls=0.5, gradient_bytes=4, weight_bytes=4)
+COMPILED = Stack("one node, compiled", attention="flash3", fused=True)
+DEEPSPEED_2022 = Stack("Megatron-DeepSpeed, 2022", attention="unfused", fused=True, gradient_bytes=2)
+CRISOL = Stack("Crisol, eager", attention="flash2", overlaps_reduction=False)
+CRISOL_COMPILED = Stack("Crisol, compiled", attention="flash3", fused=True, overlaps_reduction=False)
+
+_BY_SOURCE = (
+    (("2104.04473", "2205.05198", "mt-nlg", "2201.11990"), MEGATRON_2021),
+    (("megatron-deepspeed", "deepspeed"), DEEPSPEED_2022),
+    (("megatron", "llama 3", "nemo", "megascale"), MEGATRON),
+    (("nanotron",), NANOTRON),
+    (("llm-foundry",), LLM_FOUNDRY),
+    (("fms-fsdp", "torchtitan", "torchao"), FSDP_COMPILED),
+)
+
+
+def stack_of(source: str, note: str, precision: str) -> Stack:
+    """The software behind a published row; what is not known is taken for compiled code of one node."""
+    text = source.lower()
+    for words, stack in _BY_SOURCE:
+        if not any(word in text for word in words):
+            continue
+        if stack is FSDP_COMPILED and "eager" in note.lower():
+            return FSDP_EAGER
+        return LLM_FOUNDRY_AUTOCAST if stack is LLM_FOUNDRY and "amp" in precision else stack
+    return COMPILED

@@ -1,0 +1,194 @@
+"""The predicted time of one training step, by part: a roofline of what computes, and what communication leaves exposed.
+
+    step = micro-batches x (matmul + attention + elementwise + loss + tensor parallel + exposed gathering) x (1 + bubble)
+           + exposed reduction of gradients + optimizer + the rest, all of it longer where more nodes wait for each other
+
+Terms and their sources: each file's own; the form is that of Megatron-LM (arXiv 2104.04473, section 2) and of the study
+of recomputation (arXiv 2205.05198, section 4).
+"""
+
+from dataclasses import asdict, dataclass
+from math import ceil, log2
+
+from launch.performance import attention, collectives, matmul, traffic
+from launch.performance.constants import Constants
+from launch.performance.hardware import Hardware
+from launch.performance.layout import Job
+from model.arithmetic import count_parameters
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step on the slowest GPU, by part."""
+
+    matmul: float
+    attention: float
+    elementwise: float
+    loss: float
+    recomputation: float
+    tensor_parallel: float
+    weights_gathered: float
+    pipeline: float
+    gradients_reduced: float
+    optimizer: float
+    waiting: float
+    rest: float
+
+    @property
+    def total(self) -> float:
+        return sum(asdict(self).values())
+
+
+def step_time(job: Job, hardware: Hardware, constants: Constants) -> StepTime:
+    layout, stack = job.layout, job.stack
+    m = layout.accumulation
+    block, head = _block(job, hardware, constants), _head(job, hardware, constants)
+    layers, heads = _of_slowest_stage(job, block.total, sum(head))
+    compute = layers * block.total + heads * sum(head)
+    tensor_parallel = layers * _tensor_parallel(job, hardware, constants)
+    gathered = _gathered(job, compute + tensor_parallel, hardware, constants)
+    micro = compute + tensor_parallel + gathered
+    bubble = (layout.pp - 1) / (layout.virtual_stages * m) * m * micro + m * _handed_on(job, hardware, constants)
+    reduced = _reduced(job, compute, hardware, constants)
+    optimizer = traffic.optimizer_seconds(_own_params(job) / _sharers(job), hardware, constants)
+    busy = m * micro + bubble + reduced + optimizer + constants.step_seconds
+    nodes = max(1.0, layout.n_gpus / hardware.gpus_per_node)
+    return StepTime(
+        matmul=m * (layers * block.matmul + heads * head[0]),
+        attention=m * layers * block.attention,
+        elementwise=m * layers * block.elementwise,
+        loss=m * heads * head[1],
+        recomputation=m * layers * block.recomputed,
+        tensor_parallel=m * tensor_parallel,
+        weights_gathered=m * gathered,
+        pipeline=bubble,
+        gradients_reduced=reduced,
+        optimizer=optimizer,
+        waiting=busy * constants.straggling * log2(nodes),
+        rest=constants.step_seconds,
+    )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Seconds of one block for one micro-batch, forward and backward."""
+
+    matmul: float
+    attention: float
+    elementwise: float
+    recomputed: float
+
+    @property
+    def total(self) -> float:
+        return self.matmul + self.attention + self.elementwise + self.recomputed
+
+
+def _block(job: Job, hardware: Hardware, constants: Constants) -> Block:
+    once = sum(matmul.seconds(p, hardware, constants, job.layout.precision) for p in matmul.block_products(job.layout))
+    forward, backward = attention.seconds(job, hardware, constants)
+    elementwise = traffic.block_seconds(job, hardware, constants)
+    match job.layout.recompute:
+        case "full":
+            again = once + forward + traffic.FORWARD_SHARE * elementwise
+        case "selective":
+            again = once * job.stack.selective_matmuls + traffic.FORWARD_SHARE * elementwise
+            again += forward * (job.stack.attention == "unfused")
+        case _:
+            again = 0.0
+    return Block(3 * once, forward + backward, elementwise, again)
+
+
+def _head(job: Job, hardware: Hardware, constants: Constants) -> tuple[float, float]:
+    """(matmul, traffic of the logits); the head is never recomputed, and stays in bf16 where blocks are in fp8."""
+    dtype = "bf16" if job.layout.precision == "fp8" else job.layout.precision
+    product = 3 * matmul.seconds(matmul.head_product(job.layout), hardware, constants, dtype)
+    return product, traffic.loss_seconds(job, hardware, constants)
+
+
+def _of_slowest_stage(job: Job, block: float, head: float) -> tuple[float, float]:
+    """(blocks, heads) that the slowest pipeline stage computes."""
+    layout = job.layout
+    if layout.pp == 1:
+        return layout.model.n_layers, 1.0
+    if not job.stack.balanced_stages:
+        return ceil(layout.layers_of_stage), 1.0
+    even = (layout.model.n_layers * block + head) / layout.pp
+    return max(1, ceil((even - head) / block)) if even > head else 0, 1.0
+
+
+def _tensor_parallel(job: Job, hardware: Hardware, constants: Constants) -> float:
+    """Of one block and micro-batch: two all-reduces forward, two backward, two more where the forward runs again. With
+    sequence-parallel norms each is a gather and a scatter of the same bytes."""
+    layout = job.layout
+    n_bytes = 2 * layout.tokens * layout.model.d_model
+    n_gathers = 2 * (6 if layout.recompute == "full" else 4)
+    ranks = collectives.group(layout.tp, 1, hardware)
+    tp = n_gathers * collectives.gather_seconds(n_bytes, ranks, hardware, constants, job.stack)
+    tp *= constants.tensor_parallel_exposed if job.stack.overlaps_tensor_parallel else 1.0
+    row = collectives.group(layout.cp, layout.tp, hardware)
+    n_exchanged = 2 * layout.tokens * (2 * layout.model.kv_width / layout.tp) * layout.cp
+    return tp + 3 * collectives.gather_seconds(n_exchanged, row, hardware, constants, job.stack) * (layout.cp > 1)
+
+
+def _gathered(job: Job, compute: float, hardware: Hardware, constants: Constants) -> float:
+    """What ZeRO 3 leaves exposed for each micro-batch: weights gathered for forward and for backward, gradients
+    scattered. A second copy inside the node (hpZ) makes all but the first gathering go over its links alone."""
+    layout = job.layout
+    if layout.zero < 3 or layout.n_shards == 1:
+        return 0.0
+    among = collectives.group(layout.n_shards, layout.tp, hardware)
+    near = collectives.Group(layout.hpz, layout.hpz) if layout.hpz > 1 else among
+    layers = layout.layers_of_stage
+    of_layer = _own_params(job) / layers
+    first = collectives.gather_seconds(2 * of_layer, among, hardware, constants, job.stack)
+    again = collectives.gather_seconds(2 * of_layer, near, hardware, constants, job.stack)
+    scattered = collectives.gather_seconds(2 * of_layer, among, hardware, constants, job.stack)
+    return _exposed(layers * (first + again + scattered), compute, constants)
+
+
+def _reduced(job: Job, compute: float, hardware: Hardware, constants: Constants) -> float:
+    """What the reduction of gradients over data-parallel ranks leaves exposed, once a step, and the gathering of the
+    new weights at ZeRO 1 and 2."""
+    layout, stack = job.layout, job.stack
+    if layout.zero == 3 or layout.n_shards == 1:
+        return 0.0
+    among = collectives.group(layout.n_shards, layout.tp, hardware)
+    params = _own_params(job)
+    n_messages = max(1.0, layout.layers_of_stage * (stack.messages_per_layer if layout.zero else 1))
+
+    def all_layers(n_bytes: float) -> float:
+        return n_messages * collectives.gather_seconds(
+            n_bytes * params / n_messages, among, hardware, constants, stack
+        )
+
+    scattered = all_layers(stack.gradient_bytes)
+    gathered = all_layers(stack.gradient_bytes if layout.zero == 0 else stack.weight_bytes)
+    if layout.zero and not stack.overlaps_reduction:
+        return scattered + gathered
+    return _exposed(scattered + gathered, compute, constants)
+
+
+def _exposed(communication: float, compute: float, constants: Constants) -> float:
+    return max(communication - constants.hideable * compute, constants.interference * communication)
+
+
+def _handed_on(job: Job, hardware: Hardware, constants: Constants) -> float:
+    """Activations and their gradients from stage to stage, for each micro-batch and chunk."""
+    layout = job.layout
+    if layout.pp == 1:
+        return 0.0
+    n_bytes = 2 * layout.tokens * layout.model.d_model / layout.tp
+    ratio = job.stack.network_ratio or constants.network_ratio
+    return 2 * layout.virtual_stages * n_bytes / (hardware.network_bytes_per_second * ratio)
+
+
+def _own_params(job: Job) -> float:
+    """Parameters that one rank holds before ZeRO shares them out."""
+    counts, layout = count_parameters(job.layout.model), job.layout
+    inside = counts.n_params_non_embedding / layout.pp
+    outside = (counts.n_params - counts.n_params_non_embedding) / min(2, layout.pp)
+    return (inside + outside) / layout.tp
+
+
+def _sharers(job: Job) -> int:
+    return job.layout.n_shards if job.layout.zero else 1

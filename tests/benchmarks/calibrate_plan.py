@@ -1,0 +1,118 @@
+"""Fits the constants of `launch/performance/constants.py` to published training speeds, and says what they are worth.
+
+    python -m tests.benchmarks.calibrate_plan ../shared/data/performance [--leave-one-out]
+
+In: the tables. Out: the constants, and the errors on rows that the fit never saw: the third of the rows that
+`published.is_held_out` names by their content; with --leave-one-out, also each source predicted by constants that were
+fitted without any of its rows. Rows weigh less the more of them a source has; every constant is held near its prior (a
+figure from the literature or from counting) by a normal distribution of its logarithm: what few rows touch stays there.
+"""
+
+import dataclasses
+import statistics
+import sys
+from collections import Counter
+from math import log
+from pathlib import Path
+
+import numpy as np
+
+from launch.performance.constants import Constants
+from launch.performance.hardware import hardware_named
+from launch.performance.layout import Job
+from launch.performance.published import Row, read
+from launch.performance.reproduce import tuned
+from launch.performance.step import step_time
+
+PRIORS = {
+    # name: (prior, width of the prior as a factor)
+    "matmul_ampere": (0.82, 1.2),
+    "matmul_hopper": (0.72, 1.2),
+    "power_exponent": (1.0, 1.5),
+    "matmul_fp8": (0.60, 1.25),
+    "attention_unfused": (14.0, 1.5),
+    "attention_triton_ampere": (0.40, 1.4),
+    "attention_triton_hopper": (0.22, 1.4),
+    "attention_flash2_ampere": (0.55, 1.2),
+    "attention_flash2_hopper": (0.35, 1.2),
+    "attention_flash3_hopper": (0.50, 1.2),
+    "passes_fused": (1.0, 1.4),
+    "passes_eager": (2.0, 1.4),
+    "kernel_seconds": (4e-6, 1.5),
+    "link_ratio": (0.61, 1.3),
+    "network_ratio": (0.7, 1.3),
+    "tensor_parallel_exposed": (0.5, 1.4),
+    "interference": (0.15, 1.5),
+    "straggling": (0.012, 1.5),
+}
+
+
+def main() -> None:
+    rows = [row for row in read(Path(sys.argv[1])) if row.tokens_per_second is not None]
+    seen = [row for row in rows if not row.held_out]
+    constants = fit(seen, Constants())
+    for name in PRIORS:
+        print(f"{name} = {getattr(constants, name):.4g}   (prior {PRIORS[name][0]:.4g})")
+    print("fitted rows  ", summary(errors(seen, constants)))
+    print("held-out rows", summary(errors([row for row in rows if row.held_out], constants)))
+    for file in sorted({row.file for row in rows}):
+        those = [row for row in rows if row.file == file]
+        held = [row for row in those if row.held_out]
+        text = f"{file:32} all {summary(errors(those, constants))}"
+        if held:
+            text += f"; held out {summary(errors(held, constants))}"
+        if "--leave-one-out" in sys.argv:
+            without = fit([row for row in rows if row.file != file], constants, 6)
+            text += f"; fitted without it {summary(errors(those, without))}"
+        print(text, flush=True)
+
+
+def fit(rows: list[Row], start: Constants, rounds: int = 12) -> Constants:
+    """The constants of least weighted absolute log error, by reweighted least squares in their logarithms."""
+    names, theta = list(PRIORS), np.array([log(getattr(start, name)) for name in PRIORS])
+    centre, width = (np.array([log(pair[i]) for pair in PRIORS.values()]) for i in (0, 1))
+    of_file = Counter(row.file for row in rows)
+    weight = np.array([of_file[row.file] ** -0.5 for row in rows])
+    weight *= len(rows) / weight.sum()
+
+    def with_(theta: np.ndarray) -> Constants:
+        return dataclasses.replace(start, **dict(zip(names, np.exp(theta).tolist(), strict=True)))
+
+    for _ in range(rounds):
+        jobs = meant(rows, with_(theta))
+        now = logs(rows, jobs, with_(theta))
+        slopes = np.stack([(logs(rows, jobs, with_(theta + 0.01 * unit)) - now) / 0.01 for unit in np.eye(len(names))], 1)
+        robust = weight / np.maximum(np.abs(now), 0.03) / 5
+        left = slopes.T @ (robust[:, None] * slopes) + np.diag(1 / width**2)
+        step = np.linalg.solve(left, -slopes.T @ (robust * now) - (theta - centre) / width**2)
+        theta = theta + np.clip(step, -0.15, 0.15)
+    return with_(theta)
+
+
+def meant(rows: list[Row], constants: Constants) -> list[Job]:
+    return [tuned(row, hardware_named(row.hardware), constants) for row in rows]
+
+
+def logs(rows: list[Row], jobs: list[Job], constants: Constants) -> np.ndarray:
+    """log(predicted / published) of the step times."""
+    return np.array(
+        [
+            log(step_time(job, hardware_named(row.hardware), constants).total * row.tokens_per_second * job.layout.n_gpus)
+            - log(job.layout.tokens_per_step)
+            for row, job in zip(rows, jobs, strict=True)
+        ]
+    )
+
+
+def errors(rows: list[Row], constants: Constants) -> list[float]:
+    return [abs(float(np.exp(value)) - 1) for value in logs(rows, meant(rows, constants), constants)]
+
+
+def summary(values: list[float]) -> str:
+    ranked = sorted(values)
+    p90 = ranked[min(len(ranked) - 1, int(0.9 * len(ranked)))]
+    return f"{len(values)} rows, median {statistics.median(values):.1%}, p90 {p90:.1%}, worst {ranked[-1]:.1%}"
+
+
+if __name__ == "__main__":
+    main()
