@@ -26,14 +26,32 @@ def group(size: int, stride: int, hardware: Hardware) -> Group:
     return Group(size, max(1, min(size, hardware.gpus_per_node // stride)))
 
 
-def gather_seconds(n_bytes: float, among: Group, hardware: Hardware, constants: Constants, stack: Stack) -> float:
+@dataclass(frozen=True)
+class Cost:
+    seconds: float = 0.0
+    """from start to end"""
+    inside: float = 0.0
+    """of these, as many as the links inside a node are busy: the GPUs' memory and processors are busy with them too"""
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.seconds + other.seconds, self.inside + other.inside)
+
+    def times(self, factor: float) -> "Cost":
+        return Cost(self.seconds * factor, self.inside * factor)
+
+    def exposed(self, compute: float, constants: Constants) -> float:
+        """Seconds by which a step becomes longer if this runs beside so many seconds of computation."""
+        return max(self.seconds - constants.hideable * compute, constants.interference * self.inside)
+
+
+def gather(n_bytes: float, among: Group, hardware: Hardware, constants: Constants, stack: Stack) -> Cost:
     """An all-gather whose result has `n_bytes`, or a reduce-scatter that starts from them. An all-reduce is both."""
     if among.size == 1:
-        return 0.0
+        return Cost()
     share = n_bytes * (among.size - 1) / among.size
     inside = share / (hardware.link_bytes_per_second * constants.link_ratio)
     if among.n_nodes <= 1:
-        return inside + constants.kernel_seconds
+        return Cost(inside + constants.kernel_seconds, inside)
     ratio = stack.network_ratio or constants.network_ratio
     between = share / (among.in_node * hardware.network_bytes_per_second * ratio)
-    return max(inside, between) + (among.n_nodes - 1) * constants.hop_seconds
+    return Cost(max(inside, between) + (among.n_nodes - 1) * constants.hop_seconds, inside)

@@ -1,6 +1,7 @@
 """Matrix products of one block and of the head: FLOPs over what the GPU reaches, and the bytes they cannot but move."""
 
 from dataclasses import dataclass
+from math import hypot
 
 from launch.performance.constants import Constants
 from launch.performance.hardware import Hardware
@@ -46,7 +47,8 @@ def seconds(product: Product, hardware: Hardware, constants: Constants, dtype: s
     """Of one of the three products of a matrix (forward, and two backward), all of the same FLOPs and bytes."""
     bytes_of = {"fp32": 4, "fp8": 1}.get(dtype, 2)
     moved = bytes_of * product.numbers / (hardware.memory_bytes_per_second * constants.memory_ratio)
-    return product.flops / (hardware.peak(dtype) * ratio(hardware, constants, dtype)) + moved + constants.kernel_seconds
+    computed = product.flops / (hardware.peak(dtype) * ratio(hardware, constants, dtype))
+    return hypot(computed, moved) + constants.kernel_seconds
 
 
 def ratio(hardware: Hardware, constants: Constants, dtype: str) -> float:

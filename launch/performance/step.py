@@ -118,32 +118,30 @@ def _of_slowest_stage(job: Job, block: float, head: float) -> tuple[float, float
 
 def _tensor_parallel(job: Job, hardware: Hardware, constants: Constants) -> float:
     """Of one block and micro-batch: two all-reduces forward, two backward, two more where the forward runs again. With
-    sequence-parallel norms each is a gather and a scatter of the same bytes."""
-    layout = job.layout
+    sequence-parallel norms each is a gather and a scatter of the same bytes. Context parallelism passes keys and values
+    on: forward, backward, and their gradients."""
+    layout, stack = job.layout, job.stack
     n_bytes = 2 * layout.tokens * layout.model.d_model
     n_gathers = 2 * (6 if layout.recompute == "full" else 4)
-    ranks = collectives.group(layout.tp, 1, hardware)
-    tp = n_gathers * collectives.gather_seconds(n_bytes, ranks, hardware, constants, job.stack)
-    tp *= constants.tensor_parallel_exposed if job.stack.overlaps_tensor_parallel else 1.0
-    row = collectives.group(layout.cp, layout.tp, hardware)
-    n_exchanged = 2 * layout.tokens * (2 * layout.model.kv_width / layout.tp) * layout.cp
-    return tp + 3 * collectives.gather_seconds(n_exchanged, row, hardware, constants, job.stack) * (layout.cp > 1)
+    of_tp = collectives.gather(n_bytes, collectives.group(layout.tp, 1, hardware), hardware, constants, stack)
+    exposed = constants.tensor_parallel_exposed if stack.overlaps_tensor_parallel else 1.0
+    n_bytes = 2 * layout.tokens * layout.cp * 2 * layout.model.kv_width / layout.tp
+    of_cp = collectives.gather(n_bytes, collectives.group(layout.cp, layout.tp, hardware), hardware, constants, stack)
+    return n_gathers * of_tp.seconds * exposed + 3 * of_cp.seconds
 
 
 def _gathered(job: Job, compute: float, hardware: Hardware, constants: Constants) -> float:
     """What ZeRO 3 leaves exposed for each micro-batch: weights gathered for forward and for backward, gradients
-    scattered. A second copy inside the node (hpZ) makes all but the first gathering go over its links alone."""
+    scattered. A second copy inside the node (hpZ) makes the gathering for backward go over its links alone."""
     layout = job.layout
     if layout.zero < 3 or layout.n_shards == 1:
         return 0.0
     among = collectives.group(layout.n_shards, layout.tp, hardware)
     near = collectives.Group(layout.hpz, layout.hpz) if layout.hpz > 1 else among
-    layers = layout.layers_of_stage
-    of_layer = _own_params(job) / layers
-    first = collectives.gather_seconds(2 * of_layer, among, hardware, constants, job.stack)
-    again = collectives.gather_seconds(2 * of_layer, near, hardware, constants, job.stack)
-    scattered = collectives.gather_seconds(2 * of_layer, among, hardware, constants, job.stack)
-    return _exposed(layers * (first + again + scattered), compute, constants)
+    of_layer = 2 * _own_params(job) / layout.layers_of_stage
+    far = collectives.gather(of_layer, among, hardware, constants, job.stack)
+    again = collectives.gather(of_layer, near, hardware, constants, job.stack)
+    return (far.times(2) + again).times(layout.layers_of_stage).exposed(compute, constants)
 
 
 def _reduced(job: Job, compute: float, hardware: Hardware, constants: Constants) -> float:
@@ -153,23 +151,13 @@ def _reduced(job: Job, compute: float, hardware: Hardware, constants: Constants)
     if layout.zero == 3 or layout.n_shards == 1:
         return 0.0
     among = collectives.group(layout.n_shards, layout.tp, hardware)
-    params = _own_params(job)
     n_messages = max(1.0, layout.layers_of_stage * (stack.messages_per_layer if layout.zero else 1))
-
-    def all_layers(n_bytes: float) -> float:
-        return n_messages * collectives.gather_seconds(
-            n_bytes * params / n_messages, among, hardware, constants, stack
-        )
-
-    scattered = all_layers(stack.gradient_bytes)
-    gathered = all_layers(stack.gradient_bytes if layout.zero == 0 else stack.weight_bytes)
-    if layout.zero and not stack.overlaps_reduction:
-        return scattered + gathered
-    return _exposed(scattered + gathered, compute, constants)
-
-
-def _exposed(communication: float, compute: float, constants: Constants) -> float:
-    return max(communication - constants.hideable * compute, constants.interference * communication)
+    of_message = _own_params(job) / n_messages
+    scattered = collectives.gather(stack.gradient_bytes * of_message, among, hardware, constants, stack)
+    back = stack.weight_bytes if layout.zero else stack.gradient_bytes
+    gathered = collectives.gather(back * of_message, among, hardware, constants, stack)
+    both = (scattered + gathered).times(n_messages)
+    return both.seconds if layout.zero and not stack.overlaps_reduction else both.exposed(compute, constants)
 
 
 def _handed_on(job: Job, hardware: Hardware, constants: Constants) -> float:

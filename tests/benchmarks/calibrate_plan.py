@@ -42,7 +42,8 @@ PRIORS = {
     "link_ratio": (0.61, 1.3),
     "network_ratio": (0.7, 1.3),
     "tensor_parallel_exposed": (0.5, 1.4),
-    "interference": (0.15, 1.5),
+    "interference": (0.3, 2.0),
+    "narrow_heads": (0.85, 1.2),
     "straggling": (0.012, 1.5),
 }
 
@@ -82,7 +83,7 @@ def fit(rows: list[Row], start: Constants, rounds: int = 12) -> Constants:
         jobs = meant(rows, with_(theta))
         now = logs(rows, jobs, with_(theta))
         slopes = np.stack([(logs(rows, jobs, with_(theta + 0.01 * unit)) - now) / 0.01 for unit in np.eye(len(names))], 1)
-        robust = weight / np.maximum(np.abs(now), 0.03) / 5
+        robust = weight / np.maximum(np.abs(now), 0.03)
         left = slopes.T @ (robust[:, None] * slopes) + np.diag(1 / width**2)
         step = np.linalg.solve(left, -slopes.T @ (robust * now) - (theta - centre) / width**2)
         theta = theta + np.clip(step, -0.15, 0.15)
