@@ -67,13 +67,14 @@ def is_held_out(cells: dict[str, str]) -> bool:
 
 def _row(file: Path, number: int, cells: dict[str, str]) -> Row:
     try:
+        stack = stack_of(cells["source"], cells["note"], cells["precision"])
         return Row(
             file=file.name,
             source=cells["source"],
             name=f"{cells['model']}, {cells['n_gpus']} x {cells['hw']}, T {cells['seq']}, {cells['precision'] or '?'}",
             hardware=cells["hw"],
-            stack=stack_of(cells["source"], cells["note"], cells["precision"]),
-            layouts=_layouts(cells),
+            stack=stack,
+            layouts=_layouts(cells, stack),
             tokens_per_second=_number(cells, "tokens_s_gpu"),
             memory_gib=_number(cells, "mem_gib"),
             held_out=is_held_out(cells),
@@ -90,27 +91,34 @@ def _whole(cells: dict[str, str], name: str, default: int) -> int:
     return int(float(cells[name])) if cells[name] else default
 
 
-def _layouts(cells: dict[str, str]) -> tuple[Layout, ...]:
+def _layouts(cells: dict[str, str], stack: Stack) -> tuple[Layout, ...]:
     gpus = _whole(cells, "n_gpus", 1)
     tp, pp, cp = (_whole(cells, name, 1) for name in ("tp", "pp", "cp"))
     dp = _whole(cells, "dp", max(1, gpus // (tp * pp * cp)))
     recompute, precision = cells["recompute"].lower(), cells["precision"].lower()
     common = {
         "model": _model(cells), "seq_len": _whole(cells, "seq", 0), "dp": dp, "tp": tp, "pp": pp, "cp": cp,
-        "zero": _whole(cells, "zero", 1), "sequence_parallel": "no sequence parallel" not in recompute,
+        "zero": _whole(cells, "zero", 1), "sequence_parallel": _shares_stream(recompute, stack),
         "precision": "fp8" if "8" in precision else "fp32" if "32" in precision else "bf16",
         "recompute": next((kind for kind in ("full", "selective") if kind in recompute), "none"),
     }  # fmt: skip
     return tuple(
         Layout(**common, micro_batch=micro, accumulation=accumulation, virtual_stages=virtual)
         for micro, accumulation in _batches(cells, dp)
-        for virtual in _virtual(cells, pp, common["model"].n_layers)
+        for virtual in _virtual(cells, pp, common["model"].n_layers, stack)
     )
+
+
+def _shares_stream(recompute: str, stack: Stack) -> bool:
+    """Selective recomputation came with sequence parallelism (arXiv 2205.05198)."""
+    return "no sequence" not in recompute and (stack.sequence_parallel or recompute.startswith(("selective", "seq")))
 
 
 def _batches(cells: dict[str, str], dp: int) -> list[tuple[int, int]]:
     """(micro-batch, accumulation), one for each that the row may mean."""
     micro, accumulation = _whole(cells, "micro_batch", 0), _whole(cells, "grad_accum", 0)
+    if not cells["global_batch"] and not accumulation and micro:
+        return [(micro, 4 * _whole(cells, "pp", 1))]
     if not cells["global_batch"] and not micro:
         return [(size, 4) for size in (1, 2, 4, 8, 16)]
     rows = max(1, _whole(cells, "global_batch", 0) // dp)
@@ -121,8 +129,8 @@ def _batches(cells: dict[str, str], dp: int) -> list[tuple[int, int]]:
     return [(size, rows // size) for size in (1, 2, 4, 8, 16, 32) if rows % size == 0] or [(1, rows)]
 
 
-def _virtual(cells: dict[str, str], pp: int, n_layers: int) -> list[int]:
-    if cells["vpp"] or pp == 1:
+def _virtual(cells: dict[str, str], pp: int, n_layers: int, stack: Stack) -> list[int]:
+    if cells["vpp"] or pp == 1 or not stack.interleaves:
         return [_whole(cells, "vpp", 1)]
     return [v for v in range(1, n_layers // pp + 1) if n_layers % (pp * v) == 0] or [1]
 

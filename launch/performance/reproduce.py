@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from launch.performance.constants import Constants
 from launch.performance.hardware import Hardware, hardware_named
 from launch.performance.layout import Job
+from launch.performance.memory import memory
 from launch.performance.published import Row
 from launch.performance.step import step_time
 
@@ -30,7 +31,10 @@ class Scored:
 def tuned(row: Row, hardware: Hardware, constants: Constants) -> Job:
     """The job that the row is taken to mean."""
     jobs = [Job(layout, row.stack) for layout in row.layouts]
-    return max(jobs, key=lambda job: tokens_per_second(job, hardware, constants)) if len(jobs) > 1 else jobs[0]
+    if len(jobs) == 1:
+        return jobs[0]
+    fitting = [job for job in jobs if memory(job).fits(hardware)]
+    return max(fitting or jobs, key=lambda job: tokens_per_second(job, hardware, constants))
 
 
 def tokens_per_second(job: Job, hardware: Hardware, constants: Constants) -> float:

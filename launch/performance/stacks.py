@@ -3,7 +3,7 @@
 Each field changes a term of the time or of the memory; constants that are common to all are in `constants.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -27,29 +27,50 @@ class Stack:
     gradient_bytes: int = 4
     """of a gradient that is kept and reduced"""
     weight_bytes: int = 2
-    """of a weight as it is stored"""
+    """of a weight as it is stored; 4 where that is the master itself"""
+    optimizer_bytes: int = 12
+    """of a parameter: the master, if it is a copy, and two moments"""
+    accumulator_bytes: int = 0
+    """of a gradient, besides, where several micro-batches are summed"""
+    logit_bytes: int = 12
+    """of memory, for each logit: itself in bf16, in fp32, its gradient, what is not yet freed; 4 where a fused loss
+    overwrites logits with their gradients"""
+    interleaves: bool = False
+    """can give a pipeline rank several chunks of the model"""
+    sequence_parallel: bool = True
+    """its tensor parallelism shares out norms and the residual stream too, unless a source says otherwise"""
     messages_per_layer: int = 1
     """collectives a layer's gradients are reduced in: 1 where they are put into buckets"""
     network_ratio: float | None = None
     """what its published runs reach of the network's data sheet, if known to be far from usual; see `constants.py`"""
 
 
-MEGATRON_2021 = Stack("Megatron-LM, 2021", attention="unfused", fused=True, overlaps_reduction=False)
-MEGATRON = Stack("Megatron core", attention="flash3", fused=True, overlaps_tensor_parallel=True)
-NANOTRON = Stack("nanotron", overlaps_reduction=False, balanced_stages=True, messages_per_layer=7)
-LLM_FOUNDRY = Stack("llm-foundry, 2023, bf16", attention="triton", gradient_bytes=2)
-LLM_FOUNDRY_AUTOCAST = Stack(
-    "llm-foundry, 2023, autocast", attention="triton", gradient_bytes=4, weight_bytes=4, stream_bytes=4
+MEGATRON_2021 = Stack(
+    "Megatron-LM, 2021", attention="unfused", fused=True, overlaps_reduction=False, interleaves=True,
+    sequence_parallel=False,
+)  # fmt: skip
+MT_NLG = replace(MEGATRON_2021, name="Megatron-DeepSpeed, 2021", interleaves=False)
+MEGATRON = Stack("Megatron core", attention="flash3", fused=True, overlaps_tensor_parallel=True, interleaves=True)
+NANOTRON = Stack(
+    "nanotron", overlaps_reduction=False, balanced_stages=True, messages_per_layer=7, gradient_bytes=2,
+    accumulator_bytes=8,
 )
-FSDP_COMPILED = Stack("FSDP, compiled", fused=True, selective_matmuls=0.5, gradient_bytes=4, weight_bytes=4)
-FSDP_EAGER = Stack("FSDP, eager", selective_matmuls=0.5, gradient_bytes=4, weight_bytes=4)
-COMPILED = Stack("one node, compiled", attention="flash3", fused=True)
-DEEPSPEED_2022 = Stack("Megatron-DeepSpeed, 2022", attention="unfused", fused=True, gradient_bytes=2)
+LLM_FOUNDRY = Stack("llm-foundry, 2023, bf16", attention="triton", gradient_bytes=2, logit_bytes=4)
+LLM_FOUNDRY_AUTOCAST = Stack(
+    "llm-foundry, 2023, autocast", attention="triton", gradient_bytes=4, weight_bytes=4, optimizer_bytes=8, stream_bytes=4, logit_bytes=4
+)
+FSDP_COMPILED = Stack("FSDP, compiled", fused=True, selective_matmuls=0.5, weight_bytes=4, optimizer_bytes=8)
+FSDP_EAGER = Stack("FSDP, eager", selective_matmuls=0.5, weight_bytes=4, optimizer_bytes=8)
+COMPILED = Stack("one node, compiled", attention="flash3", fused=True, logit_bytes=8)
+DEEPSPEED_2022 = Stack(
+    "Megatron-DeepSpeed, 2022", attention="unfused", fused=True, gradient_bytes=2, sequence_parallel=False
+)
 CRISOL = Stack("Crisol, eager", attention="flash2", overlaps_reduction=False)
 CRISOL_COMPILED = Stack("Crisol, compiled", attention="flash3", fused=True, overlaps_reduction=False)
 
 _BY_SOURCE = (
-    (("2104.04473", "2205.05198", "mt-nlg", "2201.11990"), MEGATRON_2021),
+    (("2104.04473", "2205.05198"), MEGATRON_2021),
+    (("mt-nlg", "2201.11990", "turing"), MT_NLG),
     (("megatron-deepspeed", "deepspeed"), DEEPSPEED_2022),
     (("megatron", "llama 3", "nemo", "megascale"), MEGATRON),
     (("nanotron",), NANOTRON),

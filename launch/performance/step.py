@@ -43,14 +43,15 @@ def step_time(job: Job, hardware: Hardware, constants: Constants) -> StepTime:
     layout, stack = job.layout, job.stack
     m = layout.accumulation
     block, head = _block(job, hardware, constants), _head(job, hardware, constants)
-    layers, heads = _of_slowest_stage(job, block.total, sum(head))
+    last, first = slowest_stage_blocks(job)
+    layers, heads = max((last, 1), (first, 0), key=lambda stage: stage[0] * block.total + stage[1] * sum(head))
     compute = layers * block.total + heads * sum(head)
     tensor_parallel = layers * _tensor_parallel(job, hardware, constants)
     gathered = _gathered(job, compute + tensor_parallel, hardware, constants)
     micro = compute + tensor_parallel + gathered
     bubble = (layout.pp - 1) / (layout.virtual_stages * m) * m * micro + m * _handed_on(job, hardware, constants)
     reduced = _reduced(job, compute, hardware, constants)
-    optimizer = traffic.optimizer_seconds(_own_params(job) / _sharers(job), hardware, constants)
+    optimizer = traffic.optimizer_seconds(own_params(job) / _sharers(job), hardware, constants)
     busy = m * micro + bubble + reduced + optimizer + constants.step_seconds
     nodes = max(1.0, layout.n_gpus / hardware.gpus_per_node)
     return StepTime(
@@ -105,15 +106,17 @@ def _head(job: Job, hardware: Hardware, constants: Constants) -> tuple[float, fl
     return product, traffic.loss_seconds(job, hardware, constants)
 
 
-def _of_slowest_stage(job: Job, block: float, head: float) -> tuple[float, float]:
-    """(blocks, heads) that the slowest pipeline stage computes."""
+def slowest_stage_blocks(job: Job) -> tuple[float, float]:
+    """Blocks of the last pipeline stage, which computes the head too, and of the first. Cut by cost, a head counts as
+    many blocks as it has parameters for."""
     layout = job.layout
-    if layout.pp == 1:
-        return layout.model.n_layers, 1.0
-    if not job.stack.balanced_stages:
-        return ceil(layout.layers_of_stage), 1.0
-    even = (layout.model.n_layers * block + head) / layout.pp
-    return max(1, ceil((even - head) / block)) if even > head else 0, 1.0
+    if layout.pp == 1 or not job.stack.balanced_stages:
+        return ceil(layout.layers_of_stage), ceil(layout.layers_of_stage)
+    counts = count_parameters(layout.model)
+    block = counts.n_params_non_embedding / layout.model.n_layers
+    head = layout.model.vocab_size * layout.model.d_model / block
+    last = max(0, round((layout.model.n_layers + head) / layout.pp - head))
+    return last, ceil((layout.model.n_layers - last) / (layout.pp - 1))
 
 
 def _tensor_parallel(job: Job, hardware: Hardware, constants: Constants) -> float:
@@ -138,7 +141,7 @@ def _gathered(job: Job, compute: float, hardware: Hardware, constants: Constants
         return 0.0
     among = collectives.group(layout.n_shards, layout.tp, hardware)
     near = collectives.Group(layout.hpz, layout.hpz) if layout.hpz > 1 else among
-    of_layer = 2 * _own_params(job) / layout.layers_of_stage
+    of_layer = 2 * own_params(job) / layout.layers_of_stage
     far = collectives.gather(of_layer, among, hardware, constants, job.stack)
     again = collectives.gather(of_layer, near, hardware, constants, job.stack)
     return (far.times(2) + again).times(layout.layers_of_stage).exposed(compute, constants)
@@ -152,7 +155,7 @@ def _reduced(job: Job, compute: float, hardware: Hardware, constants: Constants)
         return 0.0
     among = collectives.group(layout.n_shards, layout.tp, hardware)
     n_messages = max(1.0, layout.layers_of_stage * (stack.messages_per_layer if layout.zero else 1))
-    of_message = _own_params(job) / n_messages
+    of_message = own_params(job) / n_messages
     scattered = collectives.gather(stack.gradient_bytes * of_message, among, hardware, constants, stack)
     back = stack.weight_bytes if layout.zero else stack.gradient_bytes
     gathered = collectives.gather(back * of_message, among, hardware, constants, stack)
@@ -170,7 +173,7 @@ def _handed_on(job: Job, hardware: Hardware, constants: Constants) -> float:
     return 2 * layout.virtual_stages * n_bytes / (hardware.network_bytes_per_second * ratio)
 
 
-def _own_params(job: Job) -> float:
+def own_params(job: Job) -> float:
     """Parameters that one rank holds before ZeRO shares them out."""
     counts, layout = count_parameters(job.layout.model), job.layout
     inside = counts.n_params_non_embedding / layout.pp
