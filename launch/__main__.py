@@ -2,6 +2,7 @@
 
 python -m launch plan experiment=debug                       # what it needs in memory, time and money
 python -m launch plan experiment=llama_100m cluster=h100     # on another machine than this one
+python -m launch plan model=llama3_8b cluster=h100 cluster.n_devices=64 search=true       # the fastest layouts that fit
 python -m launch submit experiment=llama_100m run.name=web cluster=h100 slurm.gpus_per_node=1      # a job of Slurm
 python -m launch data out=data/web source=jsonl source.paths=[crawl/] slurm.partition=cpu   # data_prep, by job arrays
 
@@ -39,10 +40,10 @@ def _plan() -> None:
         sys.argv.append("run.name=planned")  # a plan is about a run that need not have a name yet
 
     from launch.plan import plan
-    from train.config import TrainConfig
+    from launch.plan_config import PlanConfig
     from train.optimizer_config import OPTIONS
 
-    entry(App("train", TrainConfig, OPTIONS), plan)
+    entry(App("launch_plan", PlanConfig, OPTIONS), plan)
 
 
 def _submit() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from conf.errors import ConfigError
 from data_prep.manifest import Manifest
+from launch.performance.reproduce import reproduce
+from launch.plan_config import PlanConfig
 from train.batch import solve_batch
 from train.config import ClusterConfig, Device, TrainConfig
 from train.data_config import DataConfig
@@ -20,9 +22,12 @@ from train.parallel_config import Precision
 from train.plan import Machine, Plan, make_plan, published_peak, render
 
 
-def plan(config: TrainConfig) -> None:
-    """Prints the plan of `config`. Raises ConfigError or BatchError if it does not fit the cluster's devices."""
-    print(render(planned(config)))
+def plan(config: PlanConfig) -> None:
+    """Prints the plan of `config`, or what else it asks for. Raises ConfigError or BatchError if it does not fit the
+    cluster's devices."""
+    if config.reproduce is not None:
+        return reproduce(config.reproduce)
+    return print(render(planned(config.train)))
 
 
 def planned(config: TrainConfig) -> Plan:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from launch.performance.hardware import Hardware
 from launch.performance.layout import Job
-from launch.performance.step import own_params, slowest_stage_blocks
+from launch.performance.step import SELECTIVE_MATMULS, own_params, slowest_stage_blocks
 from model.arithmetic import count_parameters
 from model.config import Mlp
 
@@ -67,15 +67,14 @@ def _stage_activations(job: Job) -> tuple[tuple[float, float], tuple[float, floa
     """(activations, logits) of the first and of the last pipeline stage; the same where there is but one."""
     layout = job.layout
     kept, working = _block_bytes(job)
-    outside = 2 * layout.tokens * layout.model.d_model / (layout.tp if layout.sequence_parallel else 1)
     logits = job.stack.logit_bytes * layout.tokens * layout.model.vocab_size / layout.tp
     last_blocks, first_blocks = slowest_stage_blocks(job)
     if layout.pp == 1:
-        both = (last_blocks * kept + working + outside, logits)
+        both = (last_blocks * kept + working, logits)
         return both, both
     under_way = layout.pp + ((layout.pp - 1) / layout.virtual_stages if layout.virtual_stages > 1 else 0)
     under_way = min(layout.accumulation, under_way)
-    first = (under_way * (first_blocks * kept + outside) + working, 0.0)
+    first = (under_way * first_blocks * kept + working, 0.0)
     return first, (last_blocks * kept + working, logits)
 
 
@@ -94,11 +93,11 @@ def _block_bytes(job: Job) -> tuple[float, float]:
     match layout.recompute:
         case "full":
             return rows * 2 * model.d_model / shared, rows * (whole + scores)
-        case "selective" if stack.selective_matmuls:
-            products = 2 * (2 * model.q_width + 2 * model.kv_width + 2 * model.d_model + inner) / tp
-            kept = 2 * model.d_model / shared + 2 * model.q_width / tp + (1 - stack.selective_matmuls) * products
-            return rows * kept, rows * whole
-        case "selective":
+        case "selective" if stack.selective == "attention":
             return rows * whole, rows * scores
+        case "selective":
+            products = 2 * (2 * model.q_width + 2 * model.kv_width + 2 * model.d_model + inner) / tp
+            products *= SELECTIVE_MATMULS if stack.selective == "matmuls" else 1.0
+            return rows * (2 * model.d_model / shared + 2 * model.q_width / tp + products), rows * whole
         case _:
             return rows * (whole + scores), 0.0

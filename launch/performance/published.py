@@ -6,6 +6,7 @@ job, hardware and what was measured, or with the reason why nothing can be predi
 
 import csv
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ COLUMNS = (
     "source hw n_gpus model layers hidden heads kv_heads ffn glu vocab seq dp tp pp cp vpp zero micro_batch grad_accum "
     "global_batch precision recompute tokens_s_gpu step_s mem_gib note"
 ).split()
+DID_NOT_FIT = ("oom", "out of memory", "did not fit", "does not fit")
 
 
 @dataclass(frozen=True)
@@ -25,17 +27,18 @@ class Row:
     file: str
     source: str
     name: str
-    """model, GPUs and row length, for a reader"""
+    """model, GPUs, row length and precision, for a reader"""
     hardware: str
     stack: Stack
     layouts: tuple[Layout, ...]
-    """those that the source may mean: one for each value of what it does not state"""
+    """those that the source may mean: one for each value of what it does not state; none if it states too little"""
     tokens_per_second: float | None
     """per GPU"""
     memory_gib: float | None
+    did_not_fit: bool
+    """the source says so"""
     held_out: bool
     """never looked at by the calibration"""
-    gpu_hours: bool = False
 
 
 def read(path: Path) -> list[Row]:
@@ -68,27 +71,39 @@ def is_held_out(cells: dict[str, str]) -> bool:
 def _row(file: Path, number: int, cells: dict[str, str]) -> Row:
     try:
         stack = stack_of(cells["source"], cells["note"], cells["precision"])
+        enough = all(cells[name] for name in ("n_gpus", "layers", "hidden", "heads", "seq"))
         return Row(
             file=file.name,
             source=cells["source"],
-            name=f"{cells['model']}, {cells['n_gpus']} x {cells['hw']}, T {cells['seq']}, {cells['precision'] or '?'}",
+            name=f"{cells['model']}, {cells['n_gpus']} x {cells['hw']}, T {cells['seq']}, {cells['precision'] or 'bf16'}",
             hardware=cells["hw"],
             stack=stack,
-            layouts=_layouts(cells, stack),
+            layouts=_layouts(cells, stack) if enough else (),
             tokens_per_second=_number(cells, "tokens_s_gpu"),
             memory_gib=_number(cells, "mem_gib"),
+            did_not_fit=any(words in cells["note"].lower() for words in DID_NOT_FIT),
             held_out=is_held_out(cells),
         )
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise ConfigError([f"{file}, line {number}: {error}"]) from None
 
 
 def _number(cells: dict[str, str], name: str) -> float | None:
-    return float(cells[name]) if cells[name] else None
+    """None if not stated. Raises ValueError for what is no number above 0."""
+    if not cells[name]:
+        return None
+    value = float(cells[name])
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={cells[name]} must be above 0")
+    return value
 
 
 def _whole(cells: dict[str, str], name: str, default: int) -> int:
-    return int(float(cells[name])) if cells[name] else default
+    """As stated, if that is above 0."""
+    value = float(cells[name] or 0)
+    if not 0 <= value < 1e9:
+        raise ValueError(f"{name}={cells[name]} is no number of things")
+    return int(value) or default
 
 
 def _layouts(cells: dict[str, str], stack: Stack) -> tuple[Layout, ...]:
@@ -98,12 +113,13 @@ def _layouts(cells: dict[str, str], stack: Stack) -> tuple[Layout, ...]:
     recompute, precision = cells["recompute"].lower(), cells["precision"].lower()
     common = {
         "model": _model(cells), "seq_len": _whole(cells, "seq", 0), "dp": dp, "tp": tp, "pp": pp, "cp": cp,
-        "zero": _whole(cells, "zero", 1), "sequence_parallel": _shares_stream(recompute, stack),
+        "zero": int(float(cells["zero"] or 1)), "sequence_parallel": _shares_stream(recompute, stack),
         "precision": "fp8" if "8" in precision else "fp32" if "32" in precision else "bf16",
-        "recompute": next((kind for kind in ("full", "selective") if kind in recompute), "none"),
     }  # fmt: skip
+    stated = next((kind for kind in ("full", "selective", "none") if kind in recompute), None)
     return tuple(
-        Layout(**common, micro_batch=micro, accumulation=accumulation, virtual_stages=virtual)
+        Layout(**common, micro_batch=micro, accumulation=accumulation, virtual_stages=virtual, recompute=again)
+        for again in ([stated] if stated else ["none", "selective", "full"])
         for micro, accumulation in _batches(cells, dp)
         for virtual in _virtual(cells, pp, common["model"].n_layers, stack)
     )
@@ -132,7 +148,8 @@ def _batches(cells: dict[str, str], dp: int) -> list[tuple[int, int]]:
 def _virtual(cells: dict[str, str], pp: int, n_layers: int, stack: Stack) -> list[int]:
     if cells["vpp"] or pp == 1 or not stack.interleaves:
         return [_whole(cells, "vpp", 1)]
-    return [v for v in range(1, n_layers // pp + 1) if n_layers % (pp * v) == 0] or [1]
+    even = n_layers % pp == 0
+    return [v for v in range(1, n_layers // pp + 1) if not even or n_layers // pp % v == 0] or [1]
 
 
 def _model(cells: dict[str, str]) -> ModelConfig:

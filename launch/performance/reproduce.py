@@ -1,34 +1,113 @@
-"""How far predictions are from published training speeds: rows in, their errors and what they come to out.
+"""How far predictions are from published training speeds and memory: tables in; each one's errors, and what all come to.
 
-A source seldom states everything. Where the micro-batch or the interleaving of pipeline stages is not stated, its
-authors are taken to have tuned it: of all that fit the row, the fastest that fits the memory is predicted.
+A source seldom states everything. Where the micro-batch, the interleaving of pipeline stages or recomputation is not
+stated, its authors are taken to have tuned it: of all that the row may mean, the fastest that fits the memory counts.
+The tables are not part of the project: the user says where they are.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 
+from conf.errors import ConfigError
 from launch.performance.constants import Constants
 from launch.performance.hardware import Hardware, hardware_named
 from launch.performance.layout import Job
 from launch.performance.memory import memory
-from launch.performance.published import Row
+from launch.performance.published import Row, read
 from launch.performance.step import step_time
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Scored:
     row: Row
     job: Job
-    predicted_seconds: float
-    published_seconds: float
-    """of a step of that layout"""
+    seconds: float | None
+    """of a step: predicted / published - 1, so that 0.1 means 10 % too slow; None if no speed is published"""
+    bytes: float | None
+    """the same for memory"""
+    fits: bool
+    """as predicted"""
+    fitted: bool | None
+    """as published: True if it ran, False if it would take more than there is or the source says that it did not fit"""
 
-    @property
-    def error(self) -> float:
-        """Of the step time; 0.1 means predicted 10 % too slow."""
-        return self.predicted_seconds / self.published_seconds - 1
+
+def reproduce(path: str) -> None:
+    """Prints the comparison with the tables there. Raises ConfigError for what cannot be read."""
+    print(report(read(Path(path)), Constants()))
 
 
-def tuned(row: Row, hardware: Hardware, constants: Constants) -> Job:
+def report(rows: Sequence[Row], constants: Constants) -> str:
+    scored, unscored = score_all(rows, constants)
+    lines = [f"{'table':<30}{'step time: rows  median    p90':>32}   worst row"]
+    for file in sorted({one.row.file for one in scored if one.seconds is not None}):
+        those = [one for one in scored if one.row.file == file]
+        lines.append(f"{file:<30}{_errors(those, seconds):>32}   {_worst(those, seconds)}")
+    measured = [one for one in scored if one.bytes is not None]
+    lines += ["", f"{'':<30}{'memory: rows  median    p90':>32}   worst row"]
+    for file in sorted({one.row.file for one in measured}):
+        those = [one for one in measured if one.row.file == file]
+        lines.append(f"{file:<30}{_errors(those, memory_of):>32}   {_worst(those, memory_of)}")
+    held = [one for one in scored if one.row.held_out]
+    lines += [
+        "",
+        f"{'step time, all rows':<30}{_errors(scored, seconds):>32}",
+        f"{'step time, held-out rows':<30}{_errors(held, seconds):>32}   no constant was fitted to these",
+        f"{'memory, all rows':<30}{_errors(scored, memory_of):>32}",
+        f"{'memory, held-out rows':<30}{_errors(held, memory_of):>32}",
+        "",
+        *_verdicts(scored),
+        *(f"not compared: {row.file}: {row.name}: {reason}" for row, reason in unscored),
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def seconds(one: Scored) -> float | None:
+    return one.seconds
+
+
+def memory_of(one: Scored) -> float | None:
+    return one.bytes
+
+
+def score_all(rows: Sequence[Row], constants: Constants) -> tuple[list[Scored], list[tuple[Row, str]]]:
+    """(rows that could be predicted, the others with the reason)."""
+    scored: list[Scored] = []
+    unscored: list[tuple[Row, str]] = []
+    for row in rows:
+        if not row.layouts:
+            unscored.append((row, "the number of GPUs or the shape of the model is not stated"))
+            continue
+        try:
+            scored.append(score(row, hardware_named(row.hardware), constants))
+        except ConfigError as error:
+            unscored.append((row, str(error)))
+        except KeyError as error:
+            unscored.append((row, f"{row.hardware} has no {error.args[0]}"))
+    return scored, unscored
+
+
+def score(row: Row, hardware: Hardware, constants: Constants) -> Scored:
+    """Raises KeyError if the GPU cannot compute in the row's precision."""
+    job = meant(row, hardware, constants)
+    needed = memory(job)
+    speed = row.tokens_per_second and tokens_per_second(job, hardware, constants)
+    ran = True if row.tokens_per_second else None
+    too_large = row.did_not_fit or (row.memory_gib is not None and row.memory_gib * GIB > hardware.memory_bytes)
+    return Scored(
+        row=row,
+        job=job,
+        seconds=row.tokens_per_second / speed - 1 if row.tokens_per_second and speed else None,
+        bytes=needed.total / (row.memory_gib * GIB) - 1 if row.memory_gib else None,
+        fits=needed.fits(hardware),
+        fitted=False if too_large else ran,
+    )
+
+
+def meant(row: Row, hardware: Hardware, constants: Constants) -> Job:
     """The job that the row is taken to mean."""
     jobs = [Job(layout, row.stack) for layout in row.layouts]
     if len(jobs) == 1:
@@ -42,11 +121,32 @@ def tokens_per_second(job: Job, hardware: Hardware, constants: Constants) -> flo
     return job.layout.tokens_per_step / job.layout.n_gpus / step_time(job, hardware, constants).total
 
 
-def score(row: Row, constants: Constants) -> Scored | None:
-    """None for a row without a speed. Raises ConfigError for a GPU that is not known."""
-    if row.tokens_per_second is None:
-        return None
-    hardware = hardware_named(row.hardware)
-    job = tuned(row, hardware, constants)
-    published = job.layout.tokens_per_step / job.layout.n_gpus / row.tokens_per_second
-    return Scored(row, job, step_time(job, hardware, constants).total, published)
+def quantiles(values: Sequence[float]) -> tuple[float, float]:
+    """(median, 90th percentile) of absolute errors."""
+    ranked = sorted(abs(value) for value in values)
+    return median(ranked), ranked[min(len(ranked) - 1, int(0.9 * len(ranked)))]
+
+
+def _errors(scored: Sequence[Scored], of: Callable[[Scored], float | None]) -> str:
+    values = [value for one in scored if (value := of(one)) is not None]
+    if not values:
+        return "none"
+    middle, high = quantiles(values)
+    return f"{len(values):>4}  {middle:>6.1%} {high:>6.1%}"
+
+
+def _worst(scored: Sequence[Scored], of: Callable[[Scored], float | None]) -> str:
+    error, one = max(((of(one) or 0.0, one) for one in scored), key=lambda pair: abs(pair[0]))
+    return f"{error:+.0%} {one.row.name}" if error else ""
+
+
+def _verdicts(scored: Sequence[Scored]) -> list[str]:
+    too_large = [one for one in scored if one.fitted is False]
+    ran = [one for one in scored if one.fitted]
+    wrong = [one for one in too_large if one.fits]
+    refused = sum(not one.fits for one in ran)
+    lines = [
+        f"of {len(too_large)} layouts that do not fit by their source, {len(wrong)} are called fitting; "
+        f"of {len(ran)} that ran, {refused} are called too large"
+    ]
+    return lines + [f"called fitting, though it does not: {one.row.name}" for one in wrong]

@@ -20,8 +20,9 @@ class Stack:
     """tensor-parallel collectives are cut in pieces that run beside the matmuls they feed"""
     stream_bytes: int = 2
     """of a number of the residual stream; 4 under autocast with fp32 weights"""
-    selective_matmuls: float = 0.0
-    """share of the forward's matmuls that selective recomputation runs again"""
+    selective: str = "attention"
+    """what selective recomputation runs again of the forward: attention; matmuls (half of them, and all that is not a
+    matmul or attention); elementwise (all that is neither)"""
     balanced_stages: bool = False
     """pipeline stages are cut by cost, the head counted, not by the number of layers"""
     gradient_bytes: int = 4
@@ -59,14 +60,12 @@ LLM_FOUNDRY = Stack("llm-foundry, 2023, bf16", attention="triton", gradient_byte
 LLM_FOUNDRY_AUTOCAST = Stack(
     "llm-foundry, 2023, autocast", attention="triton", gradient_bytes=4, weight_bytes=4, optimizer_bytes=8, stream_bytes=4, logit_bytes=4
 )
-FSDP_COMPILED = Stack("FSDP, compiled", fused=True, selective_matmuls=0.5, weight_bytes=4, optimizer_bytes=8)
-FSDP_EAGER = Stack("FSDP, eager", selective_matmuls=0.5, weight_bytes=4, optimizer_bytes=8)
+FSDP_COMPILED = Stack("FSDP, compiled", fused=True, selective="matmuls", weight_bytes=4, optimizer_bytes=8)
+FSDP_EAGER = Stack("FSDP, eager", selective="matmuls", weight_bytes=4, optimizer_bytes=8)
 COMPILED = Stack("one node, compiled", attention="flash3", fused=True, logit_bytes=8)
 DEEPSPEED_2022 = Stack(
     "Megatron-DeepSpeed, 2022", attention="unfused", fused=True, gradient_bytes=2, sequence_parallel=False
 )
-CRISOL = Stack("Crisol, eager", attention="flash2", overlaps_reduction=False)
-CRISOL_COMPILED = Stack("Crisol, compiled", attention="flash3", fused=True, overlaps_reduction=False)
 
 _BY_SOURCE = (
     (("2104.04473", "2205.05198"), MEGATRON_2021),

@@ -16,6 +16,9 @@ from launch.performance.hardware import Hardware
 from launch.performance.layout import Job
 from model.arithmetic import count_parameters
 
+SELECTIVE_MATMULS = 0.5
+"""share of a block's matmuls that torchtitan's selective recomputation runs again: every other one"""
+
 
 @dataclass(frozen=True)
 class StepTime:
@@ -92,8 +95,11 @@ def _block(job: Job, hardware: Hardware, constants: Constants) -> Block:
         case "full":
             again = once + forward + traffic.FORWARD_SHARE * elementwise
         case "selective":
-            again = once * job.stack.selective_matmuls + traffic.FORWARD_SHARE * elementwise
-            again += forward * (job.stack.attention == "unfused")
+            again = {
+                "attention": forward,
+                "matmuls": SELECTIVE_MATMULS * once + traffic.FORWARD_SHARE * elementwise,
+                "elementwise": traffic.FORWARD_SHARE * elementwise,
+            }[job.stack.selective]
         case _:
             again = 0.0
     return Block(3 * once, forward + backward, elementwise, again)

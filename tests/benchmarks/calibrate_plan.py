@@ -9,7 +9,6 @@ figure from the literature or from counting) by a normal distribution of its log
 """
 
 import dataclasses
-import statistics
 import sys
 from collections import Counter
 from math import log
@@ -21,7 +20,7 @@ from launch.performance.constants import Constants
 from launch.performance.hardware import hardware_named
 from launch.performance.layout import Job
 from launch.performance.published import Row, read
-from launch.performance.reproduce import tuned
+from launch.performance.reproduce import meant, quantiles
 from launch.performance.step import step_time
 
 PRIORS = {
@@ -80,7 +79,7 @@ def fit(rows: list[Row], start: Constants, rounds: int = 12) -> Constants:
         return dataclasses.replace(start, **dict(zip(names, np.exp(theta).tolist(), strict=True)))
 
     for _ in range(rounds):
-        jobs = meant(rows, with_(theta))
+        jobs = jobs_of(rows, with_(theta))
         now = logs(rows, jobs, with_(theta))
         slopes = np.stack([(logs(rows, jobs, with_(theta + 0.01 * unit)) - now) / 0.01 for unit in np.eye(len(names))], 1)
         robust = weight / np.maximum(np.abs(now), 0.03)
@@ -90,8 +89,8 @@ def fit(rows: list[Row], start: Constants, rounds: int = 12) -> Constants:
     return with_(theta)
 
 
-def meant(rows: list[Row], constants: Constants) -> list[Job]:
-    return [tuned(row, hardware_named(row.hardware), constants) for row in rows]
+def jobs_of(rows: list[Row], constants: Constants) -> list[Job]:
+    return [meant(row, hardware_named(row.hardware), constants) for row in rows]
 
 
 def logs(rows: list[Row], jobs: list[Job], constants: Constants) -> np.ndarray:
@@ -106,13 +105,12 @@ def logs(rows: list[Row], jobs: list[Job], constants: Constants) -> np.ndarray:
 
 
 def errors(rows: list[Row], constants: Constants) -> list[float]:
-    return [abs(float(np.exp(value)) - 1) for value in logs(rows, meant(rows, constants), constants)]
+    return [abs(float(np.exp(value)) - 1) for value in logs(rows, jobs_of(rows, constants), constants)]
 
 
 def summary(values: list[float]) -> str:
-    ranked = sorted(values)
-    p90 = ranked[min(len(ranked) - 1, int(0.9 * len(ranked)))]
-    return f"{len(values)} rows, median {statistics.median(values):.1%}, p90 {p90:.1%}, worst {ranked[-1]:.1%}"
+    middle, high = quantiles(values)
+    return f"{len(values)} rows, median {middle:.1%}, p90 {high:.1%}, worst {max(values):.1%}"
 
 
 if __name__ == "__main__":
