@@ -24,6 +24,8 @@ class ParameterCounts:
     n_params_non_embedding: int
     n_params_replicated: int
     """of n_params, what tensor parallelism cannot cut: norms, positions, and the biases of o and down"""
+    n_params_hidden: int
+    """of n_params, the matrices of blocks: what Muon updates"""
 
     def of_rank(self, tp_size: int) -> int:
         """Stored on each of `tp_size` tensor-parallel ranks."""
@@ -47,6 +49,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
         n_params_matmul=matrices + embedding,
         n_params_non_embedding=inside,
         n_params_replicated=config.n_layers * small + final_norm + positions,
+        n_params_hidden=matrices,
     )
 
 
@@ -86,27 +89,31 @@ class StateBytes:
     weights: int
     gradients: int
     optimizer: int
-    """master weights, which DeepSpeed keeps in every precision, and the two Adam moments"""
+    """master weights, which DeepSpeed keeps in every precision, and the moments: two of AdamW, one of Muon"""
 
     @property
     def total(self) -> int:
         return self.weights + self.gradients + self.optimizer
 
 
-def state_bytes(n_params: int, precision: str, zero_stage: int, n_shards: int) -> StateBytes:
+def state_bytes(
+    n_params: int, precision: str, zero_stage: int, n_shards: int, *, one_moment: int = 0
+) -> StateBytes:
     """Bytes of weights, gradients and optimizer states on one rank that stores or shares `n_params` of them (see
     `ParameterCounts.of_rank`), shared out over `n_shards` ranks (ZeRO, arXiv 1910.02054, section 3).
 
     precision: fp32 (DeepSpeed keeps masters beside the weights here too), bf16 (with fp32 masters and fp32 gradient
     sums), bf16_states (2 bytes for everything). Stage 1 shards the optimizer, stage 2 the gradients too, stage 3 the
-    weights too. Padding of the shards to equal length is not counted.
+    weights too. Padding of the shards to equal length is not counted. one_moment: how many of the parameters have one
+    moment only.
     """
     weight, gradient, optimizer = {"fp32": (4, 4, 12), "bf16": (2, 4, 12), "bf16_states": (2, 2, 6)}[precision]
     shard = -(-n_params // n_shards)
+    saved = optimizer // 3 * -(-one_moment // (n_shards if zero_stage >= 1 else 1))
     return StateBytes(
         weights=weight * (shard if zero_stage >= 3 else n_params),
         gradients=gradient * (shard if zero_stage >= 2 else n_params),
-        optimizer=optimizer * (shard if zero_stage >= 1 else n_params),
+        optimizer=optimizer * (shard if zero_stage >= 1 else n_params) - saved,
     )
 
 
@@ -130,7 +137,7 @@ def activation_bytes(
     shares_input = config.residual == Residual.parallel and (config.norm == Norm.layernorm or element == 4)
     inside = 2 * norm - shares_input * element * config.d_model + _mlp_bytes(config, element)
     block = n_positions * (inside + _attention_bytes(config, seq_len, element, masked))
-    if not masked and _has_mask(config, seq_len, masked):  # one mask for all rows of the micro-batch
+    if not masked and has_mask(config, seq_len, masked):  # one mask for all rows of the micro-batch
         block += seq_len**2 * (element if config.attention_softcap is None else 1)
     outside = n_positions * (element * config.d_model if config.residual == Residual.post_norm else norm)
     outside += 2 * 4 * seq_len * config.rotary_width * (config.positions == Positions.rotary)  # cos and sin
@@ -138,6 +145,12 @@ def activation_bytes(
         return config.n_layers * block + outside
     kept = element * config.d_model + (recompute == "selective") * _product_bytes(config, seq_len, element)
     return config.n_layers * n_positions * kept + outside + block
+
+
+def has_mask(config: ModelConfig, seq_len: int, masked: bool) -> bool:
+    """True unless attention is plainly causal and a kernel's own mask will do."""
+    windowed = config.sliding_window is not None and config.sliding_window < seq_len
+    return masked or windowed or config.attention_softcap is not None
 
 
 def _product_bytes(config: ModelConfig, seq_len: int, element: int) -> int:
@@ -166,7 +179,7 @@ def _attention_bytes(config: ModelConfig, seq_len: int, element: int, masked: bo
     as tanh, as probabilities in fp32 and in the dtype of the values."""
     q, kv, heads = config.q_width, config.kv_width, config.n_heads
     kept = element * (
-        2 * q + 2 * (q if _has_mask(config, seq_len, masked) else kv)
+        2 * q + 2 * (q if has_mask(config, seq_len, masked) else kv)
     )  # with a mask, keys and values are repeated for their groups
     if config.qk_norm:
         kept += (4 + element) * (q + kv) + 4 * (heads + config.n_kv_heads)
@@ -174,12 +187,6 @@ def _attention_bytes(config: ModelConfig, seq_len: int, element: int, masked: bo
         return kept + 4 * heads + masked * element * seq_len
     probabilities = 4 if element == 4 else 4 + element
     return kept + heads * seq_len * (4 + probabilities) + masked * seq_len
-
-
-def _has_mask(config: ModelConfig, seq_len: int, masked: bool) -> bool:
-    """True unless attention is plainly causal and a kernel's own mask will do."""
-    windowed = config.sliding_window is not None and config.sliding_window < seq_len
-    return masked or windowed or config.attention_softcap is not None
 
 
 def logit_bytes(config: ModelConfig, n_positions: int, element_bytes: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from model.arithmetic import activation_bytes, count_parameters, flops_per_token, logit_bytes, state_bytes
 from train.batch import BatchPlan
 from train.config import TrainConfig
+from train.optimizer_config import OptimizerKind
 from train.parallel_config import Precision
 
 GIB = 2**30
@@ -49,11 +50,18 @@ class MemoryPlan:
     """Bytes on one device, by part."""
 
     weights: int
+    second_copy: int
+    """of the weights, which hpZ keeps inside a node"""
+    gathered: int
+    """weights of others that ZeRO 3 holds at the time, at the most"""
     gradients: int
     optimizer: int
     activations: int
     logits: int
     buckets: int
+    """buffers of collectives: of gradients, and of the residual stream gathered by tensor parallelism"""
+    reserve: int
+    """what no allocator counts, on a GPU: the CUDA context, NCCL, fragments"""
 
     @property
     def total(self) -> int:
@@ -77,8 +85,12 @@ class Plan:
     cluster: str
     machine: Machine
     expected_mfu: float
+    mfu_is: str
+    """assumed, as cluster.expected_mfu; or predicted, from the time of a step"""
     seconds: float
     device_hours: float
+    energy_kwh: float | None
+    """of the devices at the power that they may draw; nothing else of the machine"""
     cost_usd: float | None
     price: dict[str, Any]
 
@@ -103,11 +115,21 @@ class Plan:
         return {"schema_version": 1, **asdict(self), **derived}
 
 
-def make_plan(config: TrainConfig, batch: BatchPlan, machine: Machine, train_tokens: int | None) -> Plan:
+def make_plan(
+    config: TrainConfig,
+    batch: BatchPlan,
+    machine: Machine,
+    train_tokens: int | None,
+    step_seconds: float | None = None,
+) -> Plan:
+    """step_seconds: of a step, if it was predicted; None means that cluster.expected_mfu decides."""
     counts = count_parameters(config.model)
     full, causal = flops_per_token(config.model, config.data.seq_len)
-    rate = machine.peak_flops_per_second * machine.n_devices * config.cluster.expected_mfu
-    seconds = causal * batch.total_tokens / rate
+    peak = machine.peak_flops_per_second * machine.n_devices
+    seconds = causal * batch.total_tokens / (peak * config.cluster.expected_mfu)
+    if step_seconds is not None:
+        seconds = batch.total_steps * step_seconds
+    watts = config.cluster.watts
     device_hours = seconds * machine.n_devices / 3600
     usd = config.cluster.usd_per_device_hour
     return Plan(
@@ -121,25 +143,33 @@ def make_plan(config: TrainConfig, batch: BatchPlan, machine: Machine, train_tok
         tokens_planned=batch.total_tokens,
         tokens_per_step=batch.tokens_per_step,
         train_tokens=train_tokens,
-        memory=_memory(config, batch),
+        memory=_memory(config, batch, machine),
         cluster=config.cluster.name,
         machine=machine,
-        expected_mfu=config.cluster.expected_mfu,
+        expected_mfu=causal * batch.total_tokens / (peak * seconds) if seconds else config.cluster.expected_mfu,
+        mfu_is="assumed" if step_seconds is None else "predicted",
         seconds=seconds,
         device_hours=device_hours,
+        energy_kwh=None if watts is None else device_hours * watts / 1000,
         cost_usd=None if usd is None else usd * device_hours,
         price={"usd_per_device_hour": usd, "rule": config.cluster.price_rule, "date": config.cluster.price_date},
     )
 
 
-def _memory(config: TrainConfig, batch: BatchPlan) -> MemoryPlan:
-    """Of one rank. Counted whole, though sequence-parallel norms share it out: what norms keep. Not counted: the
-    buffers of collectives, the second copy of weights of hpZ, and that Muon has one moment, not two."""
+RESERVE_BYTES = 2 * 2**30
+LIVE_PARAMETERS = 1_000_000_000
+"""DeepSpeed's stage3_max_live_parameters, which we leave at its default: so many gathered weights may be kept"""
+
+
+def _memory(config: TrainConfig, batch: BatchPlan, machine: Machine) -> MemoryPlan:
+    """Of one rank. Counted whole, though sequence-parallel norms share it out: what norms keep."""
     parallel, whole = config.parallel, config.model
     tp, n_shards = parallel.tp_size, batch.dp_size * parallel.sp_size
     element = 4 if parallel.precision == Precision.fp32 else 2
-    n_params = count_parameters(whole).of_rank(tp)
-    state = state_bytes(n_params, parallel.precision, parallel.zero_stage, n_shards)
+    counts = count_parameters(whole)
+    n_params = counts.of_rank(tp)
+    hidden = counts.n_params_hidden // tp if config.optimizer.kind == OptimizerKind.muon else 0
+    state = state_bytes(n_params, parallel.precision, parallel.zero_stage, n_shards, one_moment=hidden)
     own = replace(  # the network as one tensor-parallel rank has it
         whole,
         vocab_size=-(-whole.vocab_size // tp),
@@ -158,13 +188,18 @@ def _memory(config: TrainConfig, batch: BatchPlan) -> MemoryPlan:
     )
     n_positions = batch.micro_batch_size * batch.seq_len // parallel.sp_size
     buckets = 0 if n_shards == 1 else 2 * 4 * min(parallel.bucket_elements, n_params)
+    buckets += element * n_positions * whole.d_model if tp > 1 else 0
+    shares = parallel.zero_stage == 3 and n_shards > 1
     return MemoryPlan(
         weights=state.weights,
+        second_copy=element * n_params // parallel.hpz_size if parallel.hpz_size else 0,
+        gathered=element * min(n_params, LIVE_PARAMETERS) if shares else 0,
         gradients=state.gradients,
         optimizer=0 if parallel.offload_optimizer else state.optimizer,
         activations=activations // parallel.sp_size,
         logits=logit_bytes(own, min(n_positions, config.loss.chunk_tokens or n_positions), element),
         buckets=buckets,
+        reserve=0 if machine.device.startswith("CPU") else RESERVE_BYTES,
     )
 
 
@@ -177,7 +212,7 @@ def render(plan: Plan) -> str:
         else f"{plan.tokens_asked:,} asked, {plan.tokens_planned:,} used (whole steps)"
     )
     epochs = "data not prepared yet" if plan.epochs is None else f"{plan.epochs:.3g} epochs of {plan.train_tokens:,}"
-    parts = ", ".join(f"{name} {_size(value)}" for name, value in asdict(memory).items() if value)
+    parts = ", ".join(f"{name.replace('_', ' ')} {_size(value)}" for name, value in asdict(memory).items() if value)
     room = "" if machine.memory_bytes is None else f" of {_size(machine.memory_bytes)}"
     verdict = {True: ": fits", False: ": DOES NOT FIT", None: ""}[plan.fits]
     cost = (
@@ -193,8 +228,9 @@ def render(plan: Plan) -> str:
         ("memory", f"{_size(memory.total)} per device{room}{verdict} ({parts})"),
         ("machine", f"{plan.cluster}: {machine.n_devices} x {machine.device}, "
                     f"{machine.peak_flops_per_second / 1e12:.3g} TFLOP/s ({machine.peak_source})"),
-        ("time", f"{_duration(plan.seconds)} at an MFU of {plan.expected_mfu:.0%} (assumed), "
+        ("time", f"{_duration(plan.seconds)} at an MFU of {plan.expected_mfu:.0%} ({plan.mfu_is}), "
                  f"{plan.device_hours:.3g} device-hours"),
+        *([] if plan.energy_kwh is None else [("energy", f"{plan.energy_kwh:,.3g} kWh at most, of the GPUs alone")]),
         ("cost", cost),
     ]  # fmt: skip
     return "\n".join(f"  {name:<11} {text}" for name, text in rows)

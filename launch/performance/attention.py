@@ -19,6 +19,7 @@ def seconds(job: Job, hardware: Hardware, constants: Constants) -> tuple[float, 
         forward = _unfused(rows * layout.seq_len**2, model.head_width, hardware, constants)
         return forward, 2 * forward
     pairs = attended_pairs([layout.seq_len], model.sliding_window)
+    pairs = layout.seq_len**2 if job.stack.attention == "masked" else pairs
     speed = hardware.peak("bf16") * _ratio(job.stack.attention, model.head_width, hardware, constants)
     forward = rows * pairs * 4 * model.head_width / speed
     return forward + constants.kernel_seconds, FUSED_BACKWARD * forward + constants.kernel_seconds
@@ -34,9 +35,9 @@ def _unfused(n_scores: float, head_width: int, hardware: Hardware, constants: Co
 
 def _ratio(kernel: str, head_width: int, hardware: Hardware, constants: Constants) -> float:
     match kernel, hardware.generation:
-        case "triton", "ampere":
+        case "triton" | "masked", "ampere":
             wide = constants.attention_triton_ampere
-        case "triton", _:
+        case "triton" | "masked", _:
             wide = constants.attention_triton_hopper
         case _, "ampere":
             wide = constants.attention_flash2_ampere

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from launch.performance.constants import Constants
 from launch.performance.hardware import Hardware
-from launch.performance.stacks import Stack
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Cost:
         return max(self.seconds - constants.hideable * compute, constants.interference * self.inside)
 
 
-def gather(n_bytes: float, among: Group, hardware: Hardware, constants: Constants, stack: Stack) -> Cost:
+def gather(n_bytes: float, among: Group, hardware: Hardware, constants: Constants) -> Cost:
     """An all-gather whose result has `n_bytes`, or a reduce-scatter that starts from them. An all-reduce is both."""
     if among.size == 1:
         return Cost()
@@ -52,6 +51,5 @@ def gather(n_bytes: float, among: Group, hardware: Hardware, constants: Constant
     inside = share / (hardware.link_bytes_per_second * constants.link_ratio)
     if among.n_nodes <= 1:
         return Cost(inside + constants.kernel_seconds, inside)
-    ratio = stack.network_ratio or constants.network_ratio
-    between = share / (among.in_node * hardware.network_bytes_per_second * ratio)
+    between = share / (among.in_node * hardware.network_bytes_per_second * constants.network_ratio)
     return Cost(max(inside, between) + (among.n_nodes - 1) * constants.hop_seconds, inside)

@@ -23,6 +23,8 @@ class Layout:
     """model chunks per pipeline rank (interleaving); the product has no pipeline, published rows have"""
     cp: int = 1
     """ranks that share out every row: context parallelism or Ulysses"""
+    all_to_all: bool = False
+    """they exchange heads for positions (Ulysses); else keys and values are gathered"""
     zero: int = 1
     """0 to 3; on one data-parallel rank they are the same"""
     hpz: int = 1

@@ -6,6 +6,7 @@ from math import hypot
 from launch.performance.constants import Constants
 from launch.performance.hardware import Hardware
 from launch.performance.layout import Layout
+from model.arithmetic import count_parameters
 from model.config import Mlp
 
 
@@ -49,6 +50,14 @@ def seconds(product: Product, hardware: Hardware, constants: Constants, dtype: s
     moved = bytes_of * product.numbers / (hardware.memory_bytes_per_second * constants.memory_ratio)
     computed = product.flops / (hardware.peak(dtype) * ratio(hardware, constants, dtype))
     return hypot(computed, moved) + constants.kernel_seconds
+
+
+def orthogonalisation_seconds(layout: Layout, hardware: Hardware, constants: Constants) -> float:
+    """Of Muon's five rounds (of 6 FLOPs for each number and column of the narrow side) on the matrices of all blocks,
+    each matrix done by one of all ranks."""
+    model = layout.model
+    flops = 5 * 6 * count_parameters(model).n_params_hidden * min(model.d_model, model.d_ff)
+    return flops / layout.n_gpus / (hardware.peak("bf16") * ratio(hardware, constants, "bf16"))
 
 
 def ratio(hardware: Hardware, constants: Constants, dtype: str) -> float:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 class Stack:
     name: str
     attention: str = "flash2"
-    """unfused: scores are written to memory; triton: the first FlashAttention kernels in Triton; flash2; flash3: kernels
-    that use what Hopper brought (cuDNN, FlashAttention-3; flash2's speed elsewhere)"""
+    """unfused: scores are written to memory; triton: the first FlashAttention kernels in Triton (torch's memory-efficient
+    ones are taken to be as fast); masked: the same over the full square, as a mask given as numbers skips nothing;
+    flash2; flash3: kernels that use what Hopper brought (cuDNN, FlashAttention-3; flash2's speed elsewhere)"""
     fused: bool = False
     """norms, rotations, activations and residuals are compiled or hand-written into few kernels"""
     overlaps_reduction: bool = True
@@ -42,8 +43,8 @@ class Stack:
     """its tensor parallelism shares out norms and the residual stream too, unless a source says otherwise"""
     messages_per_layer: int = 1
     """collectives a layer's gradients are reduced in: 1 where they are put into buckets"""
-    network_ratio: float | None = None
-    """what its published runs reach of the network's data sheet, if known to be far from usual; see `constants.py`"""
+    orthogonalises: bool = False
+    """Muon: five rounds of Newton and Schulz on every matrix of a block, shared out over all ranks"""
 
 
 MEGATRON_2021 = Stack(

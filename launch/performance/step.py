@@ -55,6 +55,7 @@ def step_time(job: Job, hardware: Hardware, constants: Constants) -> StepTime:
     bubble = (layout.pp - 1) / (layout.virtual_stages * m) * m * micro + m * _handed_on(job, hardware, constants)
     reduced = _reduced(job, compute, hardware, constants)
     optimizer = traffic.optimizer_seconds(own_params(job) / _sharers(job), hardware, constants)
+    optimizer += matmul.orthogonalisation_seconds(layout, hardware, constants) if stack.orthogonalises else 0.0
     busy = m * micro + bubble + reduced + optimizer + constants.step_seconds
     nodes = max(1.0, layout.n_gpus / hardware.gpus_per_node)
     return StepTime(
@@ -127,16 +128,26 @@ def slowest_stage_blocks(job: Job) -> tuple[float, float]:
 
 def _tensor_parallel(job: Job, hardware: Hardware, constants: Constants) -> float:
     """Of one block and micro-batch: two all-reduces forward, two backward, two more where the forward runs again. With
-    sequence-parallel norms each is a gather and a scatter of the same bytes. Context parallelism passes keys and values
-    on: forward, backward, and their gradients."""
+    sequence-parallel norms each is a gather and a scatter of the same bytes."""
     layout, stack = job.layout, job.stack
     n_bytes = 2 * layout.tokens * layout.model.d_model
     n_gathers = 2 * (6 if layout.recompute == "full" else 4)
-    of_tp = collectives.gather(n_bytes, collectives.group(layout.tp, 1, hardware), hardware, constants, stack)
+    of_tp = collectives.gather(n_bytes, collectives.group(layout.tp, 1, hardware), hardware, constants)
     exposed = constants.tensor_parallel_exposed if stack.overlaps_tensor_parallel else 1.0
-    n_bytes = 2 * layout.tokens * layout.cp * 2 * layout.model.kv_width / layout.tp
-    of_cp = collectives.gather(n_bytes, collectives.group(layout.cp, layout.tp, hardware), hardware, constants, stack)
-    return n_gathers * of_tp.seconds * exposed + 3 * of_cp.seconds
+    return n_gathers * of_tp.seconds * exposed + _context_parallel(job, hardware, constants)
+
+
+def _context_parallel(job: Job, hardware: Hardware, constants: Constants) -> float:
+    """Of one block and micro-batch. Keys and values are gathered forward and backward, and their gradients scattered;
+    or queries, keys, values and outputs change hands, forward and backward, each rank sending all of its own but one
+    part: as many bytes as a gather of them."""
+    layout, model = job.layout, job.layout.model
+    ranks = collectives.group(layout.cp, layout.tp, hardware)
+    if layout.all_to_all:
+        n_bytes, times = 2 * layout.tokens * 2 * (model.q_width + model.kv_width) / layout.tp, 2
+    else:
+        n_bytes, times = 2 * layout.tokens * layout.cp * 2 * model.kv_width / layout.tp, 3
+    return times * collectives.gather(n_bytes, ranks, hardware, constants).seconds
 
 
 def _gathered(job: Job, compute: float, hardware: Hardware, constants: Constants) -> float:
@@ -148,24 +159,24 @@ def _gathered(job: Job, compute: float, hardware: Hardware, constants: Constants
     among = collectives.group(layout.n_shards, layout.tp, hardware)
     near = collectives.Group(layout.hpz, layout.hpz) if layout.hpz > 1 else among
     of_layer = 2 * own_params(job) / layout.layers_of_stage
-    far = collectives.gather(of_layer, among, hardware, constants, job.stack)
-    again = collectives.gather(of_layer, near, hardware, constants, job.stack)
+    far = collectives.gather(of_layer, among, hardware, constants)
+    again = collectives.gather(of_layer, near, hardware, constants)
     return (far.times(2) + again).times(layout.layers_of_stage).exposed(compute, constants)
 
 
 def _reduced(job: Job, compute: float, hardware: Hardware, constants: Constants) -> float:
     """What the reduction of gradients over data-parallel ranks leaves exposed, once a step, and the gathering of the
-    new weights at ZeRO 1 and 2."""
+    new weights at ZeRO 1 and 2. ZeRO 2 keeps no whole gradients, so it reduces them after every forward."""
     layout, stack = job.layout, job.stack
     if layout.zero == 3 or layout.n_shards == 1:
         return 0.0
     among = collectives.group(layout.n_shards, layout.tp, hardware)
     n_messages = max(1.0, layout.layers_of_stage * (stack.messages_per_layer if layout.zero else 1))
     of_message = own_params(job) / n_messages
-    scattered = collectives.gather(stack.gradient_bytes * of_message, among, hardware, constants, stack)
+    scattered = collectives.gather(stack.gradient_bytes * of_message, among, hardware, constants)
     back = stack.weight_bytes if layout.zero else stack.gradient_bytes
-    gathered = collectives.gather(back * of_message, among, hardware, constants, stack)
-    both = (scattered + gathered).times(n_messages)
+    gathered = collectives.gather(back * of_message, among, hardware, constants)
+    both = (scattered.times(layout.accumulation if layout.zero == 2 else 1) + gathered).times(n_messages)
     return both.seconds if layout.zero and not stack.overlaps_reduction else both.exposed(compute, constants)
 
 
@@ -175,8 +186,7 @@ def _handed_on(job: Job, hardware: Hardware, constants: Constants) -> float:
     if layout.pp == 1:
         return 0.0
     n_bytes = 2 * layout.tokens * layout.model.d_model / layout.tp
-    ratio = job.stack.network_ratio or constants.network_ratio
-    return 2 * layout.virtual_stages * n_bytes / (hardware.network_bytes_per_second * ratio)
+    return 2 * layout.virtual_stages * n_bytes / (hardware.network_bytes_per_second * constants.network_ratio)
 
 
 def own_params(job: Job) -> float:
