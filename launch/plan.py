@@ -1,101 +1,111 @@
 """`launch plan`: what a run needs and costs, before anything is queued. No torch, so it answers at once.
 
-The arithmetic is in `train/plan.py`, which every run prints at its start; here the facts are found without torch: the
-machine from the cluster's configuration, or from this computer, and the data from its manifest if it is there.
+Four questions: what this layout needs (memory by part, time of a step by part, hours, money), what the smallest changes
+are that make it fit, which layouts of the same run are fastest (`search=true`), and how far such predictions are from
+published measurements (`reproduce=PATH`).
 """
 
-import os
-import shutil
-import subprocess
-import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from conf.errors import ConfigError
 from data_prep.manifest import Manifest
+from launch.layouts import Change, fastest, smallest_changes
+from launch.machine import find_machine
 from launch.performance.reproduce import reproduce
 from launch.plan_config import PlanConfig
-from train.batch import solve_batch
-from train.config import ClusterConfig, Device, TrainConfig
+from launch.predict import Prediction, hardware_for, predict
+from train.config import TrainConfig
 from train.data_config import DataConfig
-from train.layout_problems import layout_problems
-from train.parallel_config import Precision
-from train.plan import Machine, Plan, make_plan, published_peak, render
+from train.plan import Machine, Plan, render
+
+HOW_TO_DESCRIBE = (
+    "choose a described cluster (cluster=h100, h200, a100_80, ...), or give cluster.generation, "
+    "bf16_flops_per_second, memory_gib, memory_bytes_per_second, gpus_per_node, link_bytes_per_second, "
+    "network_bytes_per_second and watts"
+)
 
 
 def plan(config: PlanConfig) -> None:
     """Prints the plan of `config`, or what else it asks for. Raises ConfigError or BatchError if it does not fit the
     cluster's devices."""
     if config.reproduce is not None:
-        return reproduce(config.reproduce)
-    return print(render(planned(config.train)))
+        reproduce(config.reproduce)
+    elif config.search:
+        print(_search_table(config.train))
+    else:
+        print(_plan_table(config.train))
 
 
 def planned(config: TrainConfig) -> Plan:
+    """Raises ConfigError or BatchError for a layout that cannot be."""
+    return _predicted(config).plan
+
+
+def _predicted(config: TrainConfig) -> Prediction:
+    return predict(config, _machine(config), _train_tokens(config.data))
+
+
+def _machine(config: TrainConfig) -> Machine:
     ranks_a_row = config.parallel.tp_size * config.parallel.sp_size
-    machine = find_machine(config.cluster, config.parallel.precision, ranks_a_row)
-    problems = layout_problems(config)
-    if machine.n_devices % ranks_a_row:
-        problems.append(
-            f"cluster.n_devices={machine.n_devices} does not divide by parallel.tp_size={config.parallel.tp_size} x "
-            f"parallel.sp_size={config.parallel.sp_size} = {ranks_a_row}"
+    return find_machine(config.cluster, config.parallel.precision, ranks_a_row)
+
+
+def _plan_table(config: TrainConfig) -> str:
+    found = _predicted(config)
+    rows = [("step", _step(found))]
+    if found.plan.fits is False:
+        changes = smallest_changes(config, found.plan.machine)
+        rows += [("to fit", _change(change)) for change in changes] or [("to fit", "more devices, or a smaller model")]
+    return "\n".join([render(found.plan), *(f"  {name:<11} {text}" for name, text in rows)])
+
+
+def _step(found: Prediction) -> str:
+    if found.step is None:
+        return f"its time is not predicted: {HOW_TO_DESCRIBE}"
+    parts = sorted(asdict(found.step).items(), key=lambda part: -part[1])
+    shares = ", ".join(f"{name.replace('_', ' ')} {value / found.step.total:.0%}" for name, value in parts[:6])
+    speed = found.plan.tokens_per_step / found.step.total
+    return f"{found.step.total:.3g} s, {speed:,.0f} tokens/s (predicted; {shares})"
+
+
+def _change(change: Change) -> str:
+    memory, step = change.prediction.plan.memory.total, change.prediction.step
+    time = "" if step is None else f", {step.total:.3g} s a step"
+    return f"{' '.join(change.words)}: {memory / 2**30:.1f} GiB{time}"
+
+
+def _search_table(config: TrainConfig) -> str:
+    """Raises ConfigError where no time can be predicted or nothing fits."""
+    if hardware_for(config) is None:
+        raise ConfigError([f"search=true compares predicted times, and this cluster's cannot be: {HOW_TO_DESCRIBE}"])
+    machine = _machine(config)
+    found, n_tried = fastest(config, machine)
+    if not found:
+        raise ConfigError(
+            [f"none of {n_tried} layouts on {machine.n_devices} devices fits: more devices, or a smaller model"]
         )
-    else:
-        problems += config.parallel.problems_on(machine.n_devices // config.parallel.tp_size)
-    if problems:
-        raise ConfigError(problems)
-    batch = solve_batch(
-        global_batch_size=config.batch.global_batch_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        dp_size=machine.n_devices // ranks_a_row,
-        seq_len=config.data.seq_len,
-        total_tokens=config.total_tokens,
+    head = "  dp  tp  sp zero micro accum recompute   memory GiB   step s  tokens/s/GPU   MFU     hours  cost USD"
+    best = f"the first: {' '.join(found[0].words)}"
+    return "\n".join([f"{n_tried} layouts tried; those that fit, fastest first", head, *_rows(found), best])
+
+
+def _rows(found: Sequence[Change]) -> list[str]:
+    return [_row(change.prediction) for change in found]
+
+
+def _row(one: Prediction) -> str:
+    parallel, batch, made = one.config.parallel, one.batch, one.plan
+    assert one.step is not None, "searched without a predicted time"
+    speed = made.tokens_per_step / one.step.total / made.machine.n_devices
+    cost = "-" if made.cost_usd is None else f"{made.cost_usd:,.0f}"
+    return (
+        f"{batch.dp_size:>4}{parallel.tp_size:>4}{parallel.sp_size:>4}{parallel.zero_stage:>5}"
+        f"{batch.micro_batch_size:>6}{batch.gradient_accumulation_steps:>6} {parallel.activation_checkpointing:<9}"
+        f"{made.memory.total / 2**30:>13.1f}{one.step.total:>9.3g}{speed:>14,.0f}{made.expected_mfu:>6.1%}"
+        f"{made.seconds / 3600:>10,.1f}{cost:>10}"
     )
-    return make_plan(config, batch, machine, _train_tokens(config.data))
-
-
-def find_machine(cluster: ClusterConfig, precision: Precision, least_devices: int = 1) -> Machine:
-    """The configured devices; what the configuration leaves open is looked up on this computer.
-
-    least_devices: those that one replica of the model takes.
-    """
-    gpu = None if cluster.device == Device.cpu else _gpu_here()
-    name, memory = gpu or ("GPU" if cluster.device == Device.cuda else "CPU process", _memory_bytes())
-    if cluster.memory_gib is not None:
-        memory = int(cluster.memory_gib * 2**30)
-    if (configured := cluster.peak(precision)) is not None:
-        peak, source = configured, "as configured"
-    elif known := published_peak(name, precision):
-        peak, source = known
-    else:
-        peak, source = _measured(), "measured by a matmul now"
-    return Machine(name, cluster.n_devices or least_devices, peak, source, memory)
-
-
-def _gpu_here() -> tuple[str, int] | None:
-    """(name, bytes of memory) of this computer's first GPU, if nvidia-smi knows one."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    name, _, mebibytes = answer.stdout.partition("\n")[0].rpartition(", ")
-    return (name, int(mebibytes) * 2**20) if answer.returncode == 0 and mebibytes.isdigit() else None
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _measured(size: int = 1024, seconds: float = 0.2) -> float:
-    """fp32 FLOP/s of the best of several matmuls of numpy on all cores."""
-    import numpy as np
-
-    a = np.ones((size, size), dtype=np.float32)
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        np.matmul(a, a)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
 
 
 def _train_tokens(data: DataConfig) -> int | None:

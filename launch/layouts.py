@@ -1,0 +1,120 @@
+"""Other layouts of the same run: the smallest changes that make it fit, and the fastest of many that do.
+
+Nothing here changes what is learned, but for the precision, which is only proposed where weights are fp32.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+from conf.errors import ConfigError
+from launch.predict import Prediction, predict
+from train.batch import BatchError
+from train.config import TrainConfig
+from train.parallel_config import Precision, Recompute
+from train.plan import Machine
+
+MOST_SHOWN = 10
+MOST_CHANGES = 6
+CHUNK_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Change:
+    words: tuple[str, ...]
+    """the overrides that make it"""
+    prediction: Prediction
+
+
+def smallest_changes(config: TrainConfig, machine: Machine) -> list[Change]:
+    """Of each key, the least change that alone makes the run fit; where none does, of each pair of keys. The fastest
+    first, as far as times are known."""
+    rungs = _rungs(config, machine.n_devices)
+    for n_keys in (1, 2):
+        found = [
+            change
+            for keys in combinations(rungs, n_keys)
+            if (change := _least(config, machine, [[(key, value) for value in rungs[key]] for key in keys]))
+        ]
+        if found:
+            return sorted(found, key=_seconds)[:MOST_CHANGES]
+    return []
+
+
+def _rungs(config: TrainConfig, n_devices: int) -> dict[str, list[Any]]:
+    """Of each key, the values that need less memory, the nearest first."""
+    micro, parallel = config.batch.micro_batch_size, config.parallel
+    policies = [Recompute.none, Recompute.selective, Recompute.full]
+    return {
+        "batch.micro_batch_size": [size for size in range(micro - 1, 0, -1) if micro % size == 0],
+        "parallel.activation_checkpointing": policies[policies.index(parallel.activation_checkpointing) + 1 :],
+        "loss.chunk_tokens": [] if config.loss.chunk_tokens else [CHUNK_TOKENS],
+        "parallel.zero_stage": [stage for stage in (2, 3) if stage > parallel.zero_stage],
+        "parallel.tp_size": [parallel.tp_size * factor for factor in (2, 4, 8)],
+        "parallel.precision": [Precision.bf16] if parallel.precision == Precision.fp32 else [],
+        "parallel.offload_optimizer": [] if parallel.offload_optimizer else [True],
+        "cluster.n_devices": [n_devices * 2**power for power in range(1, 8)],
+    }
+
+
+def _least(config: TrainConfig, machine: Machine, ladders: list[list[tuple[str, Any]]]) -> Change | None:
+    """The combination that fits with the fewest rungs climbed."""
+    steps = sorted(product(*(range(len(ladder)) for ladder in ladders)), key=sum)
+    for step in steps:
+        change = _tried(config, machine, [ladder[rung] for ladder, rung in zip(ladders, step, strict=True)])
+        if change is not None and change.prediction.plan.fits:
+            return change
+    return None
+
+
+def fastest(config: TrainConfig, machine: Machine) -> tuple[list[Change], int]:
+    """(the fastest layouts that fit, the fastest first; how many could exist)."""
+    tried = [
+        change for keys in _layouts(config, machine) if (change := _tried(config, machine, keys)) is not None
+    ]
+    fitting = [change for change in tried if change.prediction.plan.fits is not False]
+    return sorted(fitting, key=_seconds)[:MOST_SHOWN], len(tried)
+
+
+def _layouts(config: TrainConfig, machine: Machine) -> Iterator[list[tuple[str, Any]]]:
+    """Tensor and sequence parallelism within a node, every ZeRO stage, micro-batch and policy of recomputation."""
+    in_node = min(machine.n_devices, config.cluster.gpus_per_node or machine.n_devices)
+    powers = [2**power for power in range(8)]
+    for tp, sp in product(powers, powers):
+        if tp * sp > in_node or machine.n_devices % (tp * sp):
+            continue
+        rows = config.batch.global_batch_size // (machine.n_devices // (tp * sp))
+        for micro, stage, policy in product(powers, (1, 2, 3), Recompute):
+            if rows and rows % micro == 0:
+                yield [
+                    ("parallel.tp_size", tp),
+                    ("parallel.sp_size", sp),
+                    ("parallel.zero_stage", stage),
+                    ("batch.micro_batch_size", micro),
+                    ("parallel.activation_checkpointing", policy),
+                ]
+
+
+def _tried(config: TrainConfig, machine: Machine, keys: list[tuple[str, Any]]) -> Change | None:
+    """None for a layout that cannot exist."""
+    for key, value in keys:
+        config = _with(config, key, value)
+    machine = dataclasses.replace(machine, n_devices=config.cluster.n_devices or machine.n_devices)
+    if config.parallel.problems():
+        return None
+    try:
+        prediction = predict(config, machine)
+    except (ConfigError, BatchError):
+        return None
+    return Change(tuple(f"{key}={str(value).lower()}" for key, value in keys), prediction)
+
+
+def _with(config: TrainConfig, key: str, value: Any) -> TrainConfig:
+    section, name = key.split(".")
+    return dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **{name: value})})
+
+
+def _seconds(change: Change) -> float:
+    return 0.0 if change.prediction.step is None else change.prediction.step.total
