@@ -71,9 +71,7 @@ def _least(config: TrainConfig, machine: Machine, ladders: list[list[tuple[str, 
 
 def fastest(config: TrainConfig, machine: Machine) -> tuple[list[Change], int]:
     """(the fastest layouts that fit, the fastest first; how many could exist)."""
-    tried = [
-        change for keys in _layouts(config, machine) if (change := _tried(config, machine, keys)) is not None
-    ]
+    tried = [change for keys in _layouts(config, machine) if (change := _tried(config, machine, keys)) is not None]
     fitting = [change for change in tried if change.prediction.plan.fits is not False]
     return sorted(fitting, key=_seconds)[:MOST_SHOWN], len(tried)
 

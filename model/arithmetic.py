@@ -96,9 +96,7 @@ class StateBytes:
         return self.weights + self.gradients + self.optimizer
 
 
-def state_bytes(
-    n_params: int, precision: str, zero_stage: int, n_shards: int, *, one_moment: int = 0
-) -> StateBytes:
+def state_bytes(n_params: int, precision: str, zero_stage: int, n_shards: int, *, one_moment: int = 0) -> StateBytes:
     """Bytes of weights, gradients and optimizer states on one rank that stores or shares `n_params` of them (see
     `ParameterCounts.of_rank`), shared out over `n_shards` ranks (ZeRO, arXiv 1910.02054, section 3).
 

@@ -27,7 +27,8 @@ class Constants:
     narrow_heads: float = 0.8868
     """speed of attention with heads of 64, those of 128 being 1"""
     passes_fused: float = 1.007
-    """elementwise work: memory traffic, in units of that where each operand is read once and each result written once"""
+    """elementwise work: memory traffic in units of the least, where each operand is read once and each result written
+    once"""
     passes_eager: float = 1.578
     logit_bytes_fused: float = 14.0
     """memory traffic per logit in head and loss, forward and backward"""

@@ -9,10 +9,11 @@ from conf.errors import ConfigError
 from train.config import ClusterConfig
 
 FILES = {
-    "A100-40": "a100_40", "A100-80": "a100_80", "A100": "a100_80",
-    "H100-96": "h100_500w", "H100": "h100", "H200": "h200", "GB200": "gb200", "B200": "b200",
+    "A100-40": "a100_40", "A100-80": "a100_80", "H100-80": "h100", "H100-96": "h100_500w", "H200": "h200",
+    "H200-141": "h200", "B200": "b200", "B200-180": "b200", "B200-192": "b200", "GB200": "gb200", "GB200-192": "gb200",
+    "A100": "a100_80", "H100": "h100",
 }  # fmt: skip
-"""how published tables call GPUs, and the file of conf/cluster/ that describes it; the first name that fits counts"""
+"""how published tables call GPUs, and the file of conf/cluster/ that describes each"""
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,21 @@ class Hardware:
 
 def hardware_of(cluster: ClusterConfig) -> Hardware | None:
     """None where the description is not complete enough to predict a time from."""
-    needed = (
-        cluster.bf16_flops_per_second, cluster.memory_gib, cluster.memory_bytes_per_second, cluster.generation,
-        cluster.gpus_per_node, cluster.link_bytes_per_second, cluster.network_bytes_per_second, cluster.watts,
-    )  # fmt: skip
-    if None in needed:
+    peaks = {"bf16": cluster.bf16_flops_per_second, "fp8": cluster.fp8_flops_per_second}
+    known = {dtype: peak for dtype, peak in (peaks | {"fp32": cluster.fp32_flops_per_second}).items() if peak}
+    memory_gib, memory, generation = cluster.memory_gib, cluster.memory_bytes_per_second, cluster.generation
+    gpus, link, network = cluster.gpus_per_node, cluster.link_bytes_per_second, cluster.network_bytes_per_second
+    watts = cluster.watts
+    if "bf16" not in known or not (memory_gib and memory and generation and gpus and link and network and watts):
         return None
-    bf16, memory_gib, memory, generation, gpus_per_node, link, network, watts = needed
-    others = {"fp8": cluster.fp8_flops_per_second, "fp32": cluster.fp32_flops_per_second}
     return Hardware(
         name=cluster.name,
         memory_bytes=memory_gib * 2**30,
-        flops_per_second={"bf16": bf16} | {dtype: peak for dtype, peak in others.items() if peak is not None},
+        flops_per_second=known,
         memory_bytes_per_second=memory,
         link_bytes_per_second=link,
         network_bytes_per_second=network,
-        gpus_per_node=gpus_per_node,
+        gpus_per_node=gpus,
         watts=watts,
         generation=generation,
         rated_watts=cluster.rated_watts or watts,
@@ -65,9 +65,8 @@ def hardware_of(cluster: ClusterConfig) -> Hardware | None:
 @cache
 def hardware_named(name: str) -> Hardware:
     """As published tables call it. Raises ConfigError for one that no file describes."""
-    for known, file in FILES.items():
-        if name.upper().startswith(known):
-            found = hardware_of(read_config(ClusterConfig, CONF_FOLDER / "cluster" / f"{file}.yaml"))
-            assert found is not None, f"conf/cluster/{file}.yaml is not complete"
-            return found
-    raise ConfigError([f"GPU kind {name!r} is not known: conf/cluster/ describes {', '.join(FILES)}"])
+    if name not in FILES:
+        raise ConfigError([f"the GPU kind {name!r} is not known; known are {', '.join(FILES)}"])
+    found = hardware_of(read_config(ClusterConfig, CONF_FOLDER / "cluster" / f"{FILES[name]}.yaml"))
+    assert found is not None, f"conf/cluster/{FILES[name]}.yaml is not complete"
+    return found

@@ -1,4 +1,4 @@
-"""A training configuration of ours as the job whose time is predicted: what DeepSpeed and torch do with our settings."""
+"""A training configuration of ours as the job to predict: what DeepSpeed and torch make of our settings."""
 
 from launch.performance.layout import Job, Layout
 from launch.performance.stacks import Stack
@@ -43,6 +43,7 @@ def _stack(config: TrainConfig) -> Stack:
         gradient_bytes=4 if exact or (parallel.precision == Precision.bf16 and parallel.zero_stage == 1) else 2,
         weight_bytes=4 if exact else 2,
         stream_bytes=4 if exact else 2,
+        summing_bytes={Precision.fp32: 12, Precision.bf16: 10, Precision.bf16_states: 6}[parallel.precision],
         orthogonalises=config.optimizer.kind == OptimizerKind.muon,
     )
 

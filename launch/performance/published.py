@@ -15,10 +15,12 @@ from launch.performance.layout import Layout
 from launch.performance.stacks import Stack, stack_of
 from model.config import Bias, Mlp, ModelConfig, Norm, Positions
 
-COLUMNS = (
-    "source hw n_gpus model layers hidden heads kv_heads ffn glu vocab seq dp tp pp cp vpp zero micro_batch grad_accum "
-    "global_batch precision recompute tokens_s_gpu step_s mem_gib note"
-).split()
+COLUMNS = {
+    *("source", "hw", "n_gpus", "model", "layers", "hidden", "heads", "kv_heads", "ffn", "glu", "vocab", "seq"),
+    *("dp", "tp", "pp", "cp", "vpp", "zero", "micro_batch", "grad_accum", "global_batch", "precision", "recompute"),
+    *("tokens_s_gpu", "step_s", "mem_gib", "note"),
+}
+"""those that are read; tables have more"""
 DID_NOT_FIT = ("oom", "out of memory", "did not fit", "does not fit")
 
 
@@ -31,7 +33,9 @@ class Row:
     hardware: str
     stack: Stack
     layouts: tuple[Layout, ...]
-    """those that the source may mean: one for each value of what it does not state; none if it states too little"""
+    """those that the source may mean: one for each value of what it does not state"""
+    problem: str
+    """why there is no layout; empty if there is one"""
     tokens_per_second: float | None
     """per GPU"""
     memory_gib: float | None
@@ -54,7 +58,7 @@ def _read_file(file: Path) -> list[Row]:
     try:
         with file.open(newline="", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            missing = sorted(COLUMNS.difference(reader.fieldnames or ()))
             if missing:
                 raise ConfigError([f"{file} lacks the columns {', '.join(missing)}: see the README of such tables"])
             return [_row(file, number, cells) for number, cells in enumerate(reader, start=2)]
@@ -69,23 +73,27 @@ def is_held_out(cells: dict[str, str]) -> bool:
 
 
 def _row(file: Path, number: int, cells: dict[str, str]) -> Row:
+    """What cannot be read is told in `problem`: one odd row does not hide the others."""
+    stack = stack_of(cells["source"], cells["note"], cells["precision"])
+    layouts, problem = (), ""
     try:
-        stack = stack_of(cells["source"], cells["note"], cells["precision"])
-        enough = all(cells[name] for name in ("n_gpus", "layers", "hidden", "heads", "seq"))
-        return Row(
-            file=file.name,
-            source=cells["source"],
-            name=f"{cells['model']}, {cells['n_gpus']} x {cells['hw']}, T {cells['seq']}, {cells['precision'] or 'bf16'}",
-            hardware=cells["hw"],
-            stack=stack,
-            layouts=_layouts(cells, stack) if enough else (),
-            tokens_per_second=_number(cells, "tokens_s_gpu"),
-            memory_gib=_number(cells, "mem_gib"),
-            did_not_fit=any(words in cells["note"].lower() for words in DID_NOT_FIT),
-            held_out=is_held_out(cells),
-        )
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError([f"{file}, line {number}: {error}"]) from None
+        layouts = _layouts(cells, stack)
+        speed, memory_gib = _number(cells, "tokens_s_gpu"), _number(cells, "mem_gib")
+    except ValueError as error:
+        layouts, speed, memory_gib, problem = (), None, None, f"line {number}: {error}"
+    return Row(
+        file=file.name,
+        source=cells["source"],
+        name=f"{cells['model']}, {cells['n_gpus']} x {cells['hw']}, T {cells['seq']}, {cells['precision'] or 'bf16'}",
+        hardware=cells["hw"],
+        stack=stack,
+        layouts=layouts,
+        problem=problem,
+        tokens_per_second=speed,
+        memory_gib=memory_gib,
+        did_not_fit=any(words in cells["note"].lower() for words in DID_NOT_FIT),
+        held_out=is_held_out(cells),
+    )
 
 
 def _number(cells: dict[str, str], name: str) -> float | None:
@@ -107,22 +115,43 @@ def _whole(cells: dict[str, str], name: str, default: int) -> int:
 
 
 def _layouts(cells: dict[str, str], stack: Stack) -> tuple[Layout, ...]:
+    """Raises ValueError for a row that states too little, or what cannot be."""
+    if missing := [name for name in ("n_gpus", "layers", "hidden", "heads", "seq") if not cells[name]]:
+        raise ValueError(f"does not state {', '.join(missing)}")
     gpus = _whole(cells, "n_gpus", 1)
     tp, pp, cp = (_whole(cells, name, 1) for name in ("tp", "pp", "cp"))
-    dp = _whole(cells, "dp", max(1, gpus // (tp * pp * cp)))
-    recompute, precision = cells["recompute"].lower(), cells["precision"].lower()
-    common = {
-        "model": _model(cells), "seq_len": _whole(cells, "seq", 0), "dp": dp, "tp": tp, "pp": pp, "cp": cp,
-        "zero": int(float(cells["zero"] or 1)), "sequence_parallel": _shares_stream(recompute, stack),
-        "precision": "fp8" if "8" in precision else "fp32" if "32" in precision else "bf16",
-    }  # fmt: skip
+    if gpus % (tp * pp * cp):
+        raise ValueError(f"n_gpus={gpus} does not divide by tp x pp x cp = {tp * pp * cp}")
+    dp = gpus // (tp * pp * cp)
+    model, recompute = _model(cells), cells["recompute"].lower()
     stated = next((kind for kind in ("full", "selective", "none") if kind in recompute), None)
     return tuple(
-        Layout(**common, micro_batch=micro, accumulation=accumulation, virtual_stages=virtual, recompute=again)
+        Layout(
+            model=model,
+            seq_len=_whole(cells, "seq", 0),
+            micro_batch=micro,
+            accumulation=accumulation,
+            dp=dp,
+            tp=tp,
+            pp=pp,
+            virtual_stages=virtual,
+            cp=cp,
+            zero=int(float(cells["zero"] or 1)),
+            precision=_precision(cells["precision"].lower()),
+            recompute=again,
+            sequence_parallel=_shares_stream(recompute, stack),
+        )
         for again in ([stated] if stated else ["none", "selective", "full"])
         for micro, accumulation in _batches(cells, dp)
-        for virtual in _virtual(cells, pp, common["model"].n_layers, stack)
+        for virtual in _virtual(cells, pp, model.n_layers, stack)
     )
+
+
+def _precision(text: str) -> str:
+    """Raises ValueError."""
+    if "fp4" in text:
+        raise ValueError(f"precision={text} cannot be predicted")
+    return "fp8" if "fp8" in text else "fp32" if "32" in text else "bf16"
 
 
 def _shares_stream(recompute: str, stack: Stack) -> bool:

@@ -1,4 +1,4 @@
-"""How far predictions are from published training speeds and memory: tables in; each one's errors, and what all come to.
+"""How far predictions are from published training speeds and memory: tables in, the errors of each and of all out.
 
 A source seldom states everything. Where the micro-batch, the interleaving of pipeline stages or recomputation is not
 stated, its authors are taken to have tuned it: of all that the row may mean, the fastest that fits the memory counts.
@@ -78,8 +78,8 @@ def score_all(rows: Sequence[Row], constants: Constants) -> tuple[list[Scored], 
     scored: list[Scored] = []
     unscored: list[tuple[Row, str]] = []
     for row in rows:
-        if not row.layouts:
-            unscored.append((row, "the number of GPUs or the shape of the model is not stated"))
+        if row.problem:
+            unscored.append((row, row.problem))
             continue
         try:
             scored.append(score(row, hardware_named(row.hardware), constants))

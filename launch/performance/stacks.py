@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 class Stack:
     name: str
     attention: str = "flash2"
-    """unfused: scores are written to memory; triton: the first FlashAttention kernels in Triton (torch's memory-efficient
-    ones are taken to be as fast); masked: the same over the full square, as a mask given as numbers skips nothing;
-    flash2; flash3: kernels that use what Hopper brought (cuDNN, FlashAttention-3; flash2's speed elsewhere)"""
+    """unfused: scores are written to memory; triton: the first FlashAttention kernels in Triton (the memory-efficient
+    ones of torch are taken to be as fast); masked: the same over the full square, as a mask given as numbers skips
+    nothing; flash2; flash3: kernels that use what Hopper brought (cuDNN, FlashAttention-3; flash2's speed elsewhere)"""
     fused: bool = False
     """norms, rotations, activations and residuals are compiled or hand-written into few kernels"""
     overlaps_reduction: bool = True
@@ -43,6 +43,8 @@ class Stack:
     """its tensor parallelism shares out norms and the residual stream too, unless a source says otherwise"""
     messages_per_layer: int = 1
     """collectives a layer's gradients are reduced in: 1 where they are put into buckets"""
+    summing_bytes: int = 0
+    """memory traffic per parameter and micro-batch of adding gradients to their sums; 0 where matmuls do it"""
     orthogonalises: bool = False
     """Muon: five rounds of Newton and Schulz on every matrix of a block, shared out over all ranks"""
 
@@ -54,12 +56,22 @@ MEGATRON_2021 = Stack(
 MT_NLG = replace(MEGATRON_2021, name="Megatron-DeepSpeed, 2021", interleaves=False)
 MEGATRON = Stack("Megatron core", attention="flash3", fused=True, overlaps_tensor_parallel=True, interleaves=True)
 NANOTRON = Stack(
-    "nanotron", overlaps_reduction=False, balanced_stages=True, messages_per_layer=7, gradient_bytes=2,
+    "nanotron",
+    overlaps_reduction=False,
+    balanced_stages=True,
+    messages_per_layer=7,
+    gradient_bytes=2,
     accumulator_bytes=8,
 )
 LLM_FOUNDRY = Stack("llm-foundry, 2023, bf16", attention="triton", gradient_bytes=2, logit_bytes=4)
 LLM_FOUNDRY_AUTOCAST = Stack(
-    "llm-foundry, 2023, autocast", attention="triton", gradient_bytes=4, weight_bytes=4, optimizer_bytes=8, stream_bytes=4, logit_bytes=4
+    "llm-foundry, 2023, autocast",
+    attention="triton",
+    gradient_bytes=4,
+    weight_bytes=4,
+    optimizer_bytes=8,
+    stream_bytes=4,
+    logit_bytes=4,
 )
 FSDP_COMPILED = Stack("FSDP, compiled", fused=True, selective="matmuls", weight_bytes=4, optimizer_bytes=8)
 FSDP_EAGER = Stack("FSDP, eager", selective="matmuls", weight_bytes=4, optimizer_bytes=8)

@@ -1,7 +1,8 @@
 """The predicted time of one training step, by part: a roofline of what computes, and what communication leaves exposed.
 
-    step = micro-batches x (matmul + attention + elementwise + loss + tensor parallel + exposed gathering) x (1 + bubble)
-           + exposed reduction of gradients + optimizer + the rest, all of it longer where more nodes wait for each other
+    step = micro-batches x (matmul + attention + elementwise + loss + tensor parallel + exposed gathering)
+           x (1 + bubble) + exposed reduction of gradients + optimizer + the rest,
+           all of it longer where more nodes wait for each other
 
 Terms and their sources: each file's own; the form is that of Megatron-LM (arXiv 2104.04473, section 2) and of the study
 of recomputation (arXiv 2205.05198, section 4).
@@ -55,6 +56,7 @@ def step_time(job: Job, hardware: Hardware, constants: Constants) -> StepTime:
     bubble = (layout.pp - 1) / (layout.virtual_stages * m) * m * micro + m * _handed_on(job, hardware, constants)
     reduced = _reduced(job, compute, hardware, constants)
     optimizer = traffic.optimizer_seconds(own_params(job) / _sharers(job), hardware, constants)
+    optimizer += m * traffic.summing_seconds(own_params(job) * stack.summing_bytes, hardware, constants)
     optimizer += matmul.orthogonalisation_seconds(layout, hardware, constants) if stack.orthogonalises else 0.0
     busy = m * micro + bubble + reduced + optimizer + constants.step_seconds
     nodes = max(1.0, layout.n_gpus / hardware.gpus_per_node)

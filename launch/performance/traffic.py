@@ -35,6 +35,10 @@ def loss_seconds(job: Job, hardware: Hardware, constants: Constants) -> float:
     return moved / (hardware.memory_bytes_per_second * constants.memory_ratio)
 
 
+def summing_seconds(n_bytes: float, hardware: Hardware, constants: Constants) -> float:
+    return n_bytes / (hardware.memory_bytes_per_second * constants.memory_ratio)
+
+
 def optimizer_seconds(n_params: float, hardware: Hardware, constants: Constants) -> float:
     """n_params: those that one GPU updates."""
     return n_params * constants.optimizer_bytes / (hardware.memory_bytes_per_second * constants.memory_ratio)

@@ -21,7 +21,7 @@ from launch.performance.hardware import hardware_named
 from launch.performance.layout import Job
 from launch.performance.published import Row, read
 from launch.performance.reproduce import meant, quantiles
-from launch.performance.step import step_time
+from launch.performance.reproduce import tokens_per_second as tokens_per_second_of
 
 PRIORS = {
     # name: (prior, width of the prior as a factor)
@@ -48,7 +48,7 @@ PRIORS = {
 
 
 def main() -> None:
-    rows = [row for row in read(Path(sys.argv[1])) if row.tokens_per_second is not None]
+    rows = [row for row in read(Path(sys.argv[1])) if row.tokens_per_second]
     seen = [row for row in rows if not row.held_out]
     constants = fit(seen, Constants())
     for name in PRIORS:
@@ -81,7 +81,9 @@ def fit(rows: list[Row], start: Constants, rounds: int = 12) -> Constants:
     for _ in range(rounds):
         jobs = jobs_of(rows, with_(theta))
         now = logs(rows, jobs, with_(theta))
-        slopes = np.stack([(logs(rows, jobs, with_(theta + 0.01 * unit)) - now) / 0.01 for unit in np.eye(len(names))], 1)
+        slopes = np.stack(
+            [(logs(rows, jobs, with_(theta + 0.01 * unit)) - now) / 0.01 for unit in np.eye(len(names))], 1
+        )
         robust = weight / np.maximum(np.abs(now), 0.03)
         left = slopes.T @ (robust[:, None] * slopes) + np.diag(1 / width**2)
         step = np.linalg.solve(left, -slopes.T @ (robust * now) - (theta - centre) / width**2)
@@ -97,11 +99,15 @@ def logs(rows: list[Row], jobs: list[Job], constants: Constants) -> np.ndarray:
     """log(predicted / published) of the step times."""
     return np.array(
         [
-            log(step_time(job, hardware_named(row.hardware), constants).total * row.tokens_per_second * job.layout.n_gpus)
-            - log(job.layout.tokens_per_step)
+            log(tokens_per_second(row) / tokens_per_second_of(job, hardware_named(row.hardware), constants))
             for row, job in zip(rows, jobs, strict=True)
         ]
     )
+
+
+def tokens_per_second(row: Row) -> float:
+    assert row.tokens_per_second, f"{row.name} has no speed"
+    return row.tokens_per_second
 
 
 def errors(rows: list[Row], constants: Constants) -> list[float]:
