@@ -116,7 +116,7 @@ def _whole(cells: dict[str, str], name: str, default: int) -> int:
 
 def _layouts(cells: dict[str, str], stack: Stack) -> tuple[Layout, ...]:
     """Raises ValueError for a row that states too little, or what cannot be."""
-    if missing := [name for name in ("n_gpus", "layers", "hidden", "heads", "seq") if not cells[name]]:
+    if missing := [name for name in ("n_gpus", "layers", "hidden", "seq") if not cells[name]]:
         raise ValueError(f"does not state {', '.join(missing)}")
     gpus = _whole(cells, "n_gpus", 1)
     tp, pp, cp = (_whole(cells, name, 1) for name in ("tp", "pp", "cp"))
@@ -182,15 +182,16 @@ def _virtual(cells: dict[str, str], pp: int, n_layers: int, stack: Stack) -> lis
 
 
 def _model(cells: dict[str, str]) -> ModelConfig:
-    hidden, heads = _whole(cells, "hidden", 0), _whole(cells, "heads", 0)
-    gated = bool(_whole(cells, "glu", 0))
+    """Not stated: heads of 128; an MLP as wide as is usual, 4 times the width or, gated, 8/3 of it."""
+    hidden, gated = _whole(cells, "hidden", 0), bool(_whole(cells, "glu", 0))
+    heads = _whole(cells, "heads", max(1, hidden // 128))
     return ModelConfig(
         vocab_size=_whole(cells, "vocab", 50_304),
         n_layers=_whole(cells, "layers", 0),
         d_model=hidden,
         n_heads=heads,
         n_kv_heads=_whole(cells, "kv_heads", heads),
-        d_ff=_whole(cells, "ffn", 4 * hidden),
+        d_ff=_whole(cells, "ffn", 8 * hidden // 3 if gated else 4 * hidden),
         mlp=Mlp.swiglu if gated else Mlp.gelu,
         norm=Norm.rmsnorm if gated else Norm.layernorm,
         positions=Positions.rotary if gated else Positions.none,

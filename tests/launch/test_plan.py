@@ -34,9 +34,38 @@ def test_a_small_plan_by_hand():
     assert plan.flops_full_per_token == 6 * plan.n_params_matmul + 12 * 16 * 2048 * 2048
     assert plan.flops_causal_per_token == 6 * plan.n_params_matmul + 6 * 16 * 2048 * 2048
     assert (plan.memory.weights, plan.memory.gradients, plan.memory.optimizer) == (2 * n, n // 2, 12 * n // 8)
-    seconds = plan.flops_causal_per_token * 1_048_576_000 / (8 * 989.4e12 * 0.4)
-    assert plan.seconds == pytest.approx(seconds)
-    assert plan.cost_usd == pytest.approx(2.0 * 8 * seconds / 3600)
+    assert plan.seconds == pytest.approx(plan.flops_causal / (8 * 989.4e12 * plan.expected_mfu))
+    assert plan.cost_usd == pytest.approx(2.0 * 8 * plan.seconds / 3600)
+    assert plan.energy_kwh == pytest.approx(0.7 * 8 * plan.seconds / 3600)
+
+
+def test_time_is_predicted_where_the_cluster_is_described_and_assumed_elsewhere():
+    predicted = plan_of("model=llama_1b", "parallel.precision=bf16")
+    assert predicted.mfu_is == "predicted"
+    assert 0.25 < predicted.expected_mfu < 0.6
+    assumed = plan_of("model=llama_1b", "parallel.precision=bf16", "cluster.link_bytes_per_second=null")
+    assert (assumed.mfu_is, assumed.expected_mfu) == ("assumed", pytest.approx(0.4))
+    assert assumed.seconds == pytest.approx(assumed.flops_causal / (989.4e12 * 0.4))
+
+
+def test_the_peak_is_that_of_the_precision():
+    assert plan_of("parallel.precision=bf16").machine.peak_flops_per_second == 989.4e12
+    assert plan_of("parallel.precision=fp32").machine.peak_flops_per_second == 66.9e12
+
+
+def test_memory_counts_what_each_option_keeps():
+    """A second copy of the weights, one moment instead of two, gathered weights, buffers of collectives, a reserve."""
+    small = ("model=llama_1b", "parallel.precision=bf16", "cluster.n_devices=8", "batch.global_batch_size=64")
+    plain, muon = plan_of(*small).memory, plan_of(*small, "optimizer=muon").memory
+    matrices = 16 * (2 * 2048 * (2048 + 512) + 3 * 2048 * 8192)
+    assert plain.optimizer - muon.optimizer == 4 * matrices // 8
+    three, hpz = (plan_of(*small, "parallel=zero3", *more).memory for more in ((), ("parallel.hpz_size=4",)))
+    n = 1_235_814_400
+    assert (three.second_copy, hpz.second_copy) == (0, 2 * n // 4)
+    assert (plain.gathered, three.gathered) == (0, 2 * 1_000_000_000)
+    assert plan_of(*small, "parallel.tp_size=2").memory.buckets > plain.buckets
+    assert plain.reserve == 2 * 2**30
+    assert plan_of("cluster.device=cpu", "cluster.peak_flops_per_second=1.0e+11").memory.reserve == 0
 
 
 def test_what_was_asked_and_what_is_used_stand_side_by_side():

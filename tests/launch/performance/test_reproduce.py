@@ -1,0 +1,137 @@
+"""Predictions beside published rows: a handful carried here (rows.csv; each names its source), all of them where the
+tables are."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conf.errors import ConfigError
+from launch.performance.constants import Constants
+from launch.performance.published import Row, read
+from launch.performance.reproduce import Scored, quantiles, report, score_all
+from tests.benchmarks.calibrate_plan import PRIORS, fit
+
+ROOT = Path(__file__).resolve().parents[3]
+ROWS = Path(__file__).parent / "rows.csv"
+TABLES = ROOT.parent / "shared/data/performance"
+HEAD, *LINES = ROWS.read_text().splitlines()
+
+
+def scored(path: Path) -> list[Scored]:
+    found, unscored = score_all(read(path), Constants())
+    assert unscored == []
+    return found
+
+
+def table(tmp_path: Path, *lines: str) -> Path:
+    (tmp_path / "table.csv").write_text("\n".join((HEAD, *lines)) + "\n")
+    return tmp_path / "table.csv"
+
+
+def errors(found: list[Scored], of: str, held_out: bool = False) -> list[float]:
+    return [getattr(one, of) for one in found if getattr(one, of) is not None and (one.row.held_out or not held_out)]
+
+
+def test_published_speeds_and_memory_are_met():
+    found = scored(ROWS)
+    assert quantiles(errors(found, "seconds"))[0] < 0.10
+    assert max(map(abs, errors(found, "seconds"))) < 0.35
+    assert max(map(abs, errors(found, "bytes"))) < 0.10
+
+
+@pytest.mark.skipif(not TABLES.is_dir(), reason=f"the published tables are not at {TABLES}")
+def test_all_published_tables_are_met():
+    found = scored(TABLES)
+    middle, high = quantiles(errors(found, "seconds", held_out=True))
+    assert middle < 0.10
+    assert high < 0.35
+    assert quantiles(errors(found, "bytes"))[0] < 0.10
+    assert sum(one.row.held_out for one in found) > 50
+
+
+def test_what_did_not_fit_is_never_called_fitting():
+    too_large = [one for one in scored(ROWS) if one.fitted is False]
+    assert len(too_large) == 2
+    assert not any(one.fits for one in too_large)
+    assert "of 2 layouts that do not fit by their source, 0 are called fitting" in report(read(ROWS), Constants())
+
+
+def test_a_source_that_says_so_counts_as_not_fitting(tmp_path: Path):
+    line = next(line for line in LINES if "modded-nanogpt" in line).replace("torch 2.5 compile", "OOM at this size")
+    one = scored(table(tmp_path, line))[0]
+    assert one.fitted is False
+    assert one.fits
+    assert "called fitting, though it does not: GPT 124M" in report([one.row], Constants())
+
+
+def test_which_rows_are_held_out_depends_on_nothing_but_their_content(tmp_path: Path):
+    rows = read(ROWS)
+    backwards = read(table(tmp_path, *reversed(LINES)))
+    assert {row.name: row.held_out for row in rows} == {row.name: row.held_out for row in backwards}
+    assert len({row.held_out for row in rows}) == 2
+
+
+def test_a_fit_follows_its_rows():
+    """Rows that were all twice as slow would make every speed that they depend on smaller."""
+    rows = [row for row in read(ROWS) if row.tokens_per_second and not row.held_out]
+    as_published, slower = (fit([_slowed(row, factor) for row in rows], Constants(), 2) for factor in (1, 2))
+    assert set(PRIORS) <= set(vars(slower))
+    assert slower.matmul_hopper < as_published.matmul_hopper
+    assert slower.matmul_ampere < as_published.matmul_ampere
+    assert slower.passes_fused > as_published.passes_fused
+
+
+def _slowed(row: Row, factor: float) -> Row:
+    assert row.tokens_per_second is not None
+    return dataclasses.replace(row, tokens_per_second=row.tokens_per_second / factor)
+
+
+def test_an_unstated_micro_batch_is_the_fastest_that_fits():
+    one = next(one for one in scored(ROWS) if one.row.file == "rows.csv" and "GPT 70B" in one.row.name)
+    assert len(one.row.layouts) > 10
+    assert one.fits
+    assert one.job.layout.virtual_stages > 1
+
+
+@pytest.mark.parametrize(
+    ("of", "into", "reason"),
+    [
+        ("H100-96", "Q100-1", "the GPU kind 'Q100-1' is not known; known are A100-40"),
+        (",12,768,", ",,768,", "does not state layers"),
+        (",1024,8,", ",1024,8,3,", "n_gpus=8 does not divide by tp x pp x cp = 3"),
+        (",bf16,", ",nvfp4,", "precision=nvfp4 cannot be predicted"),
+        ("462106.9", "fast", "could not convert string to float"),
+        ("462106.9", "-3", "tokens_s_gpu=-3 must be above 0"),
+    ],
+)
+def test_a_row_that_cannot_be_predicted_is_named_with_the_reason(of: str, into: str, reason: str, tmp_path: Path):
+    line = next(line for line in LINES if of in line and ("modded" in line or "H100-96" in of)).replace(of, into, 1)
+    if "3," in into:  # one cell more: take away the empty one that follows
+        line = line.replace(into, into.rstrip(","), 1)
+    text = report(read(table(tmp_path, line, LINES[0])), Constants())
+    assert "not compared: table.csv:" in text
+    assert reason in text
+    assert "step time, all rows" in text
+
+
+def test_tables_that_are_none_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no CSV file with published speeds"):
+        read(tmp_path)
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ConfigError, match="lacks the columns cp, dp, ffn"):
+        read(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        read(tmp_path / "missing.csv")
+
+
+def test_the_command_prints_each_table_and_the_totals(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "plan", f"reproduce={ROWS}"],
+        cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for words in ("rows.csv", "worst row", "step time, held-out rows", "memory, all rows"):
+        assert words in done.stdout

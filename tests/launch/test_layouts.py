@@ -1,0 +1,103 @@
+"""Changes that make a run fit, and the search over layouts."""
+
+from itertools import pairwise
+
+import pytest
+
+from conf.compose import App, ConfigError, compose
+from launch.layouts import fastest, smallest_changes
+from launch.plan import plan
+from launch.plan_config import PlanConfig
+from launch.predict import Prediction, predict
+from train.optimizer_config import OPTIONS
+from train.plan import Machine
+
+APP = App("launch_plan", PlanConfig, OPTIONS)
+WORDS = (
+    "run.name=x", "model=llama3_8b", "parallel.precision=bf16", "cluster=h100", "data.seq_len=4096",
+    "batch.global_batch_size=512", "batch.micro_batch_size=4", "cluster.n_devices=64", "total_tokens=1_000_000_000",
+)  # fmt: skip
+
+
+def config_of(*words: str) -> PlanConfig:
+    return compose(APP, [*WORDS, *words])
+
+
+def machine_of(config: PlanConfig) -> Machine:
+    n_devices, memory_gib = config.cluster.n_devices, config.cluster.memory_gib
+    assert n_devices is not None
+    assert memory_gib is not None
+    return Machine("GPU", n_devices, 989.4e12, "data sheet", int(memory_gib * 2**30))
+
+
+def again(words: tuple[str, ...]) -> Prediction:
+    """What a person gets who types the words of a change."""
+    config = config_of(*words)
+    return predict(config.train, machine_of(config))
+
+
+def test_each_change_makes_the_run_fit_and_is_the_smallest_of_its_key():
+    config = config_of()
+    assert again(()).plan.fits is False
+    changes = smallest_changes(config.train, machine_of(config))
+    assert ("batch.micro_batch_size=1",) in [change.words for change in changes]
+    assert again(("batch.micro_batch_size=2",)).plan.fits is False
+    for change in changes:
+        typed = again(change.words)
+        assert typed.plan.fits
+        assert typed.plan.memory == change.prediction.plan.memory
+
+
+def test_two_keys_are_turned_where_one_is_not_enough():
+    config = config_of("model=llama3_70b", "batch.micro_batch_size=1")
+    changes = smallest_changes(config.train, machine_of(config))
+    assert changes
+    assert all(len(change.words) == 2 and again(change.words).plan.fits for change in changes)
+
+
+def test_the_search_finds_the_fastest_layouts_that_fit():
+    config = config_of()
+    found, n_tried = fastest(config.train, machine_of(config))
+    assert len(found) == 10
+    assert n_tried > 100
+    times = [change.prediction.step.total for change in found if change.prediction.step]
+    assert all(first <= second for first, second in pairwise(times))
+    assert all(change.prediction.plan.fits for change in found)
+    typed = again(found[0].words)
+    assert typed.step == found[0].prediction.step
+    for micro in (1, 2, 4):  # nothing that a person would try first is faster and fits
+        for stage in (1, 2, 3):
+            by_hand = again((f"batch.micro_batch_size={micro}", f"parallel.zero_stage={stage}"))
+            assert by_hand.step is not None
+            assert by_hand.plan.fits is False or by_hand.step.total >= times[0]
+
+
+def test_layouts_that_cannot_exist_are_not_proposed():
+    """3 key/value heads cannot be cut in two, and DeepSpeed breaks compiled blocks at ZeRO 3."""
+    config = config_of("model.n_heads=24", "model.n_kv_heads=3", "model.d_model=3072", "parallel.compile=inductor")
+    found, _ = fastest(config.train, machine_of(config))
+    assert {change.prediction.config.parallel.tp_size for change in found} == {1}
+    assert 3 not in {change.prediction.config.parallel.zero_stage for change in found}
+
+
+def test_the_table_names_the_words_to_type(capsys: pytest.CaptureFixture[str]):
+    plan(config_of("search=true", "cluster.usd_per_device_hour=2.0", "cluster.price_date=2026-11-20"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("layouts tried; those that fit, fastest first")
+    assert len(lines) == 13
+    assert lines[-1].startswith("the first: parallel.tp_size=")
+
+
+def test_a_search_without_a_described_cluster_says_what_is_missing():
+    with pytest.raises(ConfigError, match="gpus_per_node, link_bytes_per_second"):
+        plan(config_of("search=true", "cluster.link_bytes_per_second=null"))
+
+
+def test_a_search_in_which_nothing_fits_says_so():
+    with pytest.raises(ConfigError, match="layouts on 64 devices fits: more devices, or a smaller model"):
+        plan(config_of("search=true", "cluster.memory_gib=4"))
+
+
+def test_comparing_and_searching_at_once_is_refused():
+    with pytest.raises(ConfigError, match="ask one"):
+        config_of("search=true", "reproduce=tables")
