@@ -210,7 +210,7 @@ class ClusterConfig:
     rated_watts: float | None = None
     """the same chip may draw so much where nobody limits it; null means watts"""
     expected_mfu: float = 0.4
-    """share of the peak that the plan reckons with"""
+    """share of the peak that a plan reckons with where the time of a step is not predicted"""
     usd_per_device_hour: float | None = None
     price_rule: str = "no price given"
     """what the price covers, and where it comes from"""

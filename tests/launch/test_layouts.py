@@ -48,6 +48,13 @@ def test_each_change_makes_the_run_fit_and_is_the_smallest_of_its_key():
         assert typed.plan.memory == change.prediction.plan.memory
 
 
+def test_of_several_values_that_would_do_the_nearest_is_proposed():
+    config = config_of("model.n_layers=16")
+    words = [change.words for change in smallest_changes(config.train, machine_of(config))]
+    assert ("batch.micro_batch_size=2",) in words
+    assert ("batch.micro_batch_size=1",) not in words
+
+
 def test_two_keys_are_turned_where_one_is_not_enough():
     config = config_of("model=llama3_70b", "batch.micro_batch_size=1")
     changes = smallest_changes(config.train, machine_of(config))

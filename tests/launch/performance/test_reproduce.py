@@ -10,8 +10,10 @@ import pytest
 
 from conf.errors import ConfigError
 from launch.performance.constants import Constants
+from launch.performance.hardware import hardware_named
+from launch.performance.memory import memory
 from launch.performance.published import Row, read
-from launch.performance.reproduce import Scored, quantiles, report, score_all
+from launch.performance.reproduce import Scored, meant, quantiles, report, score_all
 from tests.benchmarks.calibrate_plan import PRIORS, fit
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -94,6 +96,10 @@ def test_an_unstated_micro_batch_is_the_fastest_that_fits():
     assert len(one.row.layouts) > 10
     assert one.fits
     assert one.job.layout.virtual_stages > 1
+    small = dataclasses.replace(hardware_named("H100-80"), memory_bytes=40 * 2**30)
+    other = meant(one.row, small, Constants())
+    assert not memory(one.job).fits(small)
+    assert memory(other).fits(small)
 
 
 @pytest.mark.parametrize(
