@@ -7,6 +7,7 @@ job, hardware and what was measured, or with the reason why nothing can be predi
 import csv
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,24 +47,38 @@ class Row:
 
 
 def read(path: Path) -> list[Row]:
-    """All rows of the tables. Raises ConfigError when there is none, or one that is not such a table."""
-    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
-    rows = [row for file in files for row in _read_file(file)]
-    if not rows:
-        raise ConfigError([f"reproduce={path}: no CSV file with published speeds there"])
-    return rows
+    """All rows of the tables. Raises ConfigError when there is none, or a single file is not such a table."""
+    files = [file for file in csv_files(path) if not missing_columns(file)]
+    if not files:
+        found = [f"{file.name} lacks the columns {', '.join(missing_columns(file))}" for file in csv_files(path)]
+        raise ConfigError([f"reproduce={path}: no table of published speeds ({'; '.join(found) or 'no CSV file'})"])
+    return [_row(file.name, number, cells) for file in files for number, cells in enumerate(_cells(file), start=2)]
 
 
-def _read_file(file: Path) -> list[Row]:
+def csv_files(path: Path) -> list[Path]:
+    return sorted(path.glob("*.csv")) if path.is_dir() else [path]
+
+
+def missing_columns(file: Path) -> list[str]:
+    """Those that make a file no such table. Raises ConfigError if it cannot be read."""
+    return sorted(COLUMNS.difference(next(iter(_lines(file)), [])))
+
+
+def _cells(file: Path) -> Iterator[dict[str, str]]:
+    names, *lines = _lines(file)
+    for line in lines:
+        if line:
+            yield dict.fromkeys(names, "") | dict(zip(names, line, strict=False))
+
+
+def _lines(file: Path) -> list[list[str]]:
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            missing = sorted(COLUMNS.difference(reader.fieldnames or ()))
-            if missing:
-                raise ConfigError([f"{file} lacks the columns {', '.join(missing)}: see the README of such tables"])
-            return [_row(file, number, cells) for number, cells in enumerate(reader, start=2)]
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            return list(csv.reader(stream))
     except OSError as error:
         raise ConfigError([f"{file} cannot be read: {error.strerror}"]) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError([f"{file} is no CSV file: {error}"]) from None
 
 
 def is_held_out(cells: dict[str, str]) -> bool:
@@ -72,7 +87,7 @@ def is_held_out(cells: dict[str, str]) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] % 3 == 0
 
 
-def _row(file: Path, number: int, cells: dict[str, str]) -> Row:
+def _row(file: str, number: int, cells: dict[str, str]) -> Row:
     """What cannot be read is told in `problem`: one odd row does not hide the others."""
     stack = stack_of(cells["source"], cells["note"], cells["precision"])
     layouts, problem = (), ""
@@ -82,7 +97,7 @@ def _row(file: Path, number: int, cells: dict[str, str]) -> Row:
     except ValueError as error:
         layouts, speed, memory_gib, problem = (), None, None, f"line {number}: {error}"
     return Row(
-        file=file.name,
+        file=file,
         source=cells["source"],
         name=f"{cells['model']}, {cells['n_gpus']} x {cells['hw']}, T {cells['seq']}, {cells['precision'] or 'bf16'}",
         hardware=cells["hw"],

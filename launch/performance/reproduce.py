@@ -15,7 +15,7 @@ from launch.performance.constants import Constants
 from launch.performance.hardware import Hardware, hardware_named
 from launch.performance.layout import Job
 from launch.performance.memory import memory
-from launch.performance.published import Row, read
+from launch.performance.published import Row, csv_files, missing_columns, read
 from launch.performance.step import step_time
 
 GIB = 2**30
@@ -38,6 +38,9 @@ class Scored:
 def reproduce(path: str) -> None:
     """Prints the comparison with the tables there. Raises ConfigError for what cannot be read."""
     print(report(read(Path(path)), Constants()))
+    for file in csv_files(Path(path)):
+        if missing := missing_columns(file):
+            print(f"not compared: {file.name}: no such table, it lacks the columns {', '.join(missing)}")
 
 
 def report(rows: Sequence[Row], constants: Constants) -> str:

@@ -13,7 +13,7 @@ from launch.performance.constants import Constants
 from launch.performance.hardware import hardware_named
 from launch.performance.memory import memory
 from launch.performance.published import Row, read
-from launch.performance.reproduce import Scored, meant, quantiles, report, score_all
+from launch.performance.reproduce import Scored, meant, quantiles, report, reproduce, score_all
 from tests.benchmarks.calibrate_plan import PRIORS, fit
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -124,13 +124,28 @@ def test_a_row_that_cannot_be_predicted_is_named_with_the_reason(of: str, into: 
 
 
 def test_tables_that_are_none_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no CSV file with published speeds"):
+    with pytest.raises(ConfigError, match=r"no table of published speeds \(no CSV file\)"):
         read(tmp_path)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ConfigError, match="lacks the columns cp, dp, ffn"):
+    with pytest.raises(ConfigError, match=r"other.csv lacks the columns cp, dp, ffn"):
         read(tmp_path)
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read(tmp_path / "missing.csv")
+    (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"bytes.csv is no CSV file"):
+        read(tmp_path / "bytes.csv")
+
+
+def test_a_file_of_another_kind_beside_tables_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    table(tmp_path, LINES[0])
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    reproduce(str(tmp_path))
+    assert "not compared: other.csv: no such table, it lacks the columns cp, dp" in capsys.readouterr().out
+
+
+def test_a_short_line_is_one_whose_last_cells_are_not_stated(tmp_path: Path):
+    line = next(line for line in LINES if "modded-nanogpt" in line)
+    assert scored(table(tmp_path, line.split(",0.14182,")[0]))[0].seconds is not None
 
 
 def test_the_command_prints_each_table_and_the_totals(tmp_path: Path):
