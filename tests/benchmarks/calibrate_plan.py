@@ -24,26 +24,30 @@ from launch.performance.reproduce import meant, quantiles
 from launch.performance.reproduce import tokens_per_second as tokens_per_second_of
 
 PRIORS = {
-    # name: (prior, width of the prior as a factor)
-    "matmul_ampere": (0.82, 1.2),
-    "matmul_hopper": (0.72, 1.2),
-    "power_exponent": (1.0, 1.5),
-    "matmul_fp8": (0.60, 1.25),
-    "attention_unfused": (14.0, 1.5),
-    "attention_triton_ampere": (0.40, 1.4),
-    "attention_triton_hopper": (0.22, 1.4),
-    "attention_flash2_ampere": (0.55, 1.2),
-    "attention_flash2_hopper": (0.35, 1.2),
-    "attention_flash3_hopper": (0.50, 1.2),
-    "passes_fused": (1.0, 1.4),
-    "passes_eager": (2.0, 1.4),
-    "kernel_seconds": (4e-6, 1.5),
-    "link_ratio": (0.61, 1.3),
-    "network_ratio": (0.7, 1.3),
-    "tensor_parallel_exposed": (0.5, 1.4),
-    "interference": (0.3, 2.0),
-    "narrow_heads": (0.85, 1.2),
-    "straggling": (0.012, 1.5),
+    # name: (prior, its width as a factor). From the literature:
+    "attention_flash2_ampere": (0.55, 1.2),  # arXiv 2307.08691, abstract: 50 to 73 % of the peak
+    "attention_flash2_hopper": (0.35, 1.2),  # arXiv 2407.08608, abstract: 35 %
+    "attention_flash3_hopper": (0.50, 1.2),  # the same, figures 5 and 6, causal, 2k to 16k
+    "narrow_heads": (0.85, 1.2),  # both
+    "attention_triton_ampere": (
+        0.40,
+        1.4,
+    ),  # arXiv 2307.08691, figures 4 to 6: between the first version and the second
+    "attention_triton_hopper": (0.22, 1.4),  # as much slower than flash2 as on an A100
+    "matmul_ampere": (0.82, 1.2),  # large bf16 matmuls of cuBLAS reach 255 to 270 of 312 TFLOP/s
+    "matmul_hopper": (0.72, 1.2),  # 790 of 989 at 8192^3, held by its power; less among other kernels
+    "matmul_fp8": (0.60, 1.25),  # less than bf16, which it shares the power limit with, by the casts
+    # From counting or as a matter of course:
+    "power_exponent": (1.0, 1.5),  # as fast as it may draw power
+    "attention_unfused": (14.0, 1.5),  # scores written, softmax and dropout read and written, their mask
+    "passes_fused": (1.0, 1.4),  # by definition
+    "passes_eager": (2.0, 1.4),  # each operand about twice
+    "kernel_seconds": (4e-6, 1.5),  # a launch, and a last wave half full
+    "link_ratio": (0.61, 1.3),  # below the 0.75 to 0.8 that NCCL reaches with nothing else running
+    "network_ratio": (0.7, 1.3),  # likewise
+    "tensor_parallel_exposed": (0.5, 1.4),  # half
+    "interference": (0.3, 2.0),  # unknown
+    "straggling": (0.012, 1.5),  # some per cent over ten doublings
 }
 
 

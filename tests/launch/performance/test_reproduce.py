@@ -54,6 +54,17 @@ def test_all_published_tables_are_met():
     assert sum(one.row.held_out for one in found) > 50
 
 
+@pytest.mark.skipif(not TABLES.is_dir(), reason=f"the published tables are not at {TABLES}")
+def test_the_constants_are_those_of_the_fit():
+    """Nobody turned them by hand after it."""
+    shipped = Constants()
+    rows = [row for row in read(TABLES) if row.tokens_per_second and not row.held_out]
+    fitted = fit(rows, shipped, 3)
+    assert {name: getattr(shipped, name) for name in PRIORS} == {
+        name: pytest.approx(getattr(fitted, name), rel=0.03) for name in PRIORS
+    }
+
+
 def test_what_did_not_fit_is_never_called_fitting():
     too_large = [one for one in scored(ROWS) if one.fitted is False]
     assert len(too_large) == 2
