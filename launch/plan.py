@@ -62,12 +62,12 @@ def _plan_table(config: TrainConfig) -> str:
 
 
 def _step(found: Prediction) -> str:
-    if found.step is None:
+    if found.step is None or found.hardware is None:
         return f"its time is not predicted: {HOW_TO_DESCRIBE}"
     parts = sorted(asdict(found.step).items(), key=lambda part: -part[1])
     shares = ", ".join(f"{name.replace('_', ' ')} {value / found.step.total:.0%}" for name, value in parts[:6])
     speed = found.plan.tokens_per_step / found.step.total
-    return f"{found.step.total:.3g} s, {speed:,.0f} tokens/s (predicted; {shares})"
+    return f"{found.step.total:.3g} s, {speed:,.0f} tokens/s (predicted for {found.hardware.name}; {shares})"
 
 
 def _change(change: Change) -> str:
@@ -78,9 +78,9 @@ def _change(change: Change) -> str:
 
 def _search_table(config: TrainConfig) -> str:
     """Raises ConfigError where no time can be predicted or nothing fits."""
-    if hardware_for(config) is None:
-        raise ConfigError([f"search=true compares predicted times, and this cluster's cannot be: {HOW_TO_DESCRIBE}"])
     machine = _machine(config)
+    if hardware_for(config, machine) is None:
+        raise ConfigError([f"search=true compares predicted times, and this cluster's cannot be: {HOW_TO_DESCRIBE}"])
     found, n_tried = fastest(config, machine)
     if not found:
         raise ConfigError(

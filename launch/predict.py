@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from conf.errors import ConfigError
 from launch.performance.constants import Constants
-from launch.performance.hardware import Hardware, hardware_of
+from launch.performance.hardware import Hardware, hardware_of, hardware_of_device
 from launch.performance.product import job_of
 from launch.performance.step import StepTime, step_time
 from train.batch import BatchPlan, solve_batch
@@ -21,6 +21,8 @@ class Prediction:
     plan: Plan
     step: StepTime | None
     """None where the cluster's description leaves out what it is predicted from"""
+    hardware: Hardware | None
+    """what it was predicted for"""
 
 
 def predict(config: TrainConfig, machine: Machine, train_tokens: int | None = None) -> Prediction:
@@ -44,15 +46,16 @@ def predict(config: TrainConfig, machine: Machine, train_tokens: int | None = No
         seq_len=config.data.seq_len,
         total_tokens=config.total_tokens,
     )
-    hardware = hardware_for(config)
+    hardware = hardware_for(config, machine)
     step = None if hardware is None else step_time(job_of(config, batch), hardware, Constants())
     made = make_plan(config, batch, machine, train_tokens, None if step is None else step.total)
-    return Prediction(config, batch, made, step)
+    return Prediction(config, batch, made, step, hardware)
 
 
-def hardware_for(config: TrainConfig) -> Hardware | None:
-    """None on a CPU, and where the description of the cluster is not complete."""
-    known = config.cluster.device != Device.cpu
-    if config.parallel.precision == Precision.fp32:
-        known = known and config.cluster.fp32_flops_per_second is not None
-    return hardware_of(config.cluster) if known else None
+def hardware_for(config: TrainConfig, machine: Machine) -> Hardware | None:
+    """As configured, or as we describe a GPU that was found. None on a CPU, and where neither is complete."""
+    if config.cluster.device == Device.cpu:
+        return None
+    found = hardware_of(config.cluster) or hardware_of_device(machine.device)
+    exact = config.parallel.precision == Precision.fp32
+    return None if exact and found and "fp32" not in found.flops_per_second else found

@@ -51,7 +51,7 @@ class Constants:
     hop_seconds: float = 8e-6
     """estimated: one hop of a ring between nodes, latency of the network and of NCCL's protocol"""
     hideable: float = 0.85
-    """estimated: share of computation behind which communication can hide: the first and the last block have nothing before or
+    """estimated: share of computation behind which communication can hide: the outermost blocks have nothing before or
     after them"""
     interference: float = 0.4976
     """(fitted) of the time that a node's links are busy with hidden communication, computation loses so much: it takes

@@ -14,6 +14,11 @@ FILES = {
     "A100": "a100_80", "H100": "h100",
 }  # fmt: skip
 """how published tables call GPUs, and the file of conf/cluster/ that describes each"""
+DEVICES = {
+    "A100-SXM4-40GB": "A100-40", "A100-SXM4-80GB": "A100-80", "H100 80GB HBM3": "H100-80", "H200": "H200",
+    "GB200": "GB200", "B200": "B200",
+}  # fmt: skip
+"""what nvidia-smi's names end in; as NVIDIA H100 PCIe is none of these, it is not taken for an SXM board"""
 
 
 @dataclass(frozen=True)
@@ -70,3 +75,8 @@ def hardware_named(name: str) -> Hardware:
     found = hardware_of(read_config(ClusterConfig, CONF_FOLDER / "cluster" / f"{FILES[name]}.yaml"))
     assert found is not None, f"conf/cluster/{FILES[name]}.yaml is not complete"
     return found
+
+
+def hardware_of_device(name: str) -> Hardware | None:
+    """As nvidia-smi calls it; None if no file describes it."""
+    return next((hardware_named(kind) for ending, kind in DEVICES.items() if name.endswith(f" {ending}")), None)

@@ -108,3 +108,17 @@ def test_a_search_in_which_nothing_fits_says_so():
 def test_comparing_and_searching_at_once_is_refused():
     with pytest.raises(ConfigError, match="ask one"):
         config_of("search=true", "reproduce=tables")
+
+
+def test_a_gpu_that_was_found_is_predicted_as_we_describe_it():
+    """Named as by nvidia-smi; a board that is none of those described is left alone."""
+    config = config_of("cluster=local", "cluster.device=cuda", "cluster.n_devices=8").train
+    for name, described in (
+        ("NVIDIA H200", "H200 SXM"),
+        ("NVIDIA A100-SXM4-40GB", "A100 SXM 40 GB"),
+        ("NVIDIA GB200", "GB200 NVL72"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
+    ):
+        found = predict(config, Machine(name, 8, 989.4e12, "data sheet", None)).hardware
+        assert (found and found.name) == described

@@ -21,6 +21,7 @@ from model.arithmetic import (
 )
 from model.attention import attention_mask
 from model.config import Bias, Mlp, ModelConfig, Norm, Positions, Residual
+from model.init import is_hidden_matrix
 from model.loss import token_losses
 from model.transformer import Transformer
 from train.execution import apply
@@ -145,6 +146,20 @@ def test_causal_flops_are_half_of_the_square_and_fewer_in_a_window_or_in_short_d
 def test_state_bytes_table(stage: int, shards: int, precision: str, expected: tuple[int, int, int]):
     state = state_bytes(1000, precision, stage, shards)
     assert (state.weights, state.gradients, state.optimizer) == expected
+
+
+def test_what_muon_updates_has_one_moment():
+    """Fp32, or bf16 with bf16 states, shared out over the ranks like the rest."""
+    assert state_bytes(1000, "bf16", 1, 1, one_moment=600).optimizer == 12 * 400 + 8 * 600
+    assert state_bytes(1000, "bf16_states", 2, 4, one_moment=600).optimizer == (6 * 400 + 4 * 600) // 4
+
+
+@every_shape
+def test_hidden_parameters_are_those_that_muon_updates(config: ModelConfig):
+    with torch.device("meta"):
+        named = dict(Transformer(config).named_parameters())
+    hidden = sum(parameter.numel() for name, parameter in named.items() if is_hidden_matrix(name))
+    assert count_parameters(config).n_params_hidden == hidden
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "documents"])
