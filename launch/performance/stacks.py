@@ -82,13 +82,15 @@ DEEPSPEED_2022 = Stack(
 
 _BY_SOURCE = (
     (("2104.04473", "2205.05198"), MEGATRON_2021),
-    (("mt-nlg", "2201.11990", "turing"), MT_NLG),
-    (("megatron-deepspeed", "deepspeed"), DEEPSPEED_2022),
-    (("megatron", "llama 3", "nemo", "megascale"), MEGATRON),
+    # before FlashAttention, with DeepSpeed's pipeline or none
+    (("mt-nlg", "turing", "2201.11990", "bloom", "2211.05100", "neox", "2204.06745"), MT_NLG),
+    (("deepspeed",), DEEPSPEED_2022),
+    (("megatron", "nemo", "megascale", "2402.15627", "llama 3", "2407.21783"), MEGATRON),
     (("nanotron",), NANOTRON),
-    (("llm-foundry",), LLM_FOUNDRY),
-    (("fms-fsdp", "torchtitan", "torchao"), FSDP_COMPILED),
+    (("llm-foundry", "mosaicml"), LLM_FOUNDRY),
+    (("fms-fsdp", "torchtitan", "torchao", "olmo", "lingua"), FSDP_COMPILED),
 )
+"""words of a source, the first that are found count; of the same makers, older software stands first"""
 
 
 def stack_of(source: str, note: str, precision: str) -> Stack:

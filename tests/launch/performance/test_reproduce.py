@@ -14,6 +14,7 @@ from launch.performance.hardware import hardware_named
 from launch.performance.memory import memory
 from launch.performance.published import Row, read
 from launch.performance.reproduce import Scored, meant, quantiles, report, reproduce, score_all
+from launch.performance.stacks import stack_of
 from tests.benchmarks.calibrate_plan import PRIORS, fit
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -132,6 +133,22 @@ def test_a_row_that_cannot_be_predicted_is_named_with_the_reason(of: str, into: 
     assert "not compared: table.csv:" in text
     assert reason in text
     assert "step time, all rows" in text
+
+
+@pytest.mark.parametrize(
+    ("source", "note", "precision", "name"),
+    [
+        ("arXiv 2104.04473 T1 / Megatron-LM README 2021", "", "fp16", "Megatron-LM, 2021"),
+        ("Megatron-LM README, core r0.8.0", "", "bf16", "Megatron core"),
+        ("llm-foundry benchmarking/README", "", "amp_bf16", "llm-foundry, 2023, autocast"),
+        ("llm-foundry benchmarking/README", "", "bf16", "llm-foundry, 2023, bf16"),
+        ("torchtitan benchmarks 2024-12", "eager; FSDP2", "bf16", "FSDP, eager"),
+        ("torchtitan benchmarks 2024-12", "compile; FSDP2", "bf16", "FSDP, compiled"),
+        ("nobody knows", "", "bf16", "one node, compiled"),
+    ],
+)
+def test_a_source_is_known_by_its_name(source: str, note: str, precision: str, name: str):
+    assert stack_of(source, note, precision).name == name
 
 
 def test_tables_that_are_none_are_refused(tmp_path: Path):
