@@ -13,12 +13,11 @@ from train.attempt import Attempt, Identity, has_saved, next_number, open_attemp
 from train.checkpoint.folders import remove_leftovers, set_aside
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
-from train.checkpoint.room import require_room
+from train.checkpoint.room import checkpoint_bytes, require_room
 from train.checkpoint.verify import PassedOver, newest_valid
 from train.errors import CheckpointError, RunFailedError
 from train.layout import layout_of
 from train.metrics_file import last_step
-from train.optimizer_config import OptimizerKind
 from train.parallel import identity
 from train.plan import Plan
 from train.run_folder import RunFolder, config_sha256, rest_sha256
@@ -45,7 +44,7 @@ def claim(setup: Setup, plan: Plan, peers: Peers, skips: Skips) -> tuple[Checkpo
         skips.read()
         found, passed = newest_valid(folder.checkpoints, peers, refused=skips.refused)
         on_first(peers, lambda: _refuse_strangers(setup, found))
-        require_room(folder.checkpoints, _checkpoint_bytes(setup, plan), peers, number)
+        require_room(folder.checkpoints, checkpoint_bytes(setup.config), peers, number)
         n_lost = skips.take_up(found.state) if found else 0
         on_first(peers, lambda: _describe(setup, plan, found, passed))
         if n_lost:
@@ -105,12 +104,6 @@ def reached(folder: RunFolder) -> int:
     """The largest step that the run ever had, saved or not."""
     saved, _ = folder.newest_state() or (0, None)
     return max(last_step(folder.metrics_jsonl), saved, reached_before(folder.attempts))
-
-
-def _checkpoint_bytes(setup: Setup, plan: Plan) -> int:
-    """At least: fp32 masters, and the moments that every parameter has."""
-    moments = 1 if setup.config.optimizer.kind == OptimizerKind.muon else 2
-    return 4 * (1 + moments) * plan.n_params
 
 
 def _describe(setup: Setup, plan: Plan, found: Checkpoint | None, passed: list[PassedOver]) -> None:
