@@ -1,4 +1,4 @@
-"""Names of nodes as Slurm writes them together: "n[1-3,07],gpu-a[1-2]x" → n1, n2, n3, n07, gpu-a1x, gpu-a2x. No torch.
+"""Names of nodes as Slurm writes them together: "n[1-3,07],gpu-a[1-2]" → n1, n2, n3, n07, gpu-a1, gpu-a2. No torch.
 
 What `scontrol show hostnames` says, without asking the controller.
 """

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from train.attempt import Identity, started_at
+from train.binding import binding, keep_to
 from train.config import Device
 from train.host_list import hosts_of
+from train.node import pci_address
 from train.watch import FLIGHT_FOLDER
 from train.watchdog import FlightRecorder
 
@@ -211,6 +213,12 @@ def has_launchers_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
+def extensions_folder() -> Path:
+    """Where torch keeps the C++ that it compiled (torch.utils.cpp_extension)."""
+    name = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(name) if name else Path.home() / ".cache" / "torch_extensions"
+
+
 def hush_torch() -> None:
     """Its C++ parts print a stack for each socket that closes. Must come before torch is imported."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
@@ -348,8 +356,25 @@ def prepare_environment(device: str, grid: RankGrid) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // grid.local_world_size))
     else:
         torch.cuda.set_device(device)
+        _bind(device, grid)
         os.environ["LOCAL_RANK"] = device.removeprefix("cuda:")  # which DeepSpeed takes for the number of its device
         _keep_flight_record()
+
+
+def _bind(device: str, grid: RankGrid) -> None:
+    """To the cores near the GPU of this rank, and says so."""
+    import torch
+
+    index, n_seen = int(device.removeprefix("cuda:")), torch.cuda.device_count()
+    seen = range(grid.local_world_size) if index == grid.local_rank and n_seen > 1 else [index]
+    gpus = [pci_address(torch.cuda.get_device_properties(number)) for number in seen]
+    place = grid.local_rank if len(gpus) > 1 else 0
+    bound = binding(gpus, place, frozenset(os.sched_getaffinity(0)), os.cpu_count() or 1)
+    if bound.cores is not None:
+        keep_to(bound.cores)
+        torch.set_num_threads(len(bound.cores))
+    if grid.is_first:
+        print(f"rank 0 is {bound.words}", flush=True)
 
 
 def _keep_flight_record() -> None:

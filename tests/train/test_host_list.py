@@ -9,7 +9,7 @@ from train.host_list import hosts_of
     ("text", "names"),
     [
         ("n1", ["n1"]),
-        ("n[1-3,07],gpu-a[1-2]x", ["n1", "n2", "n3", "n07", "gpu-a1x", "gpu-a2x"]),
+        ("n[1-3,07],gpu-a[1-2]", ["n1", "n2", "n3", "n07", "gpu-a1", "gpu-a2"]),
         ("rack[1-2]node[08-10]", [f"rack{r}node{n}" for r in (1, 2) for n in ("08", "09", "10")]),
         ("a,b-c,d.e", ["a", "b-c", "d.e"]),
     ],

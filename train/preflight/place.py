@@ -96,7 +96,7 @@ class Place:
     def _noting(self, kind: str) -> Iterator[None]:
         try:
             yield
-        except (LaunchError, DataError, _ShortError) as error:
+        except (LaunchError, DataError, ShortError) as error:
             self.report.problems[kind] = str(error)
         except OSError as error:
             self.report.problems[kind] = f"{error.filename or kind}: {error.strerror or error}"
@@ -106,7 +106,7 @@ class Place:
             self.report.device = choose_device(self._config.cluster.device, self._grid)
         if self.report.device not in (None, "cpu"):
             with self._noting("gpu"):
-                _compute(self.report.device)
+                compute(self.report.device)
 
     def _try_temp_folder(self) -> None:
         place = Path(tempfile.gettempdir())
@@ -122,7 +122,7 @@ class Place:
         assert facts is not None
         needed = ranks * host_bytes(self._config, self._grid.world_size, self.report.device)
         if facts.available_bytes < needed:
-            raise _ShortError(
+            raise ShortError(
                 f"{size_words(facts.available_bytes)} of host memory are free, {ranks} ranks need about "
                 f"{size_words(needed)}"
             )
@@ -161,14 +161,14 @@ class Place:
         each = checkpoint_bytes(self._config)
         free = free_bytes(checkpoints)
         if free is not None and free < missing * each:
-            raise _ShortError(
+            raise ShortError(
                 f"{size_words(free)} are free for {checkpoints}, and {missing} more checkpoints of {size_words(each)} "
                 f"go there: {n_kept} are kept (checkpoint.keep_last, keep_every_steps), and one more while it is "
                 "written. Free some space, keep fewer, or set run.folder to another disk"
             )
 
 
-class _ShortError(Exception):
+class ShortError(Exception):
     """There is less than is needed."""
 
 
@@ -188,8 +188,8 @@ def host_bytes(config: TrainConfig, world_size: int, device: str | None) -> int:
     return (state + on_host) // world_size + 512 * 2**20
 
 
-def _compute(device: Any) -> None:
-    """Raises _ShortError if the GPU does not do as it should, or somebody else uses it."""
+def compute(device: Any) -> None:
+    """Raises ShortError if the GPU does not do as it should, or somebody else uses it."""
     import torch
 
     try:
@@ -197,11 +197,11 @@ def _compute(device: Any) -> None:
         total = float((ones @ ones).sum())
         free, memory = torch.cuda.mem_get_info(device)
     except RuntimeError as error:
-        raise _ShortError(f"{device} does not compute: {str(error).splitlines()[0]}") from None
+        raise ShortError(f"{device} does not compute: {str(error).splitlines()[0]}") from None
     if total != 1024.0**3:
-        raise _ShortError(f"{device} computes wrong: a product of ones adds up to {total}, not {1024.0**3}")
+        raise ShortError(f"{device} computes wrong: a product of ones adds up to {total}, not {1024.0**3}")
     if free < GPU_FREE_RATIO * memory:
-        raise _ShortError(
+        raise ShortError(
             f"{size_words(free)} of {size_words(memory)} are free on {device}: another process uses it (nvidia-smi)"
         )
 
@@ -209,4 +209,4 @@ def _compute(device: Any) -> None:
 def _require(folder: Path, n_bytes: int, what: str) -> None:
     free = free_bytes(folder)
     if free is not None and free < n_bytes:
-        raise _ShortError(f"{size_words(free)} are free in {folder}, {size_words(n_bytes)} are needed for {what}")
+        raise ShortError(f"{size_words(free)} are free in {folder}, {size_words(n_bytes)} are needed for {what}")
