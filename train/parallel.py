@@ -286,6 +286,11 @@ def is_first_of_its_machine() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def variables() -> dict[str, str]:
+    """All of this process; train/environment.py chooses."""
+    return dict(os.environ)
+
+
 def torchrun_error_file() -> Path | None:
     """Where torchrun looks for the cause when this process fails; None if it did not start it."""
     name = os.environ.get("TORCHELASTIC_ERROR_FILE")
