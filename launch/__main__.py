@@ -4,6 +4,7 @@ python -m launch plan experiment=debug                       # what it needs in 
 python -m launch plan experiment=llama_100m cluster=h100     # on another machine than this one
 python -m launch plan model=llama3_8b cluster=h100 cluster.n_devices=64 search=true       # the fastest layouts that fit
 python -m launch submit experiment=llama_100m run.name=web cluster=h100 slurm.gpus_per_node=1      # a job of Slurm
+python -m launch doctor                                      # what this machine can do, and what to mend
 python -m launch data out=data/web source=jsonl source.paths=[crawl/] slurm.partition=cpu   # data_prep, by job arrays
 
 Each takes --help.
@@ -15,7 +16,7 @@ from conf.compose import App, entry
 from data_prep.__main__ import APP as DATA_PREP
 from launch.data_config import LaunchDataConfig
 
-VERBS = ("plan", "submit", "data")
+VERBS = ("plan", "submit", "data", "doctor")
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -31,6 +32,8 @@ def main() -> None:
             _plan()
         case "submit":
             _submit()
+        case "doctor":
+            _doctor()
         case _:
             _data()
 
@@ -53,6 +56,12 @@ def _submit() -> None:
 
     words = sys.argv[1:]
     entry(App("launch_submit", SubmitConfig, OPTIONS), lambda config: submit(config, words))
+
+
+def _doctor() -> None:
+    from launch.doctor import DoctorCommand, doctor
+
+    entry(App("launch_doctor", DoctorCommand, {}), doctor)
 
 
 def _data() -> None:

@@ -112,6 +112,7 @@ MODULES_WITHOUT_TORCH = [
 MODULES_WITHOUT_TORCH += [
     "train.attempt",
     "train.audit",
+    "train.binding",
     "train.batch",
     "train.config",
     "train.effective",
@@ -125,6 +126,9 @@ MODULES_WITHOUT_TORCH += [
     "train.watchdog",
     "train.errors",
     "train.history",
+    "train.host_list",
+    "train.node",
+    "train.preflight.__main__",
     "train.holder",
     "train.layout_problems",
     "train.ledger",

@@ -13,13 +13,13 @@ from train.attempt import Attempt, Identity, has_saved, next_number, open_attemp
 from train.checkpoint.folders import remove_leftovers, set_aside
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
-from train.checkpoint.room import require_room
+from train.checkpoint.room import checkpoint_bytes, require_room
 from train.checkpoint.verify import PassedOver, newest_valid
+from train.environment import write_environment
 from train.errors import CheckpointError, RunFailedError
 from train.layout import layout_of
 from train.metrics_file import last_step
-from train.optimizer_config import OptimizerKind
-from train.parallel import identity
+from train.parallel import identity, variables
 from train.plan import Plan
 from train.run_folder import RunFolder, config_sha256, rest_sha256
 from train.setup import Setup, introduce, phases_of
@@ -45,9 +45,9 @@ def claim(setup: Setup, plan: Plan, peers: Peers, skips: Skips) -> tuple[Checkpo
         skips.read()
         found, passed = newest_valid(folder.checkpoints, peers, refused=skips.refused)
         on_first(peers, lambda: _refuse_strangers(setup, found))
-        require_room(folder.checkpoints, _checkpoint_bytes(setup, plan), peers, number)
+        require_room(folder.checkpoints, checkpoint_bytes(setup.config), peers, number)
         n_lost = skips.take_up(found.state) if found else 0
-        on_first(peers, lambda: _describe(setup, plan, found, passed))
+        on_first(peers, lambda: _describe(setup, plan, found, passed, hosts))
         if n_lost:
             on_first(peers, lambda: _restore(setup, skips, n_lost))
     return found, attempt
@@ -107,13 +107,7 @@ def reached(folder: RunFolder) -> int:
     return max(last_step(folder.metrics_jsonl), saved, reached_before(folder.attempts))
 
 
-def _checkpoint_bytes(setup: Setup, plan: Plan) -> int:
-    """At least: fp32 masters, and the moments that every parameter has."""
-    moments = 1 if setup.config.optimizer.kind == OptimizerKind.muon else 2
-    return 4 * (1 + moments) * plan.n_params
-
-
-def _describe(setup: Setup, plan: Plan, found: Checkpoint | None, passed: list[PassedOver]) -> None:
+def _describe(setup: Setup, plan: Plan, found: Checkpoint | None, passed: list[PassedOver], hosts: list[str]) -> None:
     """Writes only when nothing is refused. What is damaged goes out of the way of the saves to come."""
     folder = setup.folder
     assert folder.attempt is not None
@@ -124,6 +118,7 @@ def _describe(setup: Setup, plan: Plan, found: Checkpoint | None, passed: list[P
     _set_aside(folder, [one.step for one in passed if one.is_damaged])
     folder.describe(setup.config, setup.data / "tokenizer.model")
     publish_json(folder.plan_json, plan.to_tree())
+    write_environment(folder.attempt.path / "environment.json", hosts, variables())
     layout = layout_of(setup.config, setup.grid.world_size, plan.machine.device)
     folder.attempt.describe(from_step=found.step if found else 0, layout=layout)
 

@@ -44,6 +44,12 @@ class NoProgressError(Exception):
     exit_code = 6
 
 
+class BadNodeError(Exception):
+    """Nodes that a run cannot use, while others of the same kind can be: another start, without them, would do."""
+
+    exit_code = 7
+
+
 class FencedError(Exception):
     """A later attempt at the same run has taken its folder: this one may write nothing more."""
 

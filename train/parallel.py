@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from train.attempt import Identity, started_at
+from train.binding import binding, keep_to
 from train.config import Device
+from train.host_list import hosts_of
+from train.node import pci_address
 from train.watch import FLIGHT_FOLDER
 from train.watchdog import FlightRecorder
 
@@ -174,11 +177,57 @@ and those that it stopped itself count among them"""
 
 
 def leave_word(code: object) -> None:
-    """Of an end that another start would not change (2 to 6). The first rank's word stays."""
+    """Of an end that another start would not change (2 to 6), or that asks for other nodes (7). The first rank's word
+    stays."""
     file = os.environ.get(EXIT_WORD)
-    if file and isinstance(code, int) and 2 <= code <= 6:
+    if file and isinstance(code, int) and 2 <= code <= 7:
         with contextlib.suppress(OSError), Path(file).open("x") as stream:
             stream.write(f"{code}\n")
+
+
+BAD_NODES = "CRISOL_BAD_NODES"
+"""names the file into which preflight writes the nodes that a job should not be given again, one a line"""
+
+
+def bad_nodes_file() -> Path | None:
+    """Where the batch script looks for them; None if nobody does."""
+    name = os.environ.get(BAD_NODES)
+    return Path(name) if name else None
+
+
+def node_name() -> str:
+    """By which the launcher knows this machine: Slurm's name for it, else its own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def launched_nodes() -> list[str] | None:
+    """The node of each rank, as the launcher dealt them out, whether they ever come or not; None if it does not say."""
+    nodes, tasks = (os.environ.get(f"SLURM_STEP_{name}") for name in ("NODELIST", "TASKS_PER_NODE"))
+    if nodes is None or tasks is None or "TORCHELASTIC_RUN_ID" in os.environ:
+        return None
+    return [name for name, n_ranks in zip(hosts_of(nodes), tasks_per_node(tasks), strict=True) for _ in range(n_ranks)]
+
+
+def has_launchers_store() -> bool:
+    """True if torchrun keeps the store in which ranks meet; else rank 0 does."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def extensions_folder() -> Path:
+    """Where torch keeps the C++ that it compiled (torch.utils.cpp_extension)."""
+    name = os.environ.get("TORCH_EXTENSIONS_DIR")
+    return Path(name) if name else Path.home() / ".cache" / "torch_extensions"
+
+
+def hush_torch() -> None:
+    """Its C++ parts print a stack for each socket that closes. Must come before torch is imported."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+
+
+def wait_for_nccl_in_python() -> None:
+    """A collective that is late raises, instead of ending the process from another thread. Read when a group is
+    made."""
+    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
 
 
 def _check_groups(world_size: int, local_world_size: int | None, tp_size: int, sp_size: int) -> None:
@@ -235,6 +284,11 @@ def _torchrun() -> str | None:
 def is_first_of_its_machine() -> bool:
     """True for one process of each machine, whatever else is wrong with the launch."""
     return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def variables() -> dict[str, str]:
+    """All of this process; train/environment.py chooses."""
+    return dict(os.environ)
 
 
 def torchrun_error_file() -> Path | None:
@@ -307,8 +361,25 @@ def prepare_environment(device: str, grid: RankGrid) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // grid.local_world_size))
     else:
         torch.cuda.set_device(device)
+        _bind(device, grid)
         os.environ["LOCAL_RANK"] = device.removeprefix("cuda:")  # which DeepSpeed takes for the number of its device
         _keep_flight_record()
+
+
+def _bind(device: str, grid: RankGrid) -> None:
+    """To the cores near the GPU of this rank, and says so."""
+    import torch
+
+    index, n_seen = int(device.removeprefix("cuda:")), torch.cuda.device_count()
+    seen = range(grid.local_world_size) if index == grid.local_rank and n_seen > 1 else [index]
+    gpus = [pci_address(torch.cuda.get_device_properties(number)) for number in seen]
+    place = grid.local_rank if len(gpus) > 1 else 0
+    bound = binding(gpus, place, frozenset(os.sched_getaffinity(0)), os.cpu_count() or 1)
+    if bound.cores is not None:
+        keep_to(bound.cores)
+        torch.set_num_threads(len(bound.cores))
+    if grid.is_first:
+        print(f"rank 0 is {bound.words}", flush=True)
 
 
 def _keep_flight_record() -> None:

@@ -5,8 +5,17 @@ import shutil
 from pathlib import Path
 
 from data_prep.files import sync_folder, write_error
+from model.arithmetic import count_parameters
 from train.checkpoint.peers import Peers
+from train.config import TrainConfig
 from train.errors import CheckpointError
+from train.optimizer_config import OptimizerKind
+
+
+def checkpoint_bytes(config: TrainConfig) -> int:
+    """Of one, at least: fp32 masters, and the moments that every parameter has."""
+    moments = 1 if config.optimizer.kind == OptimizerKind.muon else 2
+    return 4 * (1 + moments) * count_parameters(config.model).n_params
 
 
 def require_room(folder: Path, n_bytes: int, peers: Peers, attempt: int = 0) -> None:
@@ -20,8 +29,8 @@ def require_room(folder: Path, n_bytes: int, peers: Peers, attempt: int = 0) -> 
         _try_out(folder, folder / f".write-test-{peers.rank:05d}.a{attempt:04d}.tmp")
         if peers.is_first and (free := shutil.disk_usage(folder).free) < n_bytes:
             problem = (
-                f"{folder} is to hold checkpoints of {_size(n_bytes)} each, and there are {_size(free)} free on its "
-                "disk: not one could be saved. Free some space, or set run.folder to another disk."
+                f"{folder} is to hold checkpoints of {size_words(n_bytes)} each, and there are {size_words(free)} free "
+                "on its disk: not one could be saved. Free some space, or set run.folder to another disk."
             )
     except OSError as error:
         problem = f"checkpoints could not be saved: {write_error(error, folder)}"
@@ -42,5 +51,5 @@ def _try_out(folder: Path, file: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _size(n_bytes: int) -> str:
+def size_words(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:,.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:,.1f} MiB"
