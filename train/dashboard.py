@@ -37,51 +37,61 @@ FOLDERS = {
     "source_loss": "loss_by_source_train",
     "source_val_loss": "loss_by_source_val",
     "source_bits_per_byte": "loss_by_source_bits_per_byte",
-    "grad_norms": "grad_norms",
-    "weight_norms": "weight_norms",
+    "grad_norms": "optimizer_grad_norms",
+    "weight_norms": "optimizer_weight_norms",
 }
 """the same for those that are a number for each source or layer: its name follows"""
 
 AXES = ("by_tokens", "by_gigaflops")
 """what the losses are drawn against besides steps, under tags of their own: each chart has one kind of axis"""
 
-LAYOUT: dict[str, dict[str, list[str]]] = {
-    "Loss": {
-        "training and validation, nats per token": ["^loss/(train|val)$"],
-        "validation, bits per byte": ["^loss/bits_per_byte$"],
-        "against tokens": ["^loss_by_tokens/(train|val)$"],
-        "against 10^9 FLOPs": ["^loss_by_gigaflops/(train|val)$"],
-        "training loss by source": ["^loss_by_source_train/"],
-        "validation loss by source": ["^loss_by_source_val/"],
-        "bits per byte by source": ["^loss_by_source_bits_per_byte/"],
-    },
-    "Optimisation": {
-        "learning rate": ["^optimizer/lr$"],
-        "gradient norm before clipping": ["^optimizer/grad_norm$"],
-        "gradient norm by layer": ["^grad_norms/"],
-        "weight norm by layer": ["^weight_norms/"],
-    },
-    "Throughput": {
-        "tokens/s": ["^throughput/tokens_per_second$"],
-        "tokens/s per device": ["^throughput/tokens_per_second_per_device$"],
-        "MFU (causal pairs; full squares)": ["^throughput/mfu(_full)?$"],
-        "seconds of a step, and of them reading data": ["^throughput/(step|data)_seconds$"],
-    },
-    "Memory": {
-        "of the device, GiB": ["^memory/(allocated|reserved)_gib$"],
-        "of the host, GiB": ["^memory/host_gib$"],
-    },
-    "Ranks": {
-        "own work, seconds": ["^ranks/work_seconds_"],
-        "collectives, seconds": ["^ranks/communication_seconds_"],
-        "reading data, seconds": ["^ranks/data_seconds_"],
-        "slowest rank": ["^ranks/slowest$"],
-    },
-}
-"""the custom scalars tab: category to chart to the tags it draws, as regular expressions"""
-
 OUTCOMES = ("loss/val", "loss/bits_per_byte", "loss/train", "throughput/tokens_per_second")
 """the columns of the hparams tab beside the settings"""
+
+
+Layout = dict[str, dict[str, list[str]]]
+"""category to chart to the tags it draws, as regular expressions"""
+
+
+def layout(*, n_sources: int, n_ranks: int, has_device_memory: bool) -> Layout:
+    """Of the custom scalars tab: the charts that a run of this kind has curves for."""
+    found: Layout = {
+        "Loss": {
+            "training and validation, nats per token": ["^loss/(train|val)$"],
+            "validation, bits per byte": ["^loss/bits_per_byte$"],
+            "against tokens": ["^loss_by_tokens/(train|val)$"],
+            "against 10^9 FLOPs": ["^loss_by_gigaflops/(train|val)$"],
+        },
+        "Optimisation": {
+            "learning rate": ["^optimizer/lr$"],
+            "gradient norm before clipping": ["^optimizer/grad_norm$"],
+            "gradient norm by layer": ["^optimizer_grad_norms/"],
+            "weight norm by layer": ["^optimizer_weight_norms/"],
+        },
+        "Throughput": {
+            "tokens/s": ["^throughput/tokens_per_second$"],
+            "tokens/s per device": ["^throughput/tokens_per_second_per_device$"],
+            "MFU (causal pairs; full squares)": ["^throughput/mfu(_full)?$"],
+            "seconds of a step, and of them reading data": ["^throughput/(step|data)_seconds$"],
+        },
+        "Memory": {"of the host, GiB": ["^memory/host_gib$"]},
+    }
+    if n_sources > 1:
+        found["Loss"] |= {
+            "training loss by source": ["^loss_by_source_train/"],
+            "validation loss by source": ["^loss_by_source_val/"],
+            "bits per byte by source": ["^loss_by_source_bits_per_byte/"],
+        }
+    if has_device_memory:
+        found["Memory"] |= {"of the device, GiB": ["^memory/(allocated|reserved)_gib$"]}
+    if n_ranks > 1:
+        found["Ranks"] = {
+            "own work, seconds": ["^ranks/work_seconds_"],
+            "collectives, seconds": ["^ranks/communication_seconds_"],
+            "reading data, seconds": ["^ranks/data_seconds_"],
+            "slowest rank": ["^ranks/slowest$"],
+        }
+    return found
 
 
 def points(row: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
@@ -102,21 +112,18 @@ def points(row: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
 def hparams(config: TrainConfig, plan: Plan) -> dict[str, str | int | float]:
     """What runs of a sweep differ in."""
     model, parallel = config.model, config.parallel
-    layout = f"dp {plan.machine.n_devices // (parallel.tp_size * parallel.sp_size)}"
-    layout += "".join(f" x {name} {n}" for name, n in (("sp", parallel.sp_size), ("tp", parallel.tp_size)) if n > 1)
+    ranks = f"dp {plan.machine.n_devices // (parallel.tp_size * parallel.sp_size)}"
+    ranks += "".join(f" x {name} {n}" for name, n in (("sp", parallel.sp_size), ("tp", parallel.tp_size)) if n > 1)
     return {
         "n_params": plan.n_params,
         "n_layers": model.n_layers,
         "d_model": model.d_model,
-        "n_heads": model.n_heads,
-        "d_ff": model.d_ff,
-        "vocab_size": model.vocab_size,
         "seq_len": config.data.seq_len,
         "global_batch_size": config.batch.global_batch_size,
         "total_tokens": plan.tokens_planned,
         "peak_lr": config.optimizer.peak_lr,
         "optimizer": str(config.optimizer.kind),
-        "layout": f"{layout}, ZeRO {parallel.zero_stage}",
+        "layout": f"{ranks}, ZeRO {parallel.zero_stage}",
         "precision": str(parallel.precision),
         "seed": config.run.seed,
     }

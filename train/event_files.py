@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from train.console import tell
-from train.dashboard import LAYOUT, OUTCOMES, points
+from train.dashboard import OUTCOMES, Layout, points
+
+GENERATED = "generated_text"
+"""the tag of what a model writes: the first of the texts by name, since TensorBoard opens the first two"""
 
 
 @dataclass(frozen=True)
 class Board:
     """What stands there beside the curves."""
 
+    layout: Layout
     texts: Mapping[str, str]
     """tag to text, of the run as a whole"""
     hparams: Mapping[str, str | int | float]
@@ -47,13 +51,13 @@ class TensorBoardCurves:
         self._writer, self._added = SummaryWriter(str(self._folder)), 0
         self._add_head()
         for step, text in self._board.samples():
-            self._add_text("samples", text, step)
+            self._add_text(GENERATED, text, step)
 
     def add_all(self, rows: Iterable[dict[str, Any]]) -> None:
         self._guarded(lambda: [self._add(row) for row in rows])
 
     def add_sample(self, step: int, text: str) -> None:
-        self._guarded(lambda: self._add_text("samples", text, step))
+        self._guarded(lambda: self._add_text(GENERATED, text, step))
 
     def close(self, rows: Iterable[dict[str, Any]]) -> None:
         """rows: all that were given."""
@@ -76,7 +80,7 @@ class TensorBoardCurves:
 
         charts = {
             category: {title: ["Multiline", tags] for title, tags in found.items()}
-            for category, found in LAYOUT.items()
+            for category, found in self._board.layout.items()
         }
         self._writer.add_custom_scalars(charts)
         experiment, begins, _ = hparams(dict(self._board.hparams), dict.fromkeys(OUTCOMES))

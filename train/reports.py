@@ -12,7 +12,7 @@ from data_prep.files import publish_json
 from train.account import Flops
 from train.checkpoint.saver import Outcome as SaveOutcome
 from train.curve import write_curve
-from train.dashboard import hparams
+from train.dashboard import hparams, layout
 from train.engine.core import StepResult
 from train.evaluate import Evaluation
 from train.event_files import Board, TensorBoardCurves
@@ -196,8 +196,13 @@ class Reports:
     def _board(self) -> Board:
         """What TensorBoard shows beside the curves."""
         setup = self._setup
-        texts = {"plan": introduce(setup, self._plan), "config": to_yaml(setup.config)}
-        return Board(texts, hparams(setup.config, self._plan), self._texts.all)
+        charts = layout(
+            n_sources=len(setup.corpora),
+            n_ranks=setup.grid.world_size,
+            has_device_memory=not self._plan.machine.device.startswith("CPU"),
+        )
+        texts = {"plan": introduce(setup, self._plan), "resolved_config": to_yaml(setup.config)}
+        return Board(charts, texts, hparams(setup.config, self._plan), self._texts.all)
 
     def _insist(self) -> None:
         """Nothing is written of a run that is another attempt's now."""

@@ -15,7 +15,7 @@ from tests.corpus import write_corpus
 from tests.faults.jobs import Job
 from tests.faults.test_curve import at_steps, kill
 from tests.runs import finish, rows, start
-from train.dashboard import LAYOUT
+from train.dashboard import layout
 
 SHORT = (
     "total_tokens=5120",  # 20 steps of 256 tokens
@@ -151,29 +151,45 @@ def test_every_tag_that_is_written_is_in_the_table_and_the_other_way_round(undis
 
 def test_every_curve_is_in_a_chart_and_every_chart_has_a_curve(undisturbed: Path):
     tags = accumulated(undisturbed).Tags()["scalars"]
-    patterns = [pattern for charts in LAYOUT.values() for found in charts.values() for pattern in found]
+    patterns = [pattern for charts in laid_out(undisturbed).values() for found in charts.values() for pattern in found]
     assert [tag for tag in tags if not any(re.search(pattern, tag) for pattern in patterns)] == [
         "loss_by_tokens/bits_per_byte",
         "loss_by_gigaflops/bits_per_byte",
     ]
-    gpu_only = "^memory/(allocated|reserved)_gib$"
-    assert [p for p in patterns if not any(re.search(p, tag) for tag in tags)] == [gpu_only]
+    assert [p for p in patterns if not any(re.search(p, tag) for tag in tags)] == []
+
+
+def test_charts_without_curves_are_left_out():
+    least, most = (
+        {title for charts in layout(n_sources=n, n_ranks=n, has_device_memory=n > 1).values() for title in charts}
+        for n in (1, 2)
+    )
+    assert least < most
+    assert not any(re.search("source|slowest|of the device", title) for title in least)
+    assert "of the device, GiB" in most
+
+
+def laid_out(run: Path) -> dict[str, dict[str, list[str]]]:
+    """The layout as TensorBoard reads it."""
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # type: ignore[attr-defined]
+
+    tensor = accumulated(run).Tensors("custom_scalars__config__")[0].tensor_proto
+    found = Layout.FromString(tensor.string_val[0])
+    return {of.title: {chart.title: list(chart.multiline.tag) for chart in of.chart} for of in found.category}
 
 
 def test_tensorboard_has_layout_settings_plan_configuration_and_samples(undisturbed: Path):
     events = accumulated(undisturbed)
     written = {tag: events.Tensors(tag) for tag in events.Tags()["tensors"] if tag.endswith("/text_summary")}
-    assert [event.step for event in written["samples/text_summary"]] == [5, 10, 15, STEPS]
-    for event, path in zip(written["samples/text_summary"], ["samples/step-00000005.txt"], strict=False):
+    assert [event.step for event in written["generated_text/text_summary"]] == [5, 10, 15, STEPS]
+    for event, path in zip(written["generated_text/text_summary"], ["samples/step-00000005.txt"], strict=False):
         first = (undisturbed / path).read_text().splitlines()[0]
         assert f"    {first}" in event.tensor_proto.string_val[0].decode()
-    assert "weight: 3" in written["config/text_summary"][0].tensor_proto.string_val[0].decode()
+    assert "weight: 3" in written["resolved_config/text_summary"][0].tensor_proto.string_val[0].decode()
     assert "parameters" in written["plan/text_summary"][0].tensor_proto.string_val[0].decode()
-    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[attr-defined]
 
-    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    assert [category.title for category in layout.category] == list(LAYOUT)
+    assert list(laid_out(undisturbed)) == ["Loss", "Optimisation", "Throughput", "Memory", "Ranks"]
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings["peak_lr"].number_value == read_peak_lr(undisturbed)
