@@ -65,9 +65,19 @@ def attended_pairs(lengths: Iterable[int], window: int | None = None) -> int:
     return pairs
 
 
+def square_pairs(lengths: Iterable[int], window: int | None = None) -> int:
+    """The same without causality: the full square of each document, or its length times the window if that is less."""
+    return sum(length * (length if window is None else min(window, length)) for length in lengths)
+
+
 def training_flops(config: ModelConfig, n_tokens: int, n_pairs: int) -> int:
     """flops_causal of so many tokens with so many attended pairs (see `attended_pairs`), forward and backward."""
     return 6 * count_parameters(config).n_params_matmul * n_tokens + _pair_flops(config) * (2 * n_pairs - n_tokens) // 2
+
+
+def square_flops(config: ModelConfig, n_tokens: int, n_square: int) -> int:
+    """flops_full of so many tokens with so many pairs of full squares (see `square_pairs`), forward and backward."""
+    return 6 * count_parameters(config).n_params_matmul * n_tokens + _pair_flops(config) * n_square
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> tuple[int, int]:

@@ -48,7 +48,7 @@ ALSO = {
     "train/convert/sources.py": {"data_prep.tokenizer"},
     "train/convert/tokenizer_files.py": {"data_prep.tokenizer"},
     "train/sample.py": {"data_prep.tokenizer"},
-    "train/reports.py": {"data_prep.tokenizer"},
+    "train/texts.py": {"data_prep.tokenizer"},
     "train/trace.py": {"data_prep.tokenizer"},
 }
 ONLY_IN = {

@@ -146,7 +146,8 @@ class CheckpointConfig:
 @dataclass
 class LogConfig:
     every_steps: int = 10
-    """console lines (away from a terminal) and TensorBoard points; metrics.jsonl has every step"""
+    """console lines (away from a terminal), TensorBoard points, norms by layer and memory in use; metrics.jsonl has
+    every step"""
 
     def problems(self) -> list[str]:
         return [f"log.every_steps={self.every_steps} must be at least 1"] if self.every_steps < 1 else []
@@ -154,8 +155,10 @@ class LogConfig:
 
 @dataclass
 class SampleConfig:
-    """The text written at the end of a run (samples.txt)."""
+    """The text written on the way (samples/step-….txt) and at the end of a run (samples.txt)."""
 
+    every_steps: int | None = None
+    """after every so many steps; null means only at the end"""
     prompts: list[str] = field(default_factory=lambda: ["The "])
     n_tokens: int = 100
     temperature: float = 0.8
@@ -164,6 +167,8 @@ class SampleConfig:
         found: list[str] = []
         if not all(self.prompts):
             found.append("sample.prompts holds an empty prompt: there is nothing to continue")
+        if self.every_steps is not None and self.every_steps < 1:
+            found.append(f"sample.every_steps={self.every_steps} must be at least 1, or null")
         if self.n_tokens < 1:
             found.append(f"sample.n_tokens={self.n_tokens} must be at least 1")
         if self.temperature < 0:

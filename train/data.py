@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from data_prep.files import DataError
+from train.account import Account, account_of
 from train.batch import BatchPlan
 from train.filling import empty, fill, filled
+from train.order import Int64Array
 from train.rows import PADDING, PhaseRows
 from train.stream import TokenStream
 
@@ -35,11 +37,14 @@ class TrainBatches:
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """The batch of each forward of the step that follows `step` completed ones."""
-        first = self._rows.phase.first_sample(step) + self._dp_rank * self._plan.sequences_per_rank
-        rows = self._rows.pieces(np.arange(first, first + self._plan.sequences_per_rank, dtype=np.int64))
+        rows = self._rows.pieces(self._samples(step))
         size = self._plan.micro_batch_size
         for i in range(0, len(rows), size):
             yield tuple(torch.from_numpy(part) for part in filled(self._rows, rows[i : i + size]))
+
+    def account(self, step: int, window: int | None, n_sources: int) -> Account:
+        """Of the same rows (see `account_of`)."""
+        return account_of(self._rows, self._samples(step), window, n_sources)
 
     def documents(self, step: int, row: int) -> list[str]:
         """SHARD:NUMBER of each document in a row of the step that follows `step` completed ones."""
@@ -52,6 +57,11 @@ class TrainBatches:
             if position != PADDING
             for passage in stream.passages(position, pairs)
         ]
+
+    def _samples(self, step: int) -> Int64Array:
+        """Numbers, in the phase, of this rank's rows."""
+        first = self._rows.phase.first_sample(step) + self._dp_rank * self._plan.sequences_per_rank
+        return np.arange(first, first + self._plan.sequences_per_rank, dtype=np.int64)
 
 
 class ValidationBatches:
@@ -72,7 +82,8 @@ class ValidationBatches:
         dp_size: int,
         mask_documents: bool = False,
     ):
-        self._streams = [stream for stream in streams if stream.n_tokens >= 2]
+        with_rows = [(i, stream) for i, stream in enumerate(streams) if stream.n_tokens >= 2]
+        self._sources, self._streams = [i for i, _ in with_rows], [stream for _, stream in with_rows]
         if not self._streams:
             raise DataError(
                 "the val split holds no prediction: prepare the data with a larger val_fraction or, where they were "
@@ -87,19 +98,25 @@ class ValidationBatches:
 
     def batches(self, dp_rank: int) -> Iterator[Batch]:
         """This rank's batches; rows are dealt round the ranks."""
-        rows_per_rank = -(-self.n_sequences // self._dp_size)
-        n_batches = -(-rows_per_rank // self._batch_size)
-        mine = self._rows[dp_rank :: self._dp_size]
-        for i in range(n_batches):
-            rows = mine[i * self._batch_size : (i + 1) * self._batch_size]
-            batch = empty(max(1, len(rows)), self._seq_len, self._mask)
-            for at, (source, row) in enumerate(rows or [(0, None)]):
+        for rows in self._dealt_out(dp_rank):
+            batch = empty(len(rows), self._seq_len, self._mask)
+            for at, (source, row) in enumerate(rows):
                 stream = self._streams[source]
                 start = 0 if row is None else row * self._seq_len
                 pairs = 0 if row is None else min(self._seq_len, stream.n_tokens - 1 - start)
                 rest = [(PADDING, self._seq_len - pairs)] if pairs < self._seq_len else []
                 fill([part[at] for part in batch], stream, [(start, pairs), *rest] if pairs else rest, self._mask)
             yield tuple(torch.from_numpy(part) for part in batch)
+
+    def sources(self, dp_rank: int) -> list[list[int]]:
+        """Of each row of each of this rank's batches, counted as the streams were given."""
+        return [[self._sources[source] for source, _ in rows] for rows in self._dealt_out(dp_rank)]
+
+    def _dealt_out(self, dp_rank: int) -> list[list[tuple[int, int | None]]]:
+        """(stream, row) of each row of each of this rank's batches; a batch has one at least, if only an empty one."""
+        rows_per_rank = -(-self.n_sequences // self._dp_size)
+        mine, size = self._rows[dp_rank :: self._dp_size], self._batch_size
+        return [list(mine[i * size : (i + 1) * size]) or [(0, None)] for i in range(-(-rows_per_rank // size))]
 
 
 def _dealt(available: Sequence[int], wanted: int) -> list[tuple[int, int]]:

@@ -8,12 +8,18 @@ Always the same rows in the same order, whatever the number of ranks, so two fig
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.compose import App, entry
 from train.config import EvaluationConfig
+
+
+@dataclass(frozen=True)
+class SourceFigures:
+    val_loss: float
+    bits_per_byte: float
 
 
 @dataclass(frozen=True)
@@ -25,13 +31,24 @@ class Evaluation:
     bits_per_byte: float
     """Σ nats / (ln 2 · Σ UTF-8 bytes of the target text): comparable across tokenizers"""
     n_tokens: int
+    of_sources: tuple[SourceFigures | None, ...] = ()
+    """the same of each source's rows; None for a source without any, () if they were not told apart"""
 
 
-def evaluate(losses: Callable, batches: Iterable, token_bytes, sum_over_rows: Callable, device: str) -> Evaluation:
+def evaluate(
+    losses: Callable,
+    batches: Iterable,
+    token_bytes,
+    sum_over_rows: Callable,
+    device: str,
+    sources: Sequence[Sequence[int]] = (),
+    n_sources: int = 0,
+) -> Evaluation:
     """Runs `losses` over this rank's (tokens, targets) or (tokens, targets, segments) and adds up over all rows.
 
     losses: such a batch to the nats of each target (B, T) fp32, 0 where there is none; sum_over_rows: adds up over the
-    ranks that have different rows; token_bytes: (V',) bytes of text that each id stands for.
+    ranks that have different rows; token_bytes: (V',) bytes of text that each id stands for; sources: of each row of
+    each batch, if they are to be told apart.
     """
     import torch
 
@@ -40,7 +57,8 @@ def evaluate(losses: Callable, batches: Iterable, token_bytes, sum_over_rows: Ca
     widths = torch.as_tensor(token_bytes, dtype=torch.float64, device=device)
     sums = torch.zeros(5, dtype=torch.float64, device=device)  # nats, tokens, bytes, Σ mean², Σ mean, see below
     n_rows = torch.zeros((), dtype=torch.float64, device=device)
-    for tokens, targets, *segments in batches:
+    by_source = torch.zeros(3, n_sources, dtype=torch.float64, device=device)  # nats, tokens, bytes
+    for number, (tokens, targets, *segments) in enumerate(batches):
         targets = targets.to(device)
         nats = losses(tokens, targets, *segments)
         real = targets != IGNORED_TARGET
@@ -53,13 +71,23 @@ def evaluate(losses: Callable, batches: Iterable, token_bytes, sum_over_rows: Ca
         sums[3] += row_means.square().sum()
         sums[4] += row_means.sum()
         n_rows += nonempty.sum()
+        if n_sources:
+            of_rows = torch.tensor(sources[number], device=device)
+            members = (of_rows.unsqueeze(1) == torch.arange(n_sources, device=device)).double()  # (B, sources)
+            n_bytes = (widths[targets.clamp(min=0)] * real).sum(1)
+            by_source += torch.stack([nats.double().sum(1), per_row.double(), n_bytes]) @ members
     total, n_tokens, n_bytes, squares, means = sum_over_rows(sums).tolist()
     rows = float(sum_over_rows(n_rows))
+    columns = sum_over_rows(by_source).T.tolist() if n_sources else []
     return Evaluation(
         val_loss=total / n_tokens,
         val_loss_stderr=_standard_error(squares, means, rows),
         bits_per_byte=total / (math.log(2) * n_bytes),
         n_tokens=int(n_tokens),
+        of_sources=tuple(
+            SourceFigures(nats / count, nats / (math.log(2) * width)) if count and width else None
+            for nats, count, width in columns
+        ),
     )
 
 

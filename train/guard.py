@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from train.account import Account
 from train.engine.core import Engine, StepResult
 from train.engine.look import Findings
 from train.health import Finding, Health
@@ -69,25 +70,30 @@ class Incident:
 class Guard:
     """Around the engine of one run."""
 
-    def __init__(self, engine: Engine, health: Health, compares_every: int | None):
-        self._engine, self._health, self._compares_every = engine, health, compares_every
+    def __init__(self, engine: Engine, health: Health, compares_every: int | None, measures_every: int):
+        self._engine, self._health = engine, health
+        self._compares_every, self._measures_every = compares_every, measures_every
 
     def step(
-        self, step: int, rows: Callable[[], Iterable[tuple[Tensor, ...]]], lr: float, *, stop: int
+        self, step: int, rows: Callable[[], Iterable[tuple[Tensor, ...]]], account: Account, lr: float, *, stop: int
     ) -> tuple[StepResult, Incident | None]:
-        """Step number `step`, counted from 1, on the micro-batches that `rows` gives. A collective.
+        """Step number `step`, counted from 1, on the micro-batches that `rows` gives. A collective. account: of them.
 
         Its outcome is in the incident, if there was one; without, it was applied.
         """
-        compares = self._compares_every is not None and step % self._compares_every == 0
-        first = self._engine.train_step(rows(), lr, self._passes, stop=stop, compares_replicas=compares)
+        asked: dict[str, Any] = {
+            "compares_replicas": self._compares_every is not None and step % self._compares_every == 0,
+            "account": account,
+            "measures": step % self._measures_every == 0,
+        }
+        first = self._engine.train_step(rows(), lr, self._passes, stop=stop, **asked)
         if first.applied:
             self._health.learnt(first.loss, first.grad_norm)
             return first, None
         self._engine.refresh()
         with self._engine.look() as look:
             second = self._engine.train_step(
-                rows(), lr, self._may_be_applied, stop=max(stop, first.stop), compares_replicas=compares, look=look
+                rows(), lr, self._may_be_applied, stop=max(stop, first.stop), look=look, **asked
             )
         incident = self._incident(step, first, second, look.findings())
         if second.applied:

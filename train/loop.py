@@ -26,6 +26,8 @@ def train(setup: Setup) -> int:
                 continue  # the run went back
             if session.is_due(setup.config.evaluation.every_steps):
                 session.evaluate()
+            if session.sample_is_due():
+                session.sample()
             if session.save_is_due():
                 session.save()
         return session.conclude()

@@ -9,17 +9,18 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from train.account import Flops
 from train.batch import BatchPlan
 from train.console import tell
 from train.engine.core import StepResult
 from train.engine.exchange import Report
-from train.evaluate import Evaluation
+from train.engine.norms import Norms
+from train.evaluate import Evaluation, SourceFigures
 from train.event_files import TensorBoardCurves
 from train.metrics_file import MetricsFile
-from train.plan import Plan
+from train.plan import GIB, Plan
 
 
 @dataclass
@@ -56,38 +57,61 @@ class Stopwatch:
 class Metrics:
     """Takes each step and each evaluation, and passes it to file, TensorBoard and console."""
 
-    def __init__(self, file: MetricsFile, tensorboard: Path, batch: BatchPlan, plan: Plan, every_steps: int):
-        self.file, self._batch, self._plan, self._every = file, batch, plan, every_steps
+    def __init__(
+        self,
+        file: MetricsFile,
+        curves: TensorBoardCurves,
+        batch: BatchPlan,
+        plan: Plan,
+        every_steps: int,
+        sources: Sequence[str],
+        val_sources: Sequence[str],
+    ):
+        """sources: names of those whose losses a step tells apart; val_sources: an evaluation."""
+        self.file, self._curves, self._batch, self._plan, self._every = file, curves, batch, plan, every_steps
+        self._sources, self._val_sources = sources, val_sources
         self._console = Console(batch, every_steps)
-        self._curves = TensorBoardCurves(tensorboard, plan)
 
-    def step(self, step: int, result: StepResult, lr: float, seconds: float, consumed: dict[str, int]) -> None:
-        """consumed: slots of each source used so far."""
+    def step(
+        self,
+        step: int,
+        result: StepResult,
+        lr: float,
+        seconds: float,
+        consumed: dict[str, int],
+        work: Flops,
+        total: Flops,
+    ) -> None:
+        """consumed: slots of each source used so far. work: of the step; total: of the run up to here."""
+        machine = self._plan.machine
         rate = self._batch.tokens_per_step / seconds
-        peak = self._plan.machine.peak_flops_per_second * self._plan.machine.n_devices
+        possible = machine.peak_flops_per_second * machine.n_devices * seconds
         row = {
-            "step": step,
-            "tokens_seen": self._batch.tokens_seen(step),
+            **self._place(step, total),
             "loss": result.loss,
             "grad_norm": result.grad_norm,
             "lr": lr,
             "seconds": round(seconds, 6),
+            "data_seconds": round(max(report.data_seconds for report in result.reports), 6),
             "tokens_per_second": round(rate, 1),
-            "mfu": round(self._plan.flops_causal_per_token * rate / peak, 5),
-            "mfu_full": round(self._plan.flops_full_per_token * rate / peak, 5),
+            "tokens_per_second_per_device": round(rate / machine.n_devices, 1),
+            "mfu": round(work.causal / possible, 5),
+            "mfu_full": round(work.full / possible, 5),
             "n_targets": result.n_targets,
             "batch_hash": result.batch_hash,
             "source_tokens": consumed,
+            **by_source(self._sources, result.source_losses),
             **spread(result.reports),
+            **memory(result.reports),
+            **by_layer(result.norms),
         }
         self.file.append(row)
         self._curve(row)
         self._console.step(row)
 
-    def skipped(self, step: int, reason: str, consumed: dict[str, int]) -> None:
+    def skipped(self, step: int, reason: str, consumed: dict[str, int], total: Flops) -> None:
         """A step whose batch was left out."""
-        row = {"step": step, "tokens_seen": self._batch.tokens_seen(step), "skipped": reason, "source_tokens": consumed}
-        self.file.append(row)
+        self.file.append({**self._place(step, total), "skipped": reason, "source_tokens": consumed})
         self._console.say(f"step {step:>6}  left out: {reason}")
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
@@ -97,20 +121,24 @@ class Metrics:
         self._curves.begin(self._points(self.file.rows))
         return forgotten
 
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+    def evaluation(self, step: int, evaluation: Evaluation, total: Flops) -> None:
         row = {
-            "step": step,
-            "tokens_seen": self._batch.tokens_seen(step),
+            **self._place(step, total),
             "val_loss": evaluation.val_loss,
             "val_loss_stderr": evaluation.val_loss_stderr,
             "bits_per_byte": evaluation.bits_per_byte,
             "val_tokens": evaluation.n_tokens,
+            **val_by_source(self._val_sources, evaluation.of_sources),
         }
         newest = self.file.rows[-1:]
         if [(old["step"], "val_loss" in old) for old in newest] != [(step, True)]:  # else made again: see catch_up
             self.file.append(row)
             self._curve(row)
         self._console.say(f"step {step:>6}  val loss {row['val_loss']:.4f}  {row['bits_per_byte']:.4f} bits/byte")
+
+    def sample(self, step: int, text: str) -> None:
+        """What the model wrote after `step`: TensorBoard shows it."""
+        self._curves.add_sample(step, text)
 
     def say(self, message: str) -> None:
         self._console.say(message)
@@ -132,6 +160,11 @@ class Metrics:
         self._console.close()
         self._curves.close(self._points(self.file.rows))
 
+    def _place(self, step: int, total: Flops) -> dict[str, int]:
+        """What each row begins with: totals of the run up to here."""
+        tokens = self._batch.tokens_seen(step)
+        return {"step": step, "tokens_seen": tokens, "flops_full": total.full, "flops_causal": total.causal}
+
     def _curve(self, row: dict[str, Any]) -> None:
         self._curves.add_all(self._points([row]))
 
@@ -151,6 +184,34 @@ def spread(reports: Sequence[Report]) -> dict[str, float | int]:
             found[f"{kind}_seconds_{figure}"] = round(value, 6)
     work = [report.work_seconds for report in reports]
     return found | {"slowest_rank": work.index(max(work))}
+
+
+def by_source(names: Sequence[str], losses: Sequence[float | None]) -> dict[str, Any]:
+    """Nats per target of the sources that a step had rows of; nothing where there is a single source."""
+    found = {name: loss for name, loss in zip(names, losses, strict=True) if loss is not None}
+    return {"source_loss": found} if found else {}
+
+
+def val_by_source(names: Sequence[str], figures: Sequence[SourceFigures | None]) -> dict[str, Any]:
+    told = [(name, of) for name, of in zip(names, figures, strict=True) if of is not None]
+    if not told:
+        return {}
+    return {
+        "source_val_loss": {name: of.val_loss for name, of in told},
+        "source_bits_per_byte": {name: of.bits_per_byte for name, of in told},
+    }
+
+
+def memory(reports: Sequence[Report]) -> dict[str, float]:
+    """Of the rank that used most; nothing where the step did not tell."""
+    kinds = ("memory_gib", "allocated_bytes"), ("memory_reserved_gib", "reserved_bytes")
+    most = {key: max(getattr(report, kind) for report in reports) for key, kind in kinds}
+    most["host_memory_gib"] = max(report.resident_bytes for report in reports)
+    return {key: round(n_bytes / GIB, 4) for key, n_bytes in most.items() if n_bytes}
+
+
+def by_layer(norms: Norms | None) -> dict[str, Any]:
+    return {} if norms is None else {"grad_norms": norms.gradients, "weight_norms": norms.weights}
 
 
 @dataclass

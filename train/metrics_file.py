@@ -24,6 +24,14 @@ _STEP = {
 _SKIPPED = {"skipped": (str,)}
 _EVALUATION = {"val_loss": _NUMBER, "bits_per_byte": _NUMBER}
 """what each kind of row has beside step and tokens_seen, and of which types"""
+_NOW_AND_THEN = {
+    **dict.fromkeys(("flops_full", "flops_causal"), (int,)),
+    **dict.fromkeys(("mfu_full", "data_seconds", "tokens_per_second_per_device"), _NUMBER),
+    **dict.fromkeys(("memory_gib", "memory_reserved_gib", "host_memory_gib"), _NUMBER),
+}
+"""what a row may have besides, and of which type"""
+_NUMBERS = {"source_loss", "source_val_loss", "source_bits_per_byte", "grad_norms", "weight_norms"}
+"""the same: a number for each source or layer"""
 _BETWEEN_RANKS = re.compile(r"(work|data|communication)_seconds_(min|median|max)|slowest_rank")
 
 
@@ -175,8 +183,15 @@ def _is_ours(row: Any) -> bool:
     must not take the place of a row in the copy."""
     if not isinstance(row, dict) or not _has(row, {"step": (int,), "tokens_seen": (int,)}):
         return False
-    between = {key: _NUMBER for key in row if _BETWEEN_RANKS.fullmatch(key)}
-    return any(_has(row, kind | between) for kind in (_STEP, _SKIPPED, _EVALUATION))
+    besides = {key: _NUMBER for key in row if _BETWEEN_RANKS.fullmatch(key)}
+    besides |= {key: types for key, types in _NOW_AND_THEN.items() if key in row}
+    if not all(_is_numbers(row[key]) for key in _NUMBERS if key in row):
+        return False
+    return any(_has(row, kind | besides) for kind in (_STEP, _SKIPPED, _EVALUATION))
+
+
+def _is_numbers(found: Any) -> bool:
+    return isinstance(found, dict) and all(type(number) in _NUMBER for number in found.values())
 
 
 def _has(row: dict[str, Any], facts: Mapping[str, tuple[type, ...]]) -> bool:

@@ -7,20 +7,23 @@ A report that cannot be written is said, noted where that is possible, and never
 from collections.abc import Callable
 from typing import Any
 
-from data_prep.files import publish_bytes, publish_json
-from data_prep.tokenizer import Tokenizer
+from conf.check import to_yaml
+from data_prep.files import publish_json
+from train.account import Flops
 from train.checkpoint.saver import Outcome as SaveOutcome
 from train.curve import write_curve
+from train.dashboard import hparams, layout
 from train.engine.core import StepResult
 from train.evaluate import Evaluation
+from train.event_files import Board, TensorBoardCurves
 from train.history import device_seconds_before
 from train.metrics import DeviceSeconds, Metrics
 from train.metrics_file import MetricsFile, is_step
 from train.plan import Plan
-from train.sample import SampleCommand, write_sample
-from train.setup import Setup
+from train.setup import Setup, introduce
 from train.stragglers import Stragglers
 from train.summary import Status, baselines, provenance, summarize
+from train.texts import Texts, drawn
 from train.weights import open_weights
 
 
@@ -33,6 +36,7 @@ class Reports:
         self._metrics: Metrics | None = None
         self._provenance = provenance()
         self._stragglers = Stragglers(setup.config.health.slow_ratio)
+        self._texts = Texts(setup.folder)
         self._restarts = 0
         self._has_stepped = False
 
@@ -48,10 +52,12 @@ class Reports:
         self._restarts = folder.count("started")
         self._metrics = Metrics(
             MetricsFile(folder.metrics_jsonl, self._insist),
-            folder.tensorboard,
+            TensorBoardCurves(folder.tensorboard, self._board()),
             self._setup.batch,
             self._plan,
             self._setup.config.log.every_steps,
+            self._setup.source_names,
+            [corpus.name for corpus in self._setup.corpora] if len(self._setup.corpora) > 1 else [],
         )
         repeated = self.rewind(step, spent)
         if folder.attempt is not None:  # what earlier attempts have spent after their last checkpoint, and on it
@@ -64,6 +70,8 @@ class Reports:
         """Forgets the rows after `step`: they will be made again. Returns the number of steps."""
         if self._metrics is None:
             return 0
+        self._insist()
+        self._texts.forget_after(step)
         rows = self._metrics.rewind(step)
         spent.idle += self._setup.grid.world_size * sum(row.get("seconds", 0.0) for row in rows)
         return sum(is_step(row) for row in rows)
@@ -82,10 +90,11 @@ class Reports:
         self.say(f"warning: {problem}")
         self.note(event, problem=problem, **facts)
 
-    def step(self, step: int, result: StepResult, lr: float, seconds: float) -> None:
+    def step(self, step: int, result: StepResult, lr: float, seconds: float, work: Flops, total: Flops) -> None:
+        """work: of the step; total: of the run up to here."""
         if self._metrics is None:
             return
-        self._metrics.step(step, result, lr, seconds, self._consumed(step))
+        self._metrics.step(step, result, lr, seconds, self._consumed(step), work, total)
         if not self._has_stepped:
             self.note("first_step", step=step)
             self._has_stepped = True
@@ -94,13 +103,13 @@ class Reports:
             self.note("slow_rank", step=step, rank=rank, ratio=round(ratio, 2))
             self.say(f"warning: rank {rank} is slow: its own work takes {ratio:.1f} times that of the others")
 
-    def skipped(self, step: int, reason: str) -> None:
+    def skipped(self, step: int, reason: str, total: Flops) -> None:
         if self._metrics is not None:
-            self._metrics.skipped(step, reason, self._consumed(step))
+            self._metrics.skipped(step, reason, self._consumed(step), total)
 
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+    def evaluation(self, step: int, evaluation: Evaluation, total: Flops) -> None:
         if self._metrics is not None:
-            self._metrics.evaluation(step, evaluation)
+            self._metrics.evaluation(step, evaluation, total)
 
     def save(self, outcome: SaveOutcome, saved_step: int) -> None:
         """How a save ended; the newest checkpoint is now that of `saved_step`."""
@@ -121,7 +130,7 @@ class Reports:
         if self._metrics is not None:
             self._metrics.file.sync()
 
-    def summary(self, step: int, status: Status, spent: DeviceSeconds) -> None:
+    def summary(self, step: int, status: Status, spent: DeviceSeconds, flops: Flops) -> None:
         """summary.json as of now."""
         if self._metrics is None:
             return
@@ -130,6 +139,7 @@ class Reports:
             self._plan,
             self._metrics,
             spent,
+            flops,
             step=step,
             status=status,
             restarts=self._restarts,
@@ -143,9 +153,14 @@ class Reports:
             path, rows = self._setup.folder.curve_svg, metrics.file.rows
             self._warned("loss.svg", lambda: write_curve(path, rows, baselines(self._setup)))
 
-    def samples(self, logits: Callable[..., Any]) -> None:
-        """samples.txt. A collective: every rank draws the same tokens from the same seed, rank 0 writes them."""
-        self._warned("samples.txt", lambda: self._write_samples(logits))
+    def samples(self, logits: Callable[..., Any], step: int) -> None:
+        """What the model writes after `step`. A collective: every rank draws the same tokens from the same seed, rank 0
+        writes them."""
+        self._warned("samples", lambda: self._write_samples(logits, step))
+
+    def lacks_sample(self, step: int) -> bool:
+        """True if `samples` has not written what belongs to `step`, as far as this rank knows."""
+        return self._speaks and not self._texts.has(step)
 
     def end(self, step: int, *, finished: bool, why: str | None) -> None:
         """The last words of a process. why: what came in between, if it stops before it was to."""
@@ -168,26 +183,26 @@ class Reports:
         used = dict(zip((source.digest for source in phase.sources), phase.consumed_at(step), strict=True))
         return {corpus.name: used[corpus.digest] for corpus in self._setup.corpora}
 
-    def _write_samples(self, logits: Callable[..., Any]) -> None:
-        folder, sample = self._setup.folder, self._setup.config.sample
+    def _write_samples(self, logits: Callable[..., Any], step: int) -> None:
         model = self._setup.data / "tokenizer.model"
         if not model.is_file():
             self.say(f"no samples: {self._setup.data} has no tokenizer.model (its tokens came from another program)")
             return
-        tokenizer = Tokenizer.load(model)
-        texts = [
-            write_sample(
-                logits,
-                tokenizer,
-                SampleCommand(
-                    run=str(folder.path), prompt=prompt, n_tokens=sample.n_tokens, temperature=sample.temperature
-                ),
-                self._setup.config.data.seq_len,
-            )
-            for prompt in sample.prompts
-        ]
-        if self._speaks:
-            publish_bytes(folder.samples_txt, "\n----\n\n".join(texts).encode())
+        texts = drawn(logits, model, self._setup.config, str(self._setup.folder.path))
+        if self._metrics is not None:
+            self._texts.publish(step, texts, is_last=step == self._setup.batch.total_steps)
+            self._metrics.sample(step, texts)
+
+    def _board(self) -> Board:
+        """What TensorBoard shows beside the curves."""
+        setup = self._setup
+        charts = layout(
+            n_sources=len(setup.corpora),
+            n_ranks=setup.grid.world_size,
+            has_device_memory=not self._plan.machine.device.startswith("CPU"),
+        )
+        texts = {"plan": introduce(setup, self._plan), "resolved_config": to_yaml(setup.config)}
+        return Board(charts, texts, hparams(setup.config, self._plan), self._texts.all)
 
     def _insist(self) -> None:
         """Nothing is written of a run that is another attempt's now."""

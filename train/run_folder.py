@@ -30,6 +30,7 @@ class RunFolder:
         self.events_jsonl = self.path / "events.jsonl"
         self.tokenizer_model = self.path / "tokenizer.model"
         self.samples_txt = self.path / "samples.txt"
+        self.samples = self.path / "samples"
         self.curve_svg = self.path / "loss.svg"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"

@@ -11,23 +11,24 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from data_prep.files import DataError
+from train.account import Flops, flops_at, flops_of
 from train.assemble import assemble, effective_run
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
 from train.checkpoint.saver import Outcome as SaveOutcome
 from train.checkpoint.saver import Saver
-from train.checkpoint.verify import newest_valid
 from train.claim import claim, on_first
 from train.engine.exchange import sum_over_ranks
 from train.engine.library import join_ranks
 from train.errors import EXIT_PREEMPTED, CheckpointError, NumericsError, RunFailedError
 from train.guard import Guard, Incident, Outcome
-from train.health import Health, Reason
+from train.health import Health
 from train.machine import find_machine
 from train.metrics import DeviceSeconds, Stopwatch
 from train.parallel import flight_recorder
 from train.plan import make_plan
 from train.reports import Reports
+from train.rollback import NoWayBackError, margin_of, nothing_saved, way_back
 from train.schedule import lr_of
 from train.setup import Setup
 from train.skips import Skips
@@ -53,14 +54,14 @@ class Session:
     def __init__(self, setup: Setup, device: str, started: float):
         self._setup, self._config, self._grid = setup, setup.config, setup.grid
         machine = find_machine(self._config.cluster, self._config.parallel.precision, device, setup.grid.world_size)
-        plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
+        self._plan = make_plan(self._config, setup.batch, machine, setup.train_tokens)
         self._stop = install()
-        self._reports = Reports(setup, plan)
+        self._reports = Reports(setup, self._plan)
         self.batches, self._validation = setup.train_batches(), Validation(setup, self._reports)
         join_ranks(device)
         self._peers = Peers(setup.grid.rank, setup.grid.world_size, lambda flags: sum_over_ranks(flags, device))
         self._skips = Skips(self._config.health.skip_steps, setup.folder.path)
-        found, self._attempt = claim(setup, plan, self._peers, self._skips)
+        found, self._attempt = claim(setup, self._plan, self._peers, self._skips)
         self.step = 0
         self._watchdog = self._watched()
         self._working("start")
@@ -77,9 +78,11 @@ class Session:
     # --- the verbs of the loop ---------------------------------------------------------------------------------------
 
     def catch_up(self) -> None:
-        """The evaluation that a stop has kept from being made."""
-        if self.step > 0 and self.is_due(self._config.evaluation.every_steps) and self._val_loss is None:
+        """The evaluation and the sample that a stop has kept from being made."""
+        if self.step > 0 and self._owes_evaluation():
             self.evaluate()
+        if self.step > 0 and self.sample_is_due() and self.engine.largest(self._reports.lacks_sample(self.step)):
+            self.sample()
 
     def train_step(self) -> bool:
         """The next step: learnt from, or left out. False if the run went back to an earlier one instead."""
@@ -90,8 +93,9 @@ class Session:
             self.stops = self.engine.largest(self._asked_to_stop())
             return True
         lr = lr_of(step, self._config, self._setup.batch)
+        account = self.batches.account(self.step, self._config.model.sliding_window, len(self._setup.source_names))
         result, incident = self._guard.step(
-            step, lambda: self.batches.micro_batches(self.step), lr, stop=self._asked_to_stop()
+            step, lambda: self.batches.micro_batches(self.step), account, lr, stop=self._asked_to_stop()
         )
         self.stops = result.stop
         if incident is not None:
@@ -110,11 +114,25 @@ class Session:
         self._completed()
         self._updates += 1
         self._check_once()
-        self._reports.step(self.step, result, lr, self._watch.charge("train"))
+        work = flops_of(result.account, self._config.model)
+        self._flops += work
+        self._reports.step(self.step, result, lr, self._watch.charge("train"), work, self._flops)
         return True
 
     def is_due(self, every_steps: int) -> bool:
         return self.step % every_steps == 0 or self.step == self._setup.batch.total_steps
+
+    def sample_is_due(self) -> bool:
+        """Not at the end: `conclude` makes that one."""
+        every, is_last = self._config.sample.every_steps, self.step == self._setup.batch.total_steps
+        return every is not None and self.step % every == 0 and not is_last and not self.stops
+
+    def sample(self) -> None:
+        """What the model writes by now."""
+        self._working("evaluate" if self._has_sampled else "first step")
+        self._reports.samples(self.engine.logits, self.step)
+        self._has_sampled = True
+        self._watch.charge("eval")
 
     def save_is_due(self) -> bool:
         """By the settings, or because one failed a while ago."""
@@ -136,7 +154,7 @@ class Session:
             )
         self._has_evaluated = True
         self._val_loss = result.val_loss
-        self._reports.evaluation(self.step, result)
+        self._reports.evaluation(self.step, result, self._flops)
 
     def save(self) -> None:
         """Begins a checkpoint and goes on; how it ended is said and noted a few steps later.
@@ -173,10 +191,10 @@ class Session:
         self._working("end")
         self._reports.curve()
         if finished:
-            self._reports.samples(self.engine.logits)
+            self._reports.samples(self.engine.logits, self.step)
         self._reports.close()
         # By this the next start knows that nothing is left to do: it comes after all that a kill could take away.
-        self._reports.summary(self.step, Status.finished if finished else Status.preempted, self._watch.spent)
+        self._summary(Status.finished if finished else Status.preempted)
         self._reports.end(self.step, finished=finished, why=None if reached else reason(self.stops))
         self.engine.barrier()
         return 0 if reached else EXIT_PREEMPTED
@@ -202,8 +220,10 @@ class Session:
             setup.folder.checkpoints, config.checkpoint, self._peers, self._attempt.number, self._attempt.insist
         )
         self._health = Health(config.health)
-        self._guard = Guard(self.engine, self._health, config.health.replica_check_every_steps)
-        self._is_checked = self._has_evaluated = False
+        self._guard = Guard(
+            self.engine, self._health, config.health.replica_check_every_steps, measures_every=config.log.every_steps
+        )
+        self._is_checked = self._has_evaluated = self._has_sampled = False
         self.engine.progress = lambda: self._working(self._phase)
 
     def _start(self, found: Checkpoint | None, started: float) -> None:
@@ -213,13 +233,14 @@ class Session:
         self.last_step = total_steps if asked is None else min(asked, total_steps)
         self.step = self.saved_step = self._updates = 0
         self._val_loss: float | None = None
+        self._flops = Flops()
         spent = DeviceSeconds()
         if found is not None:
             self._take_up(found)
             spent = DeviceSeconds(**found.state["device_seconds"])
         self._watch = Stopwatch(spent, self._grid.world_size, started)
         self._reports.open(self.step, self._watch.spent)
-        self._reports.summary(self.step, Status.running, self._watch.spent)
+        self._summary(Status.running)
         self._watch.charge("idle")
         self._began_at = self.step
         self._deadline = self._find_deadline()
@@ -233,6 +254,7 @@ class Session:
         found.give(lambda read: self.engine.load(read, self._updates), self._peers)
         self._health.take_up(state.get("health", {}))
         self._val_loss = state["val_loss"]
+        self._flops = flops_at(state, self._plan)
         self.step = self.saved_step = found.step
 
     def _find_deadline(self) -> Deadline:
@@ -253,7 +275,7 @@ class Session:
     def _leave_out(self, why: str) -> None:
         self._completed()
         self._watch.charge("train")
-        self._reports.skipped(self.step, why)
+        self._reports.skipped(self.step, why, self._flops)
 
     def _asked_to_stop(self) -> int:
         """What has told this rank to stop, by now: a signal, or on rank 0 the time that is left."""
@@ -297,12 +319,7 @@ class Session:
 
     def _give_up(self, incident: Incident) -> NoReturn:
         self.finish_save()
-        raise self._no_way_on(
-            incident,
-            f"Nothing of it was saved, and {self._setup.folder.events_jsonl} names the rows and layers. A lower "
-            "optimizer.peak_lr or a longer warm-up is the usual cure, under a new run.name; or leave steps out with "
-            "health.skip_steps",
-        )
+        raise self._no_way_on(incident, nothing_saved(self._setup.folder.events_jsonl))
 
     def _no_way_on(self, incident: Incident, why: str) -> NumericsError:
         last = f"The last checkpoint is of step {self.saved_step}"
@@ -312,23 +329,12 @@ class Session:
         """Back to a checkpoint before the incident; the batches around it are left out this time. A collective."""
         self._working("start")  # reading a checkpoint may take its time
         self.finish_save()
-        health, at = self._config.health, incident.step
-        if len(self._skips.rollbacks) >= health.max_rollbacks:
-            raise self._no_way_on(
-                incident,
-                f"It is the end of health.max_rollbacks={health.max_rollbacks}: the run went back so many times",
-            )
-        margin = 0 if incident.finding.reason == Reason.odd_replicas else health.rollback_margin_steps
-        behind = margin or health.replica_check_every_steps or 1  # copies were last found equal so many steps before
-        found, _ = newest_valid(
-            self._setup.folder.checkpoints, self._peers, at_most=at - 1 - behind, refused=self._skips.refused
-        )
-        if found is None:
-            raise self._no_way_on(
-                incident,
-                f"There is no checkpoint of step {at - 1 - behind} or before to go back to (checkpoint.every_steps, "
-                "checkpoint.keep_last, health.rollback_margin_steps)",
-            )
+        at, health = incident.step, self._config.health
+        margin = margin_of(incident, health)
+        try:
+            found = way_back(at, margin, health, self._skips, self._setup.folder.checkpoints, self._peers)
+        except NoWayBackError as error:
+            raise self._no_way_on(incident, str(error)) from None
         rollback = self._skips.add(at, found.step, margin, str(incident.finding.reason))
         on_first(self._peers, self._write_rollbacks)
         skips_in_a_row = self._health.skips_in_a_row
@@ -358,6 +364,7 @@ class Session:
             **self._skips.to_tree(),
             "health": self._health.to_tree(),
             "val_loss": self._val_loss,
+            "flops": vars(self._flops),
             "device_seconds": vars(self._watch.spent),
         }
 
@@ -373,7 +380,10 @@ class Session:
         if self._grid.is_first:
             self._attempt.saved(outcome.step)
         self._reports.save(outcome, self.saved_step)
-        self._reports.summary(self.step, Status.running, self._watch.spent)
+        self._summary(Status.running)
+
+    def _summary(self, status: Status) -> None:
+        self._reports.summary(self.step, status, self._watch.spent, self._flops)
 
     # --- end ---------------------------------------------------------------------------------------------------------
 
@@ -389,7 +399,7 @@ class Session:
             self._reports.note("failed", step=self.step, error=words)
             diverged = getattr(error, "exit_code", None) == NumericsError.exit_code
             if self._attempt.is_current():
-                self._reports.summary(self.step, Status.diverged if diverged else Status.failed, self._watch.spent)
+                self._summary(Status.diverged if diverged else Status.failed)
         self._reports.close()
         if self._grid.is_first and error is None:
             how = "finished" if self.step == self._setup.batch.total_steps else "stopped"

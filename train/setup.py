@@ -59,6 +59,14 @@ class Setup:
         return self.phases[-1]
 
     @property
+    def source_names(self) -> tuple[str, ...]:
+        """Of the phase's sources, as this start calls them; () where there is a single one to draw from."""
+        if len(self.corpora) == 1:
+            return ()
+        at_hand = {corpus.digest: corpus.name for corpus in self.corpora}
+        return tuple(at_hand.get(source.digest, source.name) for source in self.phase.sources)
+
+    @property
     def train_tokens(self) -> int:
         return sum(corpus.tokens("train") for corpus in self.corpora)
 

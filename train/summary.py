@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from train.account import Flops
 from train.effective import device_time_ratio, effective_time_ratio
 from train.history import first_start
 from train.metrics import DeviceSeconds, Metrics
@@ -33,13 +34,18 @@ def summarize(
     plan: Plan,
     metrics: Metrics,
     spent: DeviceSeconds,
+    flops: Flops,
     *,
     step: int,
     status: Status,
     restarts: int,
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """The fields of summary.json, schema version 1. Totals count from the first start of the run, over all restarts."""
+    """The fields of summary.json, schema version 1. Totals count from the first start of the run, over all restarts.
+
+    flops: of the steps learnt from, each once. What was left out, computed a second time or thrown away by a kill does
+    not count; the time that it took does, in device_hours.
+    """
     config, manifest = setup.config, setup.manifest
     tokens_seen = setup.batch.tokens_seen(step)
     sources = _sources(setup, step)
@@ -60,8 +66,8 @@ def summarize(
         "unique_tokens": sum(source["unique_tokens"] for source in sources.values()),
         "epochs": tokens_seen / setup.train_tokens,
         "sources": sources,
-        "flops_full": plan.flops_full_per_token * tokens_seen,
-        "flops_causal": plan.flops_causal_per_token * tokens_seen,
+        "flops_full": flops.full,
+        "flops_causal": flops.causal,
         "device": plan.machine.device,
         "n_devices": plan.machine.n_devices,
         "device_hours": spent.hours(),

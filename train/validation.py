@@ -21,6 +21,7 @@ class Validation:
         self._batches = setup.validation_batches()
         self._dp_rank = setup.grid.dp_rank
         self._token_bytes = setup.corpora[0].token_bytes()
+        self._n_sources = len(setup.corpora) if len(setup.corpora) > 1 else 0
 
     def at(self, engine: Engine, step: int, told: Callable[[], bool] | None) -> Evaluation | None:
         """told: asked before each batch, on all ranks; where it says yes, the evaluation is left. None: to the end.
@@ -47,6 +48,8 @@ class Validation:
             self._token_bytes,
             engine.sum_over_rows,
             engine.device,
+            self._batches.sources(self._dp_rank),
+            self._n_sources,
         )
 
 

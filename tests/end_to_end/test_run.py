@@ -78,11 +78,11 @@ def test_bits_per_byte_is_nats_over_the_bytes_of_the_targets(undisturbed: Path, 
 def test_tensorboard_holds_each_point_once_against_step_tokens_and_flops(undisturbed: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    plan = read(undisturbed / "plan.json")
-    for folder, per_step in [("", 1), ("by_tokens", 256), ("by_gigaflops", 256 * plan["flops_causal_per_token"] / 1e9)]:
-        events = EventAccumulator(str(undisturbed / "tensorboard" / folder)).Reload()
-        assert [event.step for event in events.Scalars("loss/train")] == [int(s * per_step) for s in range(10, 51, 10)]
-        assert [event.step for event in events.Scalars("loss/val")] == [int(s * per_step) for s in (20, 40, 50)]
+    per_step = 256 * read(undisturbed / "plan.json")["flops_causal_per_token"] / 1e9
+    events = EventAccumulator(str(undisturbed / "tensorboard")).Reload()
+    for folder, unit in [("loss", 1), ("loss_by_tokens", 256), ("loss_by_gigaflops", per_step)]:
+        assert [event.step for event in events.Scalars(f"{folder}/train")] == [int(s * unit) for s in range(10, 51, 10)]
+        assert [event.step for event in events.Scalars(f"{folder}/val")] == [int(s * unit) for s in (20, 40, 50)]
 
 
 def test_the_curve_is_a_picture_with_its_baselines(undisturbed: Path):

@@ -191,6 +191,13 @@ def test_a_rollback_goes_back_leaves_out_what_was_around_and_holds_after_a_kill(
     never = left_out(here, "never", "29-35")
     assert curve(run) == curve(never)
     assert hashes(run) == hashes(never)
+    assert totals(run) == totals(never)
+
+
+def totals(run: Path) -> list[Any]:
+    """FLOPs of the run up to each row, and in the summary."""
+    told = [*rows(run), json.loads((run / "summary.json").read_text())]
+    return [(row["flops_full"], row["flops_causal"]) for row in told]
 
 
 def test_what_comes_again_and_again_ends_the_run_with_exit_code_5(here: Path):

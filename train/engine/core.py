@@ -4,7 +4,8 @@
 refuse before the update; `logits` runs the model without gradients; `fragments` and `load` move the training state out
 and in, each rank its own part of it. Beside this file: settings.py (our settings → DeepSpeed's dictionary), build.py
 (the model's first weights), state.py (fragments), in_force.py (asked and in force), gate.py and exchange.py (what comes
-between gradients and update), replicas.py, look.py and clock.py (which rank, which row, which layer).
+between gradients and update), replicas.py, look.py and clock.py (which rank, which row, which layer), tally.py (what a
+step's rows hold), norms.py and memory.py (what it tells now and then).
 """
 
 import math
@@ -14,25 +15,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.loss import IGNORED_TARGET
+from train.account import NOTHING, Account
 from train.batch import BatchPlan
 from train.config import LossConfig
 from train.engine.build import Initial, logical_name, materialise, on_meta, zero_3
 from train.engine.clock import CLOCK
-from train.engine.exchange import Report, exchange, largest, sum_over_ranks
+from train.engine.exchange import Report, exchange, largest, on_host
 from train.engine.gate import Gate
 from train.engine.in_force import Row, effective_rows, refuse_differences
 from train.engine.library import join_ranks, quiet
 from train.engine.look import Look
+from train.engine.memory import memory_in_use
+from train.engine.norms import LayerNorms, Norms
 from train.engine.replicas import Replicas
 from train.engine.settings import deepspeed_settings
 from train.engine.state import TrainingState
-from train.errors import EngineError, NumericsError
-from train.fingerprint import fingerprint, from_pieces, pieces_of
+from train.engine.tally import BySource, Counts, count, means
+from train.errors import EngineError
 from train.fragment import Fragment
 from train.mesh import Mesh
 from train.muon import MuonAdamW
@@ -61,6 +63,12 @@ class StepResult:
     """whose copies these are"""
     reports: tuple[Report, ...] = field(compare=False)
     """of all ranks"""
+    account: Account = field(default=NOTHING, compare=False)
+    """of the rows of all ranks, as far as it was given"""
+    source_losses: tuple[float | None, ...] = field(default=(), compare=False)
+    """nats per target of each source's rows; None for a source without any in this step"""
+    norms: Norms | None = field(default=None, compare=False)
+    """by layer, where they were asked for and the step was applied"""
 
     @property
     def stop(self) -> int:
@@ -168,6 +176,7 @@ class Engine:
         if isinstance(inner := deepspeed_engine.optimizer.optimizer, MuonAdamW):
             inner.use_layout(self._state.flats, [(p.fragment, p.flat, p.offset) for p in self._state.pieces])
         self._gate = Gate(deepspeed_engine.optimizer.optimizer)
+        self._norms = LayerNorms(self._state, [name for name, _ in named], grid.world_size, device)
         self._is_checked = False
         self._reported = time.perf_counter()
         self.saw_segments = False
@@ -184,6 +193,8 @@ class Engine:
         stop: int = 0,
         compares_replicas: bool = False,
         look: Look | None = None,
+        account: Account = NOTHING,
+        measures: bool = False,
     ) -> StepResult:
         """Forward and backward over this rank's micro-batches, then one update with learning rate `lr`, if `judge`
         lets it.
@@ -193,29 +204,36 @@ class Engine:
         divided by the global count. DeepSpeed averages over its data-parallel ranks, which is undone here.
 
         stop: what has told this rank to stop, which all ranks learn from the result. compares_replicas: see
-        `StepResult.odd_ranks`.
+        `StepResult.odd_ranks`. account: of this rank's rows; the loss is told apart by their sources. measures: the
+        step tells its norms by layer, and the memory in use.
         """
         set_learning_rate(self._deepspeed.optimizer.param_groups, lr)
         started = time.perf_counter()
         batches = list(micro_batches)
         data_seconds = time.perf_counter() - started
         self.saw_segments = any(len(batch) > 2 for batch in batches)
-        n_targets, batch_hash = self._count(batches)
-        scale = self._data_ranks / n_targets
+        counts = count(batches, account, self._grid, self._plan.sequences_per_rank, self.device)
+        scale = self._data_ranks / counts.n_targets
         nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        by_source = BySource(account, self.device)
         result: list[StepResult] = []
 
         def decide() -> bool:
-            mine = self._report(nats, stop, data_seconds, compares_replicas)
-            result.append(self._result(mine, n_targets, batch_hash, judge))
+            mine = self._report(torch.cat([nats.view(1), by_source.nats]), stop, data_seconds, compares_replicas)
+            if measures:
+                mine = mine._replace(**memory_in_use(self.device))
+            result.append(self._result(mine, counts, judge))
             return result[0].applied
 
-        self._gate.ask(decide)
+        if measures:
+            self._norms.begin()
+        self._gate.ask(decide, self._norms.take_gradients if measures else None)
         for batch in batches:
             self.progress()
             losses, log_z = self._deepspeed(*(part.to(self.device, non_blocking=True) for part in batch))
             loss = losses.sum()
             nats += loss.detach()
+            by_source.take(losses)
             if look is not None:
                 look.take(losses, batch[1].to(self.device))
             if self._loss.z_loss:
@@ -228,41 +246,47 @@ class Engine:
         if not self._is_checked and result[0].applied:
             refuse_differences(self.effective_run())  # what the first step has made of it
             self._is_checked = True
+        if measures and result[0].applied:
+            return replace(result[0], norms=self._norms.norms(result[0].grad_norm))
         return result[0]
 
     def _report(self, nats: Tensor, stop: int, data_seconds: float, compares_replicas: bool) -> Report:
+        """nats: (1 + sources,) of all rows, and of each source's."""
         norm = self._deepspeed.optimizer._global_grad_norm
         norm = torch.as_tensor(math.inf if norm is None else norm, dtype=torch.float64, device=self.device)
-        (own_nats, norm), bit_sums = _on_host(
-            torch.stack([nats, norm.reshape(())]), self._replicas.bit_sums() if compares_replicas else None
+        (norm, own_nats, *by_source), bit_sums = on_host(
+            torch.cat([norm.reshape(1), nats]), self._replicas.bit_sums() if compares_replicas else None
         )
-        norm, own_nats = norm if math.isfinite(norm) else math.inf, own_nats if self._grid.tp_rank == 0 else 0.0
+        norm = norm if math.isfinite(norm) else math.inf
+        if self._grid.tp_rank:  # the first of a tensor-parallel group answers for what all of them have computed
+            own_nats, by_source = 0.0, [0.0] * len(by_source)
         communication_seconds, now = CLOCK.read(), time.perf_counter()
         seconds, self._reported = now - self._reported, now
-        return Report(own_nats, norm, stop, data_seconds, communication_seconds, seconds, tuple(bit_sums))
+        return Report(
+            own_nats, norm, stop, data_seconds, communication_seconds, seconds, tuple(bit_sums), tuple(by_source)
+        )
 
-    def _result(self, mine: Report, n_targets: int, batch_hash: str, judge: Judge) -> StepResult:
+    def _result(self, mine: Report, counts: Counts, judge: Judge) -> StepResult:
         """What all ranks report together, with the verdict. A collective."""
         reports = exchange(mine, self._grid.world_size, self.device)
-        loss = math.fsum(report.nats for report in reports) / n_targets if _finite(reports) else math.nan
+        loss = math.fsum(report.nats for report in reports) / counts.n_targets if _finite(reports) else math.nan
         norm = max(report.grad_norm for report in reports)
         odd = tuple(self._replicas.odd_ranks([report.bit_sums for report in reports]))
         parameters = tuple(self._replicas.odd_parameters()) if odd else ()  # now: an update would make the copies anew
-        result = StepResult(loss, norm, n_targets, batch_hash, True, odd, parameters, tuple(reports))
+        result = StepResult(
+            loss,
+            norm,
+            counts.n_targets,
+            counts.batch_hash,
+            True,
+            odd,
+            parameters,
+            tuple(reports),
+            counts.account,
+            means([report.source_nats for report in reports], counts.source_targets),
+        )
         applied = math.isfinite(norm) and judge(result)
         return result if applied else replace(result, applied=False)
-
-    def _count(self, batches: list[tuple[Tensor, ...]]) -> tuple[int, str]:
-        """(targets, hash) of the whole step. A collective, in integers, so it is exact."""
-        targets = sum(int((batch[1] != IGNORED_TARGET).sum()) for batch in batches)
-        mine = fingerprint(batches, self._grid.dp_rank * self._plan.sequences_per_rank)
-        sums = [targets, *pieces_of(mine)]
-        if self._grid.world_size > 1:
-            is_one = self._grid.tp_rank == self._grid.sp_rank == 0  # of those that are given the same rows
-            sums = sum_over_ranks(sums if is_one else [0] * len(sums), self.device)
-        if sums[0] == 0:
-            raise NumericsError("a step holds no prediction at all: every document in it is a single token")
-        return sums[0], from_pieces(sums[1:])
 
     def look(self) -> Look:
         """To be entered around a `train_step`, and given to it."""
@@ -369,13 +393,6 @@ class Engine:
         read: the numbers of a fragment, flat, of any float type and device. step: optimizer updates done so far.
         """
         self._state.load(read, step)
-
-
-def _on_host(floats: Tensor, integers: Tensor | None) -> tuple[list[float], list[int]]:
-    """(n,) float64 and (m,) int64 of the device, in one transfer: each would let the host wait for it."""
-    bits = floats.view(torch.int64)
-    numbers = (bits if integers is None else torch.cat([bits, integers])).cpu().numpy()
-    return numbers[: len(floats)].view(np.float64).tolist(), numbers[len(floats) :].tolist()
 
 
 def _finite(reports: Sequence[Report]) -> bool:
