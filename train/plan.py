@@ -194,16 +194,20 @@ def _memory(config: TrainConfig, batch: BatchPlan, machine: Machine) -> MemoryPl
         norm_shards=tp if parallel.sequence_parallel_norms else 1,
         sp_size=parallel.sp_size,
     )
+    largest = max(whole.vocab_size, whole.d_ff) * whole.d_model // tp
     arriving, update = _gradients_in_the_way(parallel, n_params, n_shards)
     return MemoryPlan(
         weights=state.weights,
         second_copy=element * n_params // parallel.hpz_size if parallel.hpz_size else 0,
-        gathered=element * min(n_params, LIVE_PARAMETERS) if parallel.zero_stage == 3 and n_shards > 1 else 0,
+        gathered=element * min(n_params, max(LIVE_PARAMETERS, largest))
+        if parallel.zero_stage == 3 and n_shards > 1
+        else 0,
         gradients=state.gradients + (arriving if batch.gradient_accumulation_steps > 1 else 0),
         optimizer=0 if parallel.offload_optimizer else state.optimizer,
         activations=activations,
         logits=logit_bytes(own, min(n_positions, config.loss.chunk_tokens or n_positions), element),
-        buckets=_bucket_bytes(parallel, n_params, element) + (element * n_positions * whole.d_model if tp > 1 else 0),
+        buckets=element * _waiting(parallel, n_params, largest)
+        + (element * n_positions * whole.d_model if tp > 1 else 0),
         update=update + (arriving if batch.gradient_accumulation_steps == 1 else 0),
         reserve=0 if machine.device.startswith("CPU") else RESERVE_BYTES,
     )
@@ -239,51 +243,59 @@ def _gradients_in_the_way(parallel: ParallelConfig, n_params: int, n_shards: int
             return 0, width * (min(shard, UPDATED_AT_ONCE) if stage == 3 else shard)
 
 
-def _bucket_bytes(parallel: ParallelConfig, n_params: int, element: int) -> int:
-    """A bucket of gradients and those that wait for it; ZeRO 1 with fp32 sums has none."""
+def _waiting(parallel: ParallelConfig, n_params: int, largest: int) -> int:
+    """Numbers in a bucket of gradients, and in those that wait for it; one that is larger than a bucket goes alone.
+    ZeRO 1 with fp32 sums has none."""
     if parallel.precision == Precision.bf16 and parallel.zero_stage == 1:
         return 0
-    return 2 * element * min(parallel.bucket_elements, n_params)
+    return min(parallel.bucket_elements, n_params) + min(max(parallel.bucket_elements, largest), n_params)
 
 
 def render(plan: Plan) -> str:
-    """The plan as the table that a person reads."""
+    """The plan as the table that a person reads when a run starts."""
+    return "\n".join(f"  {name:<11} {text}" for name, text in summary_rows(plan).items())
+
+
+def summary_rows(plan: Plan) -> dict[str, str]:
+    """One line for each question."""
     memory, machine = plan.memory, plan.machine
     used = (
         f"{plan.tokens_planned:,}"
         if plan.tokens_planned == plan.tokens_asked
         else f"{plan.tokens_asked:,} asked, {plan.tokens_planned:,} used (whole steps)"
     )
+    steps = f"{plan.total_steps:,} step{'s' if plan.total_steps > 1 else ''} of {plan.tokens_per_step:,}"
     epochs = "data not prepared yet" if plan.epochs is None else f"{plan.epochs:.3g} epochs of {plan.train_tokens:,}"
-    parts = ", ".join(f"{name.replace('_', ' ')} {_size(value)}" for name, value in asdict(memory).items() if value)
-    room = "" if machine.memory_bytes is None else f" of {_size(machine.memory_bytes)}"
+    parts = ", ".join(f"{name.replace('_', ' ')} {size(value)}" for name, value in asdict(memory).items() if value)
+    room = "" if machine.memory_bytes is None else f" of {size(machine.memory_bytes)}"
     verdict = {True: ": fits", False: ": DOES NOT FIT", None: ""}[plan.fits]
     cost = (
         plan.price["rule"]
         if plan.cost_usd is None
         else f"{plan.cost_usd:,.2f} USD ({plan.price['rule']}, {plan.price['date']})"
     )
-    rows = [
-        ("parameters", f"{plan.n_params:,} stored, {plan.n_params_matmul:,} in matmuls, "
-                       f"{plan.n_params_non_embedding:,} without embedding"),
-        ("tokens", f"{used}; {plan.total_steps:,} steps of {plan.tokens_per_step:,}; {epochs}"),
-        ("compute", f"{plan.flops_causal:.3g} FLOPs causal, {plan.flops_full:.3g} full"),
-        ("memory", f"{_size(memory.total)} per device{room}{verdict} ({parts})"),
-        ("machine", f"{plan.cluster}: {machine.n_devices} x {machine.device}, "
-                    f"{machine.peak_flops_per_second / 1e12:.3g} TFLOP/s ({machine.peak_source})"),
-        ("time", f"{_duration(plan.seconds)} at an MFU of {plan.expected_mfu:.0%} ({plan.mfu_is}), "
-                 f"{plan.device_hours:.3g} device-hours"),
-        *([] if plan.energy_kwh is None else [("energy", f"{plan.energy_kwh:,.3g} kWh at most, of the GPUs alone")]),
-        ("cost", cost),
-    ]  # fmt: skip
-    return "\n".join(f"  {name:<11} {text}" for name, text in rows)
+    rows = {
+        "parameters": f"{plan.n_params:,} stored, {plan.n_params_matmul:,} in matmuls, "
+                      f"{plan.n_params_non_embedding:,} without embedding",
+        "tokens": f"{used}; {steps}; {epochs}",
+        "compute": f"{plan.flops_causal:.3g} FLOPs causal, {plan.flops_full:.3g} full",
+        "memory": f"{size(memory.total)} per device{room}{verdict} ({parts})",
+        "machine": f"{plan.cluster}: {machine.n_devices} x {machine.device}, "
+                   f"{machine.peak_flops_per_second / 1e12:.3g} TFLOP/s ({machine.peak_source})",
+        "time": f"{duration(plan.seconds)} at an MFU of {plan.expected_mfu:.0%} ({plan.mfu_is}), "
+                f"{plan.device_hours:.3g} device-hours",
+        "cost": cost,
+    }  # fmt: skip
+    if plan.energy_kwh is not None:
+        rows["energy"] = f"{plan.energy_kwh:,.3g} kWh at most, of the GPUs alone"
+    return rows
 
 
-def _size(n_bytes: int) -> str:
+def size(n_bytes: int) -> str:
     return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / 2**20:.1f} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

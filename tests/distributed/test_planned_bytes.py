@@ -146,15 +146,18 @@ def _states(parallel: dict[str, Any], optimizer: str = "adamw") -> tuple[dict[st
         total_tokens=256,
     )  # fmt: skip
 
+    models: list[Transformer] = []
+
     def build() -> Any:
         model = Transformer(config)
         tensor_parallel.apply(model, mesh)
+        models.append(model)
         return make_objective(model, mesh)
 
     engine = start(
         build, partial(initial_value, config=config, seed=0), plan=batch,
         optimizer=OptimizerConfig(kind=OptimizerKind(optimizer)), parallel=settings, loss=LossConfig(), grid=grid,
-        device="cpu", mesh=mesh, ready=lambda module: tensor_parallel.seal(module.model, mesh),
+        device="cpu", mesh=mesh, ready=lambda _: tensor_parallel.seal(models[0], mesh),
     )  # fmt: skip
     seen: list[dict[str, int]] = []
     engine.progress = lambda: seen.append(_held(engine))  # before and after each of two micro-batches
