@@ -13,12 +13,17 @@ from conf.errors import ConfigError
 from launch.predict import Prediction, predict
 from train.batch import BatchError
 from train.config import TrainConfig
+from train.layout_problems import layout_problems
 from train.parallel_config import Precision, Recompute
 from train.plan import Machine
 
 MOST_SHOWN = 10
 MOST_CHANGES = 6
 CHUNK_TOKENS = 4096
+POWERS = [2**power for power in range(8)]
+ROOM = 0.03
+"""share of a device's memory that a layout has to leave free to be searched for: fragments and rows of many documents
+take what no plan counts"""
 
 
 @dataclass(frozen=True)
@@ -26,20 +31,22 @@ class Change:
     words: tuple[str, ...]
     """the overrides that make it"""
     prediction: Prediction
+    rungs: int = 0
+    """how far it goes: steps from the value asked to the next possible one, and so on, of all keys together"""
 
 
 def smallest_changes(config: TrainConfig, machine: Machine) -> list[Change]:
-    """Of each key, the least change that alone makes the run fit; where none does, of each pair of keys. The fastest
-    first, as far as times are known."""
+    """Of each key, the least change that alone makes the run fit; where none does, of each pair of keys, then of each
+    three. The smallest first, of equal ones the fastest."""
     rungs = _rungs(config, machine.n_devices)
-    for n_keys in (1, 2):
+    for n_keys in (1, 2, 3):
         found = [
             change
             for keys in combinations(rungs, n_keys)
             if (change := _least(config, machine, [[(key, value) for value in rungs[key]] for key in keys]))
         ]
         if found:
-            return sorted(found, key=_seconds)[:MOST_CHANGES]
+            return sorted(found, key=lambda change: (change.rungs, _seconds(change)))[:MOST_CHANGES]
     return []
 
 
@@ -62,29 +69,78 @@ def _rungs(config: TrainConfig, n_devices: int) -> dict[str, list[Any]]:
 def _least(config: TrainConfig, machine: Machine, ladders: list[list[tuple[str, Any]]]) -> Change | None:
     """The combination that fits with the fewest rungs climbed."""
     steps = sorted(product(*(range(len(ladder)) for ladder in ladders)), key=sum)
+    if len(ladders) > 2 and steps:  # many: look only where the farthest step, if it can exist, fits
+        farthest = _tried(config, machine, [ladder[-1] for ladder in ladders])
+        if farthest is not None and not farthest.prediction.plan.fits:
+            return None
     for step in steps:
         change = _tried(config, machine, [ladder[rung] for ladder, rung in zip(ladders, step, strict=True)])
         if change is not None and change.prediction.plan.fits:
-            return change
+            return dataclasses.replace(change, rungs=sum(step))
     return None
 
 
-def fastest(config: TrainConfig, machine: Machine) -> tuple[list[Change], int]:
-    """(the fastest layouts that fit, the fastest first; how many could exist)."""
+def fastest(config: TrainConfig, machine: Machine) -> "Search":
     tried = [change for keys in _layouts(config, machine) if (change := _tried(config, machine, keys)) is not None]
     fitting = [change for change in tried if change.prediction.plan.fits is not False]
-    return sorted(fitting, key=_seconds)[:MOST_SHOWN], len(tried)
+    roomy = [change for change in fitting if _has_room(change)]
+    least = min((change.prediction.plan.memory.total for change in tried), default=0)
+    return Search(
+        sorted(roomy, key=_seconds)[:MOST_SHOWN],
+        len(tried),
+        len(fitting) - len(roomy),
+        least,
+        _left_out(config, machine),
+    )
+
+
+@dataclass(frozen=True)
+class Search:
+    best: list[Change]
+    """the fastest that fit with room to spare, the fastest first"""
+    n_tried: int
+    """layouts that could exist"""
+    n_tight: int
+    """of these, those that would fit with less"""
+    least_bytes: int
+    """of memory that any of them needs"""
+    left_out: list[str]
+    """what an expert would miss among them, with the reason"""
+
+
+def _left_out(config: TrainConfig, machine: Machine) -> list[str]:
+    """The first reason of each kind against tensor parallelism, and against all devices as data-parallel ranks."""
+    found: list[str] = []
+    in_node = min(machine.n_devices, config.cluster.gpus_per_node or machine.n_devices)
+    for tp in (size for size in POWERS if 1 < size <= in_node):
+        alone = _with(_with(config, "parallel.sp_size", 1), "parallel.tp_size", tp)
+        if problems := layout_problems(alone):
+            found.append(f"parallel.tp_size={tp} and above: {problems[0]}")
+            break
+    rows, dp = config.batch.global_batch_size, machine.n_devices
+    if rows % dp:
+        found.append(f"dp {dp}: batch.global_batch_size={rows} does not divide by it; nearest {_nearest(rows, dp)}")
+    return found
+
+
+def _nearest(value: int, factor: int) -> str:
+    below = value // factor * factor
+    return f"{below} and {below + factor}" if below else str(factor)
+
+
+def _has_room(change: Change) -> bool:
+    plan = change.prediction.plan
+    return plan.machine.memory_bytes is None or plan.memory.total <= (1 - ROOM) * plan.machine.memory_bytes
 
 
 def _layouts(config: TrainConfig, machine: Machine) -> Iterator[list[tuple[str, Any]]]:
     """Tensor and sequence parallelism within a node, every ZeRO stage, micro-batch and policy of recomputation."""
     in_node = min(machine.n_devices, config.cluster.gpus_per_node or machine.n_devices)
-    powers = [2**power for power in range(8)]
-    for tp, sp in product(powers, powers):
+    for tp, sp in product(POWERS, POWERS):
         if tp * sp > in_node or machine.n_devices % (tp * sp):
             continue
         rows = config.batch.global_batch_size // (machine.n_devices // (tp * sp))
-        for micro, stage, policy in product(powers, (1, 2, 3), Recompute):
+        for micro, stage, policy in product(POWERS, (1, 2, 3), Recompute):
             if rows and rows % micro == 0:
                 yield [
                     ("parallel.tp_size", tp),

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import time
 
+from conf.errors import ConfigError
 from train.config import ClusterConfig, Device
 from train.parallel_config import Precision
 from train.plan import Machine, published_peak
@@ -13,7 +14,7 @@ from train.plan import Machine, published_peak
 def find_machine(cluster: ClusterConfig, precision: Precision, least_devices: int = 1) -> Machine:
     """The configured devices; what the configuration leaves open is looked up on this computer.
 
-    least_devices: those that one replica of the model takes.
+    least_devices: those that one replica of the model takes. Raises ConfigError for a GPU whose peak is not known.
     """
     gpu = None if cluster.device == Device.cpu else _gpu_here()
     name, memory = gpu or ("GPU" if cluster.device == Device.cuda else "CPU process", _memory_bytes())
@@ -23,6 +24,14 @@ def find_machine(cluster: ClusterConfig, precision: Precision, least_devices: in
         peak, source = configured, "as configured"
     elif known := published_peak(name, precision):
         peak, source = known
+    elif cluster.device == Device.cuda or gpu is not None:
+        dtype = "fp32" if precision == Precision.fp32 else "bf16"
+        raise ConfigError(
+            [
+                f"the peak of {cluster.name} ({name}) in parallel.precision={precision} is not known: set "
+                f"cluster.{dtype}_flops_per_second to the dense figure of its data sheet"
+            ]
+        )
     else:
         peak, source = _measured(), "measured by a matmul now"
     return Machine(name, cluster.n_devices or least_devices, peak, source, memory)

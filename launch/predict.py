@@ -1,6 +1,7 @@
 """One layout of a run on a machine → its plan, its batch, and the predicted time of a step where that can be said."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from conf.errors import ConfigError
 from launch.performance.constants import Constants
@@ -23,6 +24,22 @@ class Prediction:
     """None where the cluster's description leaves out what it is predicted from"""
     hardware: Hardware | None
     """what it was predicted for"""
+
+    def to_tree(self) -> dict[str, Any]:
+        """To be kept beside a run, so that what was predicted can be compared with what was measured."""
+        step, speed = None, None
+        if self.step is not None:
+            step = {**asdict(self.step), "total": self.step.total}
+            speed = self.plan.tokens_per_step / self.step.total
+        return {
+            "schema_version": 1,
+            "hardware": self.hardware and self.hardware.name,
+            "n_devices": self.plan.machine.n_devices,
+            "step_seconds": step,
+            "tokens_per_second": speed,
+            "mfu": None if step is None else self.plan.expected_mfu,
+            "memory_bytes": {**asdict(self.plan.memory), "total": self.plan.memory.total},
+        }
 
 
 def predict(config: TrainConfig, machine: Machine, train_tokens: int | None = None) -> Prediction:

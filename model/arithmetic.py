@@ -133,25 +133,34 @@ def activation_bytes(
     *,
     masked: bool = False,
     recompute: str = "none",
+    by_hand: bool = False,
+    norm_shards: int = 1,
+    sp_size: int = 1,
 ) -> int:
     """Bytes that autograd keeps from forward to backward, run eagerly, the loss left out (see `logit_bytes`).
 
     masked: True if rows hold several documents with masks between them. recompute: none; full, where of a block only
     its input is kept; selective, where the results of matrix products and of attention are kept too. With either, the
-    block that is run again at the time is counted in full. What each module keeps is written at its function below.
+    block that is run again at the time is counted in full. by_hand: attention is torch's unfused one, which keeps all
+    probabilities. What each module keeps is written at its function below.
+
+    On one rank of several: `config` is its own share of the network; norm_shards ranks run the norms, and keep the
+    residual stream, each for its own positions, but the result of a norm is gathered; sp_size ranks share out every
+    row (Ulysses), each with some of the heads for all of it.
     """
-    n_positions, element = micro_batch_size * seq_len, element_bytes
-    norm = _norm_bytes(config, element)
+    n_positions, element, c = micro_batch_size * seq_len // sp_size, element_bytes, config.d_model
+    norm = element * c + -(-_norm_bytes(config, element) // norm_shards)
     shares_input = config.residual == Residual.parallel and (config.norm == Norm.layernorm or element == 4)
-    inside = 2 * norm - shares_input * element * config.d_model + _mlp_bytes(config, element)
-    block = n_positions * (inside + _attention_bytes(config, seq_len, element, masked))
-    if not masked and has_mask(config, seq_len, masked):  # one mask for all rows of the micro-batch
+    inside = 2 * norm - shares_input * element * c // norm_shards + _mlp_bytes(config, element)
+    attention = _attention_bytes(config, seq_len, element, masked, by_hand, sp_size)
+    block = n_positions * (inside + attention)
+    if not masked and has_mask(config, seq_len, masked) and not by_hand:  # one mask for all rows of the micro-batch
         block += seq_len**2 * (element if config.attention_softcap is None else 1)
-    outside = n_positions * (element * config.d_model if config.residual == Residual.post_norm else norm)
+    outside = n_positions * (element * c if config.residual == Residual.post_norm else norm)
     outside += 2 * 4 * seq_len * config.rotary_width * (config.positions == Positions.rotary)  # cos and sin
     if recompute == "none":
         return config.n_layers * block + outside
-    kept = element * config.d_model + (recompute == "selective") * _product_bytes(config, seq_len, element)
+    kept = element * c // norm_shards + (recompute == "selective") * _product_bytes(config, seq_len, element, by_hand)
     return config.n_layers * n_positions * kept + outside + block
 
 
@@ -161,19 +170,20 @@ def has_mask(config: ModelConfig, seq_len: int, masked: bool) -> bool:
     return masked or windowed or config.attention_softcap is not None
 
 
-def _product_bytes(config: ModelConfig, seq_len: int, element: int) -> int:
+def _product_bytes(config: ModelConfig, seq_len: int, element: int, by_hand: bool) -> int:
     """Per position: what q, k, v, o and the MLP's matrices give, and attention (its scores, where it is by hand)."""
     into_mlp = 2 if config.mlp == Mlp.swiglu else 1
     widths = 2 * config.q_width + 2 * config.kv_width + 2 * config.d_model + into_mlp * config.d_ff
-    return element * widths + config.n_heads * (4 if config.attention_softcap is None else element * seq_len)
+    of_head = 4 if config.attention_softcap is None else element * seq_len
+    return element * widths + config.n_heads * (4 * seq_len if by_hand else of_head)
 
 
 def _norm_bytes(config: ModelConfig, element: int) -> int:
-    """Per position. RMSNorm: fp32 input, 1 / rms, normalised input, result. LayerNorm: input, mean, 1 / deviation,
-    result."""
+    """Per position, beside the result. RMSNorm: fp32 input, 1 / rms, normalised input. LayerNorm: input, mean, 1 /
+    deviation."""
     if config.norm == Norm.rmsnorm:
-        return config.d_model * (4 + 2 * element) + 4
-    return config.d_model * 2 * element + 2 * element
+        return config.d_model * (4 + element) + 4
+    return config.d_model * element + 2 * element
 
 
 def _mlp_bytes(config: ModelConfig, element: int) -> int:
@@ -181,20 +191,32 @@ def _mlp_bytes(config: ModelConfig, element: int) -> int:
     return config.d_ff * element * (4 if config.mlp == Mlp.swiglu else 2)
 
 
-def _attention_bytes(config: ModelConfig, seq_len: int, element: int, masked: bool) -> int:
+def _attention_bytes(config: ModelConfig, seq_len: int, element: int, masked: bool, by_hand: bool, sp_size: int) -> int:
     """Per position: q, k and v as the scores are made of them, the output; before them, with QK-norm, what that norm
     keeps. A fused kernel keeps one fp32 number for each head, and its mask as numbers; capped scores are kept whole,
-    as tanh, as probabilities in fp32 and in the dtype of the values."""
+    as tanh, as probabilities in fp32 and in the dtype of the values. torch's unfused kernel keeps queries, repeated
+    keys and values, and probabilities, all in fp32, and no mask. Every rank of a row has the whole mask."""
     q, kv, heads = config.q_width, config.kv_width, config.n_heads
-    kept = element * (
-        2 * q + 2 * (q if has_mask(config, seq_len, masked) else kv)
-    )  # with a mask, keys and values are repeated for their groups
-    if config.qk_norm:
-        kept += (4 + element) * (q + kv) + 4 * (heads + config.n_kv_heads)
-    if config.attention_softcap is None:
-        return kept + 4 * heads + masked * element * seq_len
-    probabilities = 4 if element == 4 else 4 + element
-    return kept + heads * seq_len * (4 + probabilities) + masked * seq_len
+    repeats = has_mask(config, seq_len, masked)  # then keys and values are repeated for their groups
+    norms = ((4 + element) * (q + kv) + 4 * (heads + config.n_kv_heads)) * config.qk_norm
+    operands = element * (q + 2 * (q if repeats else kv))
+    output, masks = element * q, masked * seq_len * sp_size
+    if config.attention_softcap is not None:
+        scores = heads * seq_len * (4 + (4 if element == 4 else 4 + element))
+        return norms + operands + output + scores + masks
+    if by_hand:
+        return norms + 4 * 3 * q + output + 4 * heads * seq_len
+    exchanged = element * _exchanged_width(config, repeats) * (sp_size > 1)
+    return norms + operands + output + exchanged + 4 * heads + element * masks
+
+
+def _exchanged_width(config: ModelConfig, repeats: bool) -> int:
+    """Ulysses: numbers per position that are kept besides. The output is kept before its exchange and after it; q, k
+    and v come as one tensor, all of which lives as long as attention uses a part of it as it came."""
+    q, kv = config.q_width, config.kv_width
+    rotates, copies = config.positions == Positions.rotary, repeats and q != kv
+    as_they_came = (not rotates) * q + (not rotates and not copies) * kv + (not copies) * kv
+    return q + (q + 2 * kv - as_they_came if as_they_came else 0)
 
 
 def logit_bytes(config: ModelConfig, n_positions: int, element_bytes: int) -> int:

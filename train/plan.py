@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from model.arithmetic import activation_bytes, count_parameters, flops_per_token, logit_bytes, state_bytes
+from model.config import ModelConfig
 from train.batch import BatchPlan
 from train.config import TrainConfig
 from train.optimizer_config import OptimizerKind
-from train.parallel_config import Precision
+from train.parallel_config import AttentionKernel, ParallelConfig, Precision
 
 GIB = 2**30
 
@@ -55,17 +56,22 @@ class MemoryPlan:
     gathered: int
     """weights of others that ZeRO 3 holds at the time, at the most"""
     gradients: int
+    """sums of them; and those of one backward besides, where DeepSpeed keeps them from one forward to the next"""
     optimizer: int
     activations: int
     logits: int
     buckets: int
     """buffers of collectives: of gradients, and of the residual stream gathered by tensor parallelism"""
+    update: int
+    """copies of gradients while they are reduced and applied, when activations are gone"""
     reserve: int
     """what no allocator counts, on a GPU: the CUDA context, NCCL, fragments"""
 
     @property
     def total(self) -> int:
-        return sum(asdict(self).values())
+        """In the fuller of two moments: the last forward before its backward, or the update."""
+        lasting = self.weights + self.second_copy + self.gradients + self.optimizer + self.reserve
+        return lasting + max(self.gathered + self.activations + self.logits + self.buckets, self.update)
 
 
 @dataclass(frozen=True)
@@ -159,10 +165,15 @@ def make_plan(
 RESERVE_BYTES = 2 * 2**30
 LIVE_PARAMETERS = 1_000_000_000
 """DeepSpeed's stage3_max_live_parameters, which we leave at its default: so many gathered weights may be kept"""
+REDUCED_AT_ONCE = 500_000_000
+"""numbers that DeepSpeed joins into one fp32 tensor, and that into one of bf16, where it reduces fp32 sums at ZeRO 1"""
+UPDATED_AT_ONCE = 1_000_000_000
+"""DeepSpeed's sub_group_size, which we leave at its default: so many numbers are updated at a time at ZeRO 3"""
 
 
 def _memory(config: TrainConfig, batch: BatchPlan, machine: Machine) -> MemoryPlan:
-    """Of one rank. Counted whole, though sequence-parallel norms share it out: what norms keep."""
+    """Of one rank. Gradients count as there when activations are at their most, though the last ones come as these
+    go; offloaded ones too, though they leave bucket by bucket."""
     parallel, whole = config.parallel, config.model
     tp, n_shards = parallel.tp_size, batch.dp_size * parallel.sp_size
     element = 4 if parallel.precision == Precision.fp32 else 2
@@ -170,14 +181,8 @@ def _memory(config: TrainConfig, batch: BatchPlan, machine: Machine) -> MemoryPl
     n_params = counts.of_rank(tp)
     hidden = counts.n_params_hidden // tp if config.optimizer.kind == OptimizerKind.muon else 0
     state = state_bytes(n_params, parallel.precision, parallel.zero_stage, n_shards, one_moment=hidden)
-    own = replace(  # the network as one tensor-parallel rank has it
-        whole,
-        vocab_size=-(-whole.vocab_size // tp),
-        n_heads=-(-whole.n_heads // tp),
-        n_kv_heads=-(-whole.n_kv_heads // tp),
-        head_dim=whole.head_width,
-        d_ff=-(-whole.d_ff // tp),
-    )
+    n_positions = batch.micro_batch_size * batch.seq_len // parallel.sp_size
+    own = own_network(whole, tp)
     activations = activation_bytes(
         own,
         batch.micro_batch_size,
@@ -185,62 +190,112 @@ def _memory(config: TrainConfig, batch: BatchPlan, machine: Machine) -> MemoryPl
         element,
         masked=config.data.mask_documents,
         recompute=parallel.activation_checkpointing,
+        by_hand=parallel.attention_kernel == AttentionKernel.math,
+        norm_shards=tp if parallel.sequence_parallel_norms else 1,
+        sp_size=parallel.sp_size,
     )
-    n_positions = batch.micro_batch_size * batch.seq_len // parallel.sp_size
-    buckets = 0 if n_shards == 1 else 2 * 4 * min(parallel.bucket_elements, n_params)
-    buckets += element * n_positions * whole.d_model if tp > 1 else 0
-    shares = parallel.zero_stage == 3 and n_shards > 1
+    largest = max(whole.vocab_size, whole.d_ff) * whole.d_model // tp
+    arriving, update = _gradients_in_the_way(parallel, n_params, n_shards)
     return MemoryPlan(
         weights=state.weights,
         second_copy=element * n_params // parallel.hpz_size if parallel.hpz_size else 0,
-        gathered=element * min(n_params, LIVE_PARAMETERS) if shares else 0,
-        gradients=state.gradients,
+        gathered=element * min(n_params, max(LIVE_PARAMETERS, largest))
+        if parallel.zero_stage == 3 and n_shards > 1
+        else 0,
+        gradients=state.gradients + (arriving if batch.gradient_accumulation_steps > 1 else 0),
         optimizer=0 if parallel.offload_optimizer else state.optimizer,
-        activations=activations // parallel.sp_size,
+        activations=activations,
         logits=logit_bytes(own, min(n_positions, config.loss.chunk_tokens or n_positions), element),
-        buckets=buckets,
+        buckets=element * _waiting(parallel, n_params, largest)
+        + (element * n_positions * whole.d_model if tp > 1 else 0),
+        update=update + (arriving if batch.gradient_accumulation_steps == 1 else 0),
         reserve=0 if machine.device.startswith("CPU") else RESERVE_BYTES,
     )
 
 
+def own_network(whole: ModelConfig, tp: int) -> ModelConfig:
+    """The network as one tensor-parallel rank has it."""
+    return replace(
+        whole,
+        vocab_size=-(-whole.vocab_size // tp),
+        n_heads=-(-whole.n_heads // tp),
+        n_kv_heads=-(-whole.n_kv_heads // tp),
+        head_dim=whole.head_width,
+        d_ff=-(-whole.d_ff // tp),
+    )
+
+
+def _gradients_in_the_way(parallel: ParallelConfig, n_params: int, n_shards: int) -> tuple[int, int]:
+    """(bytes of gradients beside their sums from the first backward of a step to its update; what reducing and applying
+    them needs besides), as DeepSpeed 0.19.8 was measured to hold.
+
+    ZeRO 1 with fp32 sums keeps the bf16 gradients too, and reduces the sums in bf16: a joined copy in each dtype, on
+    one rank as well. Elsewhere the update copies the rank's share once, but at ZeRO 2 with fp32 sums.
+    """
+    shard = -(-n_params // n_shards)
+    match parallel.precision, parallel.zero_stage:
+        case Precision.bf16, 1 if not parallel.offload_optimizer:
+            return 2 * n_params, (4 + 2) * min(n_params, REDUCED_AT_ONCE)
+        case Precision.bf16, 1 | 2:
+            return 0, 0
+        case precision, stage:
+            width = 2 if precision == Precision.bf16_states else 4
+            return 0, width * (min(shard, UPDATED_AT_ONCE) if stage == 3 else shard)
+
+
+def _waiting(parallel: ParallelConfig, n_params: int, largest: int) -> int:
+    """Numbers in a bucket of gradients, and in those that wait for it; one that is larger than a bucket goes alone.
+    ZeRO 1 with fp32 sums has none."""
+    if parallel.precision == Precision.bf16 and parallel.zero_stage == 1:
+        return 0
+    return min(parallel.bucket_elements, n_params) + min(max(parallel.bucket_elements, largest), n_params)
+
+
 def render(plan: Plan) -> str:
-    """The plan as the table that a person reads."""
+    """The plan as the table that a person reads when a run starts."""
+    return "\n".join(f"  {name:<11} {text}" for name, text in summary_rows(plan).items())
+
+
+def summary_rows(plan: Plan) -> dict[str, str]:
+    """One line for each question."""
     memory, machine = plan.memory, plan.machine
     used = (
         f"{plan.tokens_planned:,}"
         if plan.tokens_planned == plan.tokens_asked
         else f"{plan.tokens_asked:,} asked, {plan.tokens_planned:,} used (whole steps)"
     )
+    steps = f"{plan.total_steps:,} step{'s' if plan.total_steps > 1 else ''} of {plan.tokens_per_step:,}"
     epochs = "data not prepared yet" if plan.epochs is None else f"{plan.epochs:.3g} epochs of {plan.train_tokens:,}"
-    parts = ", ".join(f"{name.replace('_', ' ')} {_size(value)}" for name, value in asdict(memory).items() if value)
-    room = "" if machine.memory_bytes is None else f" of {_size(machine.memory_bytes)}"
+    parts = ", ".join(f"{name.replace('_', ' ')} {size(value)}" for name, value in asdict(memory).items() if value)
+    room = "" if machine.memory_bytes is None else f" of {size(machine.memory_bytes)}"
     verdict = {True: ": fits", False: ": DOES NOT FIT", None: ""}[plan.fits]
     cost = (
         plan.price["rule"]
         if plan.cost_usd is None
         else f"{plan.cost_usd:,.2f} USD ({plan.price['rule']}, {plan.price['date']})"
     )
-    rows = [
-        ("parameters", f"{plan.n_params:,} stored, {plan.n_params_matmul:,} in matmuls, "
-                       f"{plan.n_params_non_embedding:,} without embedding"),
-        ("tokens", f"{used}; {plan.total_steps:,} steps of {plan.tokens_per_step:,}; {epochs}"),
-        ("compute", f"{plan.flops_causal:.3g} FLOPs causal, {plan.flops_full:.3g} full"),
-        ("memory", f"{_size(memory.total)} per device{room}{verdict} ({parts})"),
-        ("machine", f"{plan.cluster}: {machine.n_devices} x {machine.device}, "
-                    f"{machine.peak_flops_per_second / 1e12:.3g} TFLOP/s ({machine.peak_source})"),
-        ("time", f"{_duration(plan.seconds)} at an MFU of {plan.expected_mfu:.0%} ({plan.mfu_is}), "
-                 f"{plan.device_hours:.3g} device-hours"),
-        *([] if plan.energy_kwh is None else [("energy", f"{plan.energy_kwh:,.3g} kWh at most, of the GPUs alone")]),
-        ("cost", cost),
-    ]  # fmt: skip
-    return "\n".join(f"  {name:<11} {text}" for name, text in rows)
+    rows = {
+        "parameters": f"{plan.n_params:,} stored, {plan.n_params_matmul:,} in matmuls, "
+                      f"{plan.n_params_non_embedding:,} without embedding",
+        "tokens": f"{used}; {steps}; {epochs}",
+        "compute": f"{plan.flops_causal:.3g} FLOPs causal, {plan.flops_full:.3g} full",
+        "memory": f"{size(memory.total)} per device{room}{verdict} ({parts})",
+        "machine": f"{plan.cluster}: {machine.n_devices} x {machine.device}, "
+                   f"{machine.peak_flops_per_second / 1e12:.3g} TFLOP/s ({machine.peak_source})",
+        "time": f"{duration(plan.seconds)} at an MFU of {plan.expected_mfu:.0%} ({plan.mfu_is}), "
+                f"{plan.device_hours:.3g} device-hours",
+        "cost": cost,
+    }  # fmt: skip
+    if plan.energy_kwh is not None:
+        rows["energy"] = f"{plan.energy_kwh:,.3g} kWh at most, of the GPUs alone"
+    return rows
 
 
-def _size(n_bytes: int) -> str:
+def size(n_bytes: int) -> str:
     return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / 2**20:.1f} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

@@ -1,5 +1,6 @@
 """One GPU kind with its links, as its data sheet gives them: numbers in, numbers out; nothing is measured here."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,9 +12,11 @@ from train.config import ClusterConfig
 FILES = {
     "A100-40": "a100_40", "A100-80": "a100_80", "H100-80": "h100", "H100-96": "h100_500w", "H200": "h200",
     "H200-141": "h200", "B200": "b200", "B200-180": "b200", "B200-192": "b200", "GB200": "gb200", "GB200-192": "gb200",
-    "A100": "a100_80", "H100": "h100",
+    "A100": "a100_80", "H100": "h100", "H800-80": "h800",
 }  # fmt: skip
 """how published tables call GPUs, and the file of conf/cluster/ that describes each"""
+FORM = re.compile(r"NVIDIA|SXM\d?|HBM\d\w?|DGX|HGX|TENSOR|CORE|GPU")
+"""words of a name that leave the GPU the same"""
 DEVICES = {
     "A100-SXM4-40GB": "A100-40", "A100-SXM4-80GB": "A100-80", "H100 80GB HBM3": "H100-80", "H200": "H200",
     "GB200": "GB200", "B200": "B200",
@@ -67,13 +70,29 @@ def hardware_of(cluster: ClusterConfig) -> Hardware | None:
     )
 
 
+def kind_of(name: str) -> str:
+    """A name as people write it ('NVIDIA H100 SXM5 80GB', 'A100-SXM4-40GB', 'h200') to the key of FILES that it means;
+    itself where it means none: another form of a board ('H100 PCIe', 'GH200') is another GPU."""
+    match [word for word in re.split(r"[\s_\-/()]+", name.upper()) if word and not FORM.fullmatch(word)]:
+        case [chip] if chip in FILES:
+            return chip
+        case [chip]:
+            return next((key for key in FILES if key.split("-")[0] == chip), name)
+        case [chip, memory] if (key := f"{chip}-{memory.removesuffix('GB')}") in FILES:
+            return key
+        case _:
+            return name
+
+
 @cache
 def hardware_named(name: str) -> Hardware:
     """As published tables call it. Raises ConfigError for one that no file describes."""
-    if name not in FILES:
-        raise ConfigError([f"the GPU kind {name!r} is not known; known are {', '.join(FILES)}"])
-    found = hardware_of(read_config(ClusterConfig, CONF_FOLDER / "cluster" / f"{FILES[name]}.yaml"))
-    assert found is not None, f"conf/cluster/{FILES[name]}.yaml is not complete"
+    kind = kind_of(name)
+    if kind not in FILES:
+        known = ", ".join(sorted(set(FILES.values())))
+        raise ConfigError([f"the GPU kind {name!r} is described by none of conf/cluster: {known}"])
+    found = hardware_of(read_config(ClusterConfig, CONF_FOLDER / "cluster" / f"{FILES[kind]}.yaml"))
+    assert found is not None, f"conf/cluster/{FILES[kind]}.yaml is not complete"
     return found
 
 

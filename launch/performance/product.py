@@ -30,8 +30,9 @@ def job_of(config: TrainConfig, batch: BatchPlan) -> Job:
 
 
 def _stack(config: TrainConfig) -> Stack:
-    """DeepSpeed hides no reduction below ZeRO 3 (`overlap_comm` is off there). It reduces gradients in fp32 at ZeRO 1
-    with fp32 sums, in the precision of the weights at the higher stages."""
+    """DeepSpeed hides no reduction below ZeRO 3 (`overlap_comm` is off there). At ZeRO 1 with fp32 sums it reduces them
+    in bf16, but gives every rank all of them: as many bytes as if each got its share in fp32. At the higher stages it
+    goes by the precision of the weights."""
     parallel = config.parallel
     exact = parallel.precision == Precision.fp32
     return Stack(

@@ -7,21 +7,38 @@ job, hardware and what was measured, or with the reason why nothing can be predi
 import csv
 import hashlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import ConfigError
+from launch.performance.fitted import FITTED
+from launch.performance.hardware import kind_of
 from launch.performance.layout import Layout
 from launch.performance.stacks import Stack, stack_of
 from model.config import Bias, Mlp, ModelConfig, Norm, Positions
 
-COLUMNS = {
-    *("source", "hw", "n_gpus", "model", "layers", "hidden", "heads", "kv_heads", "ffn", "glu", "vocab", "seq"),
-    *("dp", "tp", "pp", "cp", "vpp", "zero", "micro_batch", "grad_accum", "global_batch", "precision", "recompute"),
-    *("tokens_s_gpu", "step_s", "mem_gib", "note"),
+COLUMNS = {"hw", "n_gpus", "layers", "hidden", "seq"}
+"""without these no row says anything; what other columns are missing is not stated in any row"""
+OPTIONAL = {
+    *("source", "model", "params_b", "heads", "kv_heads", "ffn", "glu", "vocab", "dp", "tp", "pp", "cp", "vpp", "zero"),
+    *(
+        "micro_batch",
+        "grad_accum",
+        "global_batch",
+        "precision",
+        "recompute",
+        "tokens_s_gpu",
+        "step_s",
+        "mem_gib",
+        "note",
+    ),
 }
-"""those that are read; tables have more"""
+MIXTURES = re.compile(
+    r"\bmoe\b|mixtral|mixture|experts?\b|\d+x\d+(\.\d+)?b|\ba\d+(\.\d+)?b\b|deepseek[- ]?v[23]", re.IGNORECASE
+)
+"""names of networks of experts: each token goes through a part of the weights, which is not predicted"""
 DID_NOT_FIT = ("oom", "out of memory", "did not fit", "does not fit")
 
 
@@ -43,7 +60,10 @@ class Row:
     did_not_fit: bool
     """the source says so"""
     held_out: bool
-    """never looked at by the calibration"""
+    """no constant was fitted to it"""
+    kept_out: bool
+    """by the rule of the calibration"""
+    digest: str
 
 
 def read(path: Path) -> list[Row]:
@@ -68,7 +88,7 @@ def _cells(file: Path) -> Iterator[dict[str, str]]:
     names, *lines = _lines(file)
     for line in lines:
         if line:
-            yield dict.fromkeys(names, "") | dict(zip(names, line, strict=False))
+            yield dict.fromkeys([*OPTIONAL, *names], "") | dict(zip(names, map(str.strip, line), strict=False))
 
 
 def _lines(file: Path) -> list[list[str]]:
@@ -81,10 +101,24 @@ def _lines(file: Path) -> list[list[str]]:
         raise ConfigError([f"{file} is no CSV file: {error}"]) from None
 
 
-def is_held_out(cells: dict[str, str]) -> bool:
-    """A third of all rows, by their content, chosen before anything was fitted."""
+def is_kept_out(cells: dict[str, str]) -> bool:
+    """Of the tables that constants are fitted to, a third of all rows, by their content, chosen before any was."""
     key = "|".join(cells[name] for name in ("source", "hw", "n_gpus", "model", "seq", "precision", "tokens_s_gpu"))
     return hashlib.sha256(key.encode()).digest()[0] % 3 == 0
+
+
+def digest(cells: dict[str, str]) -> str:
+    """Of what makes a measurement the same one, however its numbers are written."""
+    names = ("n_gpus", "layers", "hidden", "seq", "micro_batch", "global_batch", "tokens_s_gpu")
+    numbers = [_canonical(cells[name]) for name in names]
+    return hashlib.sha256("|".join([kind_of(cells["hw"]), cells["precision"], *numbers]).encode()).hexdigest()[:8]
+
+
+def _canonical(text: str) -> str:
+    try:
+        return f"{float(text):.6g}"
+    except ValueError:
+        return text
 
 
 def _row(file: str, number: int, cells: dict[str, str]) -> Row:
@@ -93,13 +127,16 @@ def _row(file: str, number: int, cells: dict[str, str]) -> Row:
     layouts, problem = (), ""
     try:
         layouts = _layouts(cells, stack)
-        speed, memory_gib = _number(cells, "tokens_s_gpu"), _number(cells, "mem_gib")
-    except ValueError as error:
+        speed, memory_gib = _speed(cells), _number(cells, "mem_gib")
+    except (ValueError, ArithmeticError) as error:
         layouts, speed, memory_gib, problem = (), None, None, f"line {number}: {error}"
     return Row(
         file=file,
-        source=cells["source"],
-        name=f"{cells['model']}, {cells['n_gpus']} x {cells['hw']}, T {cells['seq']}, {cells['precision'] or 'bf16'}",
+        source=cells["source"] or "no source",
+        name=(
+            f"{cells['model'] or 'unnamed'}, {cells['n_gpus']} x {cells['hw'] or 'unnamed GPU'}, T {cells['seq']}, "
+            f"{cells['precision'] or 'bf16'}"
+        ),
         hardware=cells["hw"],
         stack=stack,
         layouts=layouts,
@@ -107,7 +144,9 @@ def _row(file: str, number: int, cells: dict[str, str]) -> Row:
         tokens_per_second=speed,
         memory_gib=memory_gib,
         did_not_fit=any(words in cells["note"].lower() for words in DID_NOT_FIT),
-        held_out=is_held_out(cells),
+        kept_out=is_kept_out(cells),
+        held_out=digest(cells) not in FITTED,
+        digest=digest(cells),
     )
 
 
@@ -121,9 +160,18 @@ def _number(cells: dict[str, str], name: str) -> float | None:
     return value
 
 
+def _speed(cells: dict[str, str]) -> float | None:
+    """Tokens per second and GPU, from the time of a step where only that is stated."""
+    step, rows = _number(cells, "step_s"), _number(cells, "global_batch")
+    stated = _number(cells, "tokens_s_gpu")
+    if stated is not None or step is None or rows is None:
+        return stated
+    return rows * _whole(cells, "seq", 1) / step / _whole(cells, "n_gpus", 1)
+
+
 def _whole(cells: dict[str, str], name: str, default: int) -> int:
     """As stated, if that is above 0."""
-    value = float(cells[name] or 0)
+    value = float(cells.get(name) or 0)
     if not 0 <= value < 1e9:
         raise ValueError(f"{name}={cells[name]} is no number of things")
     return int(value) or default
@@ -133,12 +181,18 @@ def _layouts(cells: dict[str, str], stack: Stack) -> tuple[Layout, ...]:
     """Raises ValueError for a row that states too little, or what cannot be."""
     if missing := [name for name in ("n_gpus", "layers", "hidden", "seq") if not cells[name]]:
         raise ValueError(f"does not state {', '.join(missing)}")
+    if MIXTURES.search(cells["model"]) or _whole(cells, "experts", 0) > 1:
+        raise ValueError(f"{cells['model']} is a mixture of experts, which is not predicted")
     gpus = _whole(cells, "n_gpus", 1)
     tp, pp, cp = (_whole(cells, name, 1) for name in ("tp", "pp", "cp"))
     if gpus % (tp * pp * cp):
         raise ValueError(f"n_gpus={gpus} does not divide by tp x pp x cp = {tp * pp * cp}")
     dp = gpus // (tp * pp * cp)
+    if (zero := _whole(cells, "zero", 0) if cells["zero"] else 1) > 3:
+        raise ValueError(f"zero={cells['zero']} is none of 0 to 3")
     model, recompute = _model(cells), cells["recompute"].lower()
+    if problems := model.problems():
+        raise ValueError(f"has no network that could be: {problems[0]}")
     stated = next((kind for kind in ("full", "selective", "none") if kind in recompute), None)
     return tuple(
         Layout(
@@ -151,7 +205,7 @@ def _layouts(cells: dict[str, str], stack: Stack) -> tuple[Layout, ...]:
             pp=pp,
             virtual_stages=virtual,
             cp=cp,
-            zero=int(float(cells["zero"] or 1)),
+            zero=zero,
             precision=_precision(cells["precision"].lower()),
             recompute=again,
             sequence_parallel=_shares_stream(recompute, stack),

@@ -14,7 +14,7 @@ from conf.errors import ConfigError
 from launch.performance.constants import Constants
 from launch.performance.hardware import Hardware, hardware_named
 from launch.performance.layout import Job
-from launch.performance.memory import memory
+from launch.performance.memory import RESERVE_BYTES, memory
 from launch.performance.published import Row, csv_files, missing_columns, read
 from launch.performance.step import step_time
 
@@ -29,6 +29,10 @@ class Scored:
     """of a step: predicted / published - 1, so that 0.1 means 10 % too slow; None if no speed is published"""
     bytes: float | None
     """the same for memory"""
+    needed: float
+    """bytes, as predicted"""
+    room: float
+    """bytes of the device"""
     fits: bool
     """as predicted"""
     fitted: bool | None
@@ -45,27 +49,34 @@ def reproduce(path: str) -> None:
 
 def report(rows: Sequence[Row], constants: Constants) -> str:
     scored, unscored = score_all(rows, constants)
-    lines = [f"{'table':<30}{'step time: rows  median    p90':>32}   worst row"]
-    for file in sorted({one.row.file for one in scored if one.seconds is not None}):
-        those = [one for one in scored if one.row.file == file]
-        lines.append(f"{file:<30}{_errors(those, seconds):>32}   {_worst(those, seconds)}")
-    measured = [one for one in scored if one.bytes is not None]
-    lines += ["", f"{'':<30}{'memory: rows  median    p90':>32}   worst row"]
-    for file in sorted({one.row.file for one in measured}):
-        those = [one for one in measured if one.row.file == file]
-        lines.append(f"{file:<30}{_errors(those, memory_of):>32}   {_worst(those, memory_of)}")
-    held = [one for one in scored if one.row.held_out]
-    lines += [
+    lines = [
+        *_table("step time", scored, seconds),
         "",
-        f"{'step time, all rows':<30}{_errors(scored, seconds):>32}",
-        f"{'step time, held-out rows':<30}{_errors(held, seconds):>32}   no constant was fitted to these",
-        f"{'memory, all rows':<30}{_errors(scored, memory_of):>32}",
-        f"{'memory, held-out rows':<30}{_errors(held, memory_of):>32}",
+        *_table("memory", scored, memory_of),
+        "",
+        "error: predicted / published - 1, its sign in the worst row only; unseen: no constant was fitted to them",
+        f"{len(rows)} rows, {len(scored)} predicted, {len(unscored)} not",
+        *(f"  not predicted: {row.file}: {row.name}: {reason}" for row, reason in unscored),
         "",
         *_verdicts(scored),
-        *(f"not compared: {row.file}: {row.name}: {reason}" for row, reason in unscored),
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _table(name: str, scored: Sequence[Scored], of: Callable[[Scored], float | None]) -> list[str]:
+    """By source, then all together."""
+    those = [one for one in scored if of(one) is not None]
+    if not those:
+        return [f"{name}: no row to compare"]
+    lines = [f"{name:<42}{'rows  median    p90':>19}{'unseen  median    p90':>24}   worst row"]
+    for source in sorted({one.row.source for one in those}):
+        lines.append(_line(source, [one for one in those if one.row.source == source], of))
+    return [*lines, _line("all", those, of)]
+
+
+def _line(name: str, those: Sequence[Scored], of: Callable[[Scored], float | None]) -> str:
+    unseen = [one for one in those if one.row.held_out]
+    return f"{name[:41]:<42}{_errors(those, of):>19}{_errors(unseen, of):>24}   {_worst(those, of)}"
 
 
 def seconds(one: Scored) -> float | None:
@@ -87,9 +98,11 @@ def score_all(rows: Sequence[Row], constants: Constants) -> tuple[list[Scored], 
         try:
             scored.append(score(row, hardware_named(row.hardware), constants))
         except ConfigError as error:
-            unscored.append((row, str(error)))
+            unscored.append((row, error.problems[0]))
         except KeyError as error:
             unscored.append((row, f"{row.hardware} has no {error.args[0]}"))
+        except (ArithmeticError, ValueError, AssertionError) as error:  # a shape that no network has
+            unscored.append((row, f"cannot be computed: {type(error).__name__}: {error}"))
     return scored, unscored
 
 
@@ -105,6 +118,8 @@ def score(row: Row, hardware: Hardware, constants: Constants) -> Scored:
         job=job,
         seconds=row.tokens_per_second / speed - 1 if row.tokens_per_second and speed else None,
         bytes=needed.total / (row.memory_gib * GIB) - 1 if row.memory_gib else None,
+        needed=needed.total,
+        room=hardware.memory_bytes,
         fits=needed.fits(hardware),
         fitted=False if too_large else ran,
     )
@@ -146,10 +161,17 @@ def _worst(scored: Sequence[Scored], of: Callable[[Scored], float | None]) -> st
 def _verdicts(scored: Sequence[Scored]) -> list[str]:
     too_large = [one for one in scored if one.fitted is False]
     ran = [one for one in scored if one.fitted]
-    wrong = [one for one in too_large if one.fits]
-    refused = sum(not one.fits for one in ran)
-    lines = [
-        f"of {len(too_large)} layouts that do not fit by their source, {len(wrong)} are called fitting; "
-        f"of {len(ran)} that ran, {refused} are called too large"
+    wrong, refused = [one for one in too_large if one.fits], [one for one in ran if not one.fits]
+    return [
+        f"of {len(too_large)} layouts that do not fit by their source, {len(wrong)} are called fitting",
+        *(f"  {'CALLED FITTING' if one.fits else 'called too large'}: {_need(one)}" for one in too_large),
+        f"of {len(ran)} that ran, {len(refused)} are called too large",
+        *(f"  called too large: {_need(one)}" for one in refused),
     ]
-    return lines + [f"called fitting, though it does not: {one.row.name}" for one in wrong]
+
+
+def _need(one: Scored) -> str:
+    return (
+        f"{one.row.name}: {one.needed / GIB:.1f} GiB, and {RESERVE_BYTES / GIB:.0f} for what no allocator counts, of "
+        f"{one.room / GIB:.1f}"
+    )

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.calibrate_plan ../shared/data/performance [--leave-one-out]
 
 In: the tables. Out: the constants, and the errors on rows that the fit never saw: the third of the rows that
-`published.is_held_out` names by their content; with --leave-one-out, also each source predicted by constants that were
+`published.is_kept_out` names by their content; with --leave-one-out, also each source predicted by constants that were
 fitted without any of its rows. Rows weigh less the more of them a source has; every constant is held near its prior (a
 figure from the literature or from counting) by a normal distribution of its logarithm: what few rows touch stays there.
 """
@@ -53,15 +53,16 @@ PRIORS = {
 
 def main() -> None:
     rows = [row for row in read(Path(sys.argv[1])) if row.tokens_per_second]
-    seen = [row for row in rows if not row.held_out]
+    seen = [row for row in rows if not row.kept_out]
     constants = fit(seen, Constants())
     for name in PRIORS:
         print(f"{name} = {getattr(constants, name):.4g}   (prior {PRIORS[name][0]:.4g})")
+    print(f"launch/performance/fitted.py: {' '.join(sorted(row.digest for row in seen))}")
     print("fitted rows  ", summary(errors(seen, constants)))
-    print("held-out rows", summary(errors([row for row in rows if row.held_out], constants)))
+    print("held-out rows", summary(errors([row for row in rows if row.kept_out], constants)))
     for file in sorted({row.file for row in rows}):
         those = [row for row in rows if row.file == file]
-        held = [row for row in those if row.held_out]
+        held = [row for row in those if row.kept_out]
         text = f"{file:32} all {summary(errors(those, constants))}"
         if held:
             text += f"; held out {summary(errors(held, constants))}"

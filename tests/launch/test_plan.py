@@ -1,17 +1,23 @@
 """The plan: right numbers, at once, without torch."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from conf.compose import compose
-from launch.plan import planned
+from conf.compose import App, compose
+from conf.errors import ConfigError
+from launch.machine import find_machine
+from launch.plan import plan, planned
+from launch.plan_config import PlanConfig
+from launch.predict import predict
 from tests.runs import cpu_seconds_of_commands
 from train.__main__ import APP
 from train.batch import BatchError
-from train.plan import Plan, render
+from train.optimizer_config import OPTIONS
+from train.plan import GIB, Plan, render
 
 ROOT = Path(__file__).resolve().parents[2]
 H100 = ("cluster=h100", "run.name=x")
@@ -63,7 +69,8 @@ def test_memory_counts_what_each_option_keeps():
     n = 1_235_814_400
     assert (three.second_copy, hpz.second_copy) == (0, 2 * n // 4)
     assert (plain.gathered, three.gathered) == (0, 2 * 1_000_000_000)
-    assert plan_of(*small, "parallel.tp_size=2").memory.buckets > plain.buckets
+    assert plan_of(*small, "parallel.tp_size=2").memory.buckets > plain.buckets == 0
+    assert three.buckets > 2 * 2 * 50_000_000
     assert plain.reserve == 2 * 2**30
     assert plan_of("cluster.device=cpu", "cluster.peak_flops_per_second=1.0e+11").memory.reserve == 0
 
@@ -94,10 +101,78 @@ def test_the_command_answers_within_two_seconds(words: list[str], tmp_path: Path
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for row in ("parameters", "tokens", "compute", "memory", "machine", "time", "cost"):
+    for row in (
+        "parameters",
+        "tokens",
+        "compute",
+        "layout",
+        "machine",
+        "memory of",
+        "time",
+        "speed",
+        "cost",
+        "how sure",
+    ):
         assert f"  {row}" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
     assert "data not prepared yet" in done.stdout
     assert cpu_seconds_of_commands() - started < 4  # two seconds on an idle machine
+
+
+def test_every_part_of_memory_and_time_is_shown(capsys: pytest.CaptureFixture[str]):
+    words = (
+        "model=llama_1b",
+        "parallel=zero3",
+        "parallel.precision=bf16",
+        "cluster.n_devices=16",
+        "data.seq_len=2048",
+        "batch.micro_batch_size=2",
+    )
+    asked = compose(App("launch_plan", PlanConfig, OPTIONS), [*H100, *words])
+    plan(asked)
+    text = capsys.readouterr().out
+    found = planned(asked.train)
+    for part in ("weights", "gathered", "gradients", "masters, moments", "activations", "logits", "communication"):
+        assert f"\n    {part} " in text
+    for part in ("matrix products", "attention", "ZeRO 3, exposed", "optimizer", "nodes waiting", "total"):
+        assert f"  {part} " in text
+    assert f"FITS, spare{(79.6 * GIB - found.memory.total) / GIB:>15.2f} GiB" in text
+    assert "half were within 3.6% of the predicted step time" in " ".join(text.split())
+
+
+def test_a_gpu_whose_peak_is_not_known_is_refused_not_measured_on_this_computer():
+    with pytest.raises(ConfigError, match=r"set cluster.fp32_flops_per_second to the dense figure"):
+        plan_of("cluster.fp32_flops_per_second=null", "parallel.precision=fp32")
+    with pytest.raises(ConfigError, match=r"set cluster.bf16_flops_per_second to the dense figure"):
+        plan_of("cluster.bf16_flops_per_second=null", "parallel.precision=bf16")
+
+
+def test_a_prediction_can_be_kept_and_compared_later():
+    config = compose(APP, [*H100, "model=llama_1b", "parallel.precision=bf16", "cluster.n_devices=4"])
+    found = predict(config, find_machine(config.cluster, config.parallel.precision))
+    tree = json.loads(json.dumps(found.to_tree()))
+    parts = dict(tree["step_seconds"])
+    total = parts.pop("total")
+    assert total == pytest.approx(sum(parts.values()))
+    assert tree["tokens_per_second"] * total == pytest.approx(found.plan.tokens_per_step)
+    assert tree["memory_bytes"]["total"] == found.plan.memory.total
+    assert (tree["hardware"], tree["n_devices"]) == ("H100 SXM", 4)
+
+
+def test_tensor_parallelism_over_nodes_is_said(capsys: pytest.CaptureFixture[str]):
+    words = ("model=llama2_13b", "model.n_heads=32", "model.n_kv_heads=32", "parallel.tp_size=16", "data.seq_len=2048")
+    plan(compose(App("launch_plan", PlanConfig, OPTIONS), [*H100, *words, "cluster.n_devices=16"]))
+    assert "TP ACROSS NODES of 8" in capsys.readouterr().out
+
+
+def test_the_update_counts_where_it_needs_more_than_activations():
+    """bf16 at ZeRO 1: gradients of one backward beside their sums, and both joined when they are reduced."""
+    small = ("model=llama_1b", "parallel.precision=bf16", "cluster.n_devices=8", "batch.micro_batch_size=1")
+    n = 1_235_814_400
+    once, twice = (plan_of(*small, f"batch.global_batch_size={rows}", "data.seq_len=128").memory for rows in (8, 16))
+    assert (once.gradients, twice.gradients) == (4 * n, 6 * n)
+    assert (once.update, twice.update) == (2 * n + 6 * 500_000_000, 6 * 500_000_000)
+    assert once.total == 2 * n + 4 * n + once.optimizer + once.update + once.reserve
 
 
 def test_an_unknown_command_is_answered_with_those_there_are():
