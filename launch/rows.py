@@ -167,3 +167,13 @@ def figure(facts: Row, key: str) -> float | None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     return None if value is None else math.nan
+
+
+def all_rows(path: Path) -> list[Row]:
+    """All rows of a file, by step, an evaluation after its step; of rows that tell of the same, the last one."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    found = {(row["step"], "val_loss" in row): row for line in lines if (row := parsed_row(line))}
+    return [found[key] for key in sorted(found)]
