@@ -5,6 +5,7 @@ In: the configuration that a run's folder holds. Out: `key=value` words for `pyt
 what comes out must be the configuration that went in, but for keys that may change and that stopped the run.
 """
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -26,7 +27,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:@-]+")
 
 def differences(config: TrainConfig) -> list[tuple[str, Any, Any]]:
     """(key, its value, the default), of those that differ; a key without a counterpart has None there."""
-    held, default = flatten(to_tree(config)), flatten(to_tree(_default(config)))
+    held, default = flatten(to_tree(config)), _default(config.run.name, _schedule(config))
     return [(key, held.get(key), default.get(key)) for key in held if held[key] != default.get(key, _MISSING)]
 
 
@@ -75,11 +76,17 @@ def spelled(value: Any) -> str:
         case str() if _PLAIN.fullmatch(value) and not _looks_like_another_type(value):
             return value
         case str():
-            return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+            return f'"{_escaped(value)}"'
         case list():
             return f"[{','.join(map(spelled, value))}]"
         case _:
             return f"{{{','.join(f'{key}:{spelled(item)}' for key, item in value.items())}}}"
+
+
+def _escaped(text: str) -> str:
+    """Backslashes mean themselves to Hydra, but for those before a quote."""
+    before_quotes = re.sub(r'(\\*)"', lambda found: f'{2 * found[1]}\\"', text)
+    return re.sub(r"\\+$", lambda found: 2 * found[0], before_quotes)
 
 
 def _looks_like_another_type(text: str) -> bool:
@@ -89,9 +96,10 @@ def _looks_like_another_type(text: str) -> bool:
     )
 
 
-def _default(config: TrainConfig) -> TrainConfig:
+@functools.cache
+def _default(name: str, schedule: str) -> dict[str, Any]:
     """What is chosen when nothing is said but the name, and which kind of schedule the keys are those of."""
-    return compose(TRAIN, [f"run.name={config.run.name}", _schedule(config)])
+    return flatten(to_tree(compose(TRAIN, [f"run.name={name}", schedule])))
 
 
 def _schedule(config: TrainConfig) -> str:

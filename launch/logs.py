@@ -8,7 +8,6 @@ that no Slurm started printed to somebody's terminal: then its events are shown,
 import contextlib
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from train.history import read_events
 from train.holder import read_holder
 
 _TAIL_BYTES = 1 << 20
-_POLL_SECONDS = 0.5
+_POLL_SECONDS, _JUDGED_SECONDS = 0.5, 2.0
 _START = re.compile(r"^\S+ job (?P<job>\d+) on .*, attempt (?P<start>\d+)$")
 """what each start of a job says first (launch/submit.py)"""
 
@@ -38,14 +37,17 @@ def logs(config: LogsConfig) -> int:
     if (failure := newest_failure(view.path)) is not None and view.state in (State.failed, State.diverged, State.lost):
         _print([*_stacks(*failure), ""])
     log = newest_log(view.path)
-    if log is None and not config.follow:
-        _print([*_no_log(view), *_events(view.path, config.lines)])
-        return 0
-    if log is not None:
-        _print([f"--- {log}", *_tail(log, config.lines)])
+    shown = 0
+    if log is None:
+        events = read_events(view.path)
+        shown = len(events)
+        _print([*_no_log(view), *map(_event, events[-config.lines :])])
+    else:
+        shown, lines, rest = _tail(log, config.lines)
+        _print([f"--- {log}", *lines, *([] if config.follow or not rest else [rest])])
     if config.follow:
         with contextlib.suppress(KeyboardInterrupt):
-            _follow(runs, view, log)
+            _follow(runs, view, log, shown)
     return 0
 
 
@@ -108,58 +110,59 @@ def _no_log(view: RunView) -> list[str]:
     ]
 
 
-def _events(run: Path, n_lines: int) -> list[str]:
-    return [_event(event) for event in read_events(run)[-n_lines:]] or ["(none)"]
-
-
 def _event(event: dict[str, object]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(float(str(event["time"]))))
     return f"{when}  attempt {event['attempt']}  {event_words(event)}"
 
 
-def _follow(runs: Runs, view: RunView, log: Path | None) -> None:
-    """Until the run has finished. A later job's log is gone on with from its beginning."""
-    offset = log.stat().st_size if log is not None else 0
-    events = len(read_events(view.path)) if log is None else None
+def _follow(runs: Runs, view: RunView, log: Path | None, shown: int) -> None:
+    """Until the run has finished. shown: so many bytes of the log, or events where there is none, were shown already;
+    a later job's log is gone on with from its beginning."""
     looked = time.monotonic()
     while True:
         newest = newest_log(view.path)
         if newest is not None and newest != log:
-            offset = _copy(log, offset) if log is not None else 0
-            log, offset = newest, 0
+            if log is not None:
+                _copy(log, shown)
+            log, shown = newest, 0
             _print([f"--- {log}"])
         if log is not None:
-            offset = _copy(log, offset)
-        elif events is not None:
-            found = read_events(view.path)
-            _print([_event(event) for event in found[events:]])
-            events = len(found)
-        if time.monotonic() - looked > 2.0:
+            shown = _copy(log, shown)
+        else:
+            events = read_events(view.path)
+            _print([_event(event) for event in events[shown:]])
+            shown = len(events)
+        if time.monotonic() - looked > _JUDGED_SECONDS:
             looked = time.monotonic()
             if runs.one(view.name).state == State.finished:
                 if log is not None:
-                    _copy(log, offset)
+                    _copy(log, shown)
                 _print([f"--- {view.name} has finished"])
                 return
         time.sleep(_POLL_SECONDS)
 
 
 def _copy(log: Path, offset: int) -> int:
-    """Shows what stands after the offset; a log that became shorter is shown anew. The offset of its end."""
+    """Shows the whole lines after the offset; a log that became shorter is shown anew. The offset of their end."""
     with contextlib.suppress(OSError), log.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        stream.seek(offset if size >= offset else 0)
+        begin = offset if os.fstat(stream.fileno()).st_size >= offset else 0
+        stream.seek(begin)
         content = stream.read()
-        sys.stdout.write(_harmless(content.decode(errors="replace")))
-        sys.stdout.flush()
-        return stream.tell()
+        whole = content[: content.rfind(b"\n") + 1]
+        _print(whole.decode(errors="replace").splitlines())
+        return begin + len(whole)
     return offset
 
 
-def _tail(log: Path, n_lines: int) -> Sequence[str]:
+def _tail(log: Path, n_lines: int) -> tuple[int, Sequence[str], str]:
+    """(where the whole lines end, the last of them, half a line after them)"""
     with log.open("rb") as stream:
-        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        return stream.read().decode(errors="replace").splitlines()[-n_lines:]
+        begin = max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES)
+        stream.seek(begin)
+        content = stream.read()
+    n_whole = content.rfind(b"\n") + 1
+    whole, rest = (part.decode(errors="replace") for part in (content[:n_whole], content[n_whole:]))
+    return begin + n_whole, whole.splitlines()[-n_lines:], rest
 
 
 def _lines(log: Path) -> Iterator[str]:
@@ -168,10 +171,6 @@ def _lines(log: Path) -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def _harmless(text: str) -> str:
-    return "\n".join(plain(line) for line in text.replace("\r\n", "\n").split("\n"))
-
-
 def _print(lines: Sequence[str]) -> None:
     for line in lines:
-        print(_harmless(line), flush=True)
+        print(plain(line), flush=True)

@@ -92,7 +92,7 @@ def _tiles(view: RunView) -> list[tuple[str, str, str]]:
         (words.number(view.tokens), "tokens seen", f"{view.tokens:,}" if view.tokens is not None else ""),
         (words.fixed(view.val_loss), "validation loss", "nats per token"),
         (words.fixed(view.bits_per_byte), "bits per byte", "of the validation text"),
-        (words.number(view.tokens_per_second), "tokens per second", "median of the last steps, all devices"),
+        (words.number(view.tokens_per_second), "tokens/s", "median of the last steps, all devices"),
         (words.share(view.mfu), "MFU", "causal attention counted, median of the last steps"),
         (words.number(view.device_hours), "device-hours", "all attempts, start-up and idle time too"),
         (words.usd(view.cost_usd), "cost so far", "device-hours times the price given"),

@@ -20,12 +20,13 @@ import orjson
 Row = dict[str, Any]
 RECENT = 240
 CURVE = 512
-_WHOLE_BYTES = 1 << 20
+_WHOLE_BYTES = 1 << 18
 """smaller files are read as a whole; of others so much of their end"""
-_PLACE_BYTES = 1 << 15
-"""read at each place of a large file: a row or two, even with the norms of many layers"""
+_PLACE_BYTES = 1 << 14
+"""read at each place of a large file: a row at least, even with the norms of many layers"""
 _PLACES = 128
-_MARK_BYTES = 128
+_MARK_BYTES = 1024
+"""of what was read last: if it does not stand there any more, the file is another one"""
 
 
 class GrowingRows:
@@ -110,9 +111,8 @@ class GrowingRows:
         begins."""
         begin = n_bytes - _WHOLE_BYTES
         for place in range(_PLACES):
-            rows = list(self._at(stream, begin * place // _PLACES))
-            self.curve += [row for row in rows if "val_loss" not in row][:1]
-            self.evaluations += [row for row in rows if "val_loss" in row][:1]
+            for row in self._at(stream, begin * place // _PLACES):
+                (self.evaluations if "val_loss" in row else self.curve).append(row)
         self._newest_evaluation(stream, begin)
         stream.seek(begin)
         rest = stream.readline()
@@ -121,10 +121,13 @@ class GrowingRows:
         self._every = max(1, round(begin / per_row / _PLACES))
 
     def _at(self, stream: IO[bytes], place: int) -> Iterator[Row]:
-        """The whole rows after a place."""
+        """After a place, the first step, and the first evaluation if there is one near."""
         stream.seek(place)
-        lines = stream.read(_PLACE_BYTES).split(b"\n")
-        yield from self._parsed(lines[1 if place else 0 : -1])
+        lines = stream.read(_PLACE_BYTES).split(b"\n")[1 if place else 0 : -1]
+        evaluations = (line for line in lines if b'"val_loss"' in line)
+        steps = (line for line in lines if b'"val_loss"' not in line)
+        for line in (next(steps, b""), next(evaluations, b"")):
+            yield from self._parsed([line])
 
     def _newest_evaluation(self, stream: IO[bytes], end: int) -> None:
         """Before `end`, by its name among the bytes: a row of it is seldom near."""

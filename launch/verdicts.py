@@ -127,7 +127,7 @@ def _steadiness(rows: Sequence[Row], n_incidents: int) -> Iterator[Verdict]:
     if skipped:
         yield Verdict("neutral", f"{skipped} steps were left out on purpose")
     if n_incidents:
-        yield Verdict("neutral", f"{n_incidents} incidents; the table below tells of each")
+        yield Verdict("neutral", f"{n_incidents} incident{'s' * (n_incidents > 1)}, told of in a table below")
 
 
 def compared(view: RunView, rows: Sequence[Row], plan: Mapping[str, Any]) -> list[Compared]:
