@@ -66,9 +66,10 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
     if asked("inspect"):
         command(work, "data_prep", "out=data/stdlib", "stage=inspect", "inspect.page=inspect.html")
         browser.shoot("inspect", (work / "inspect.html").as_uri(), (1120, 1300))
-    if asked("tensorboard"):
+    tabs = {tab: size for tab, size in TABS.items() if asked(f"tensorboard-{tab}")}
+    if tabs:
         with tensorboard(work) as address:
-            for tab, size in TABS.items():
+            for tab, size in tabs.items():
                 browser.shoot(f"tensorboard-{tab}", f"{address}/#{tab}", size, "--virtual-time-budget=25000")
 
 

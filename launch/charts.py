@@ -155,7 +155,7 @@ def _frame(chart: Chart) -> _Frame | None:
     if not xs or not values:
         return None
     low, high = values[0], values[-1]
-    low, high = _padded(0.0 if chart.from_zero else low, high, chart.is_log)
+    low, high = _padded(0.0 if chart.from_zero and not chart.is_log else low, high, chart.is_log)
     left, right = min(xs), max(xs)
     return _Frame(
         left, right if right > left else left + 1, low, high, chart.width, chart.height, chart.right, chart.is_log

@@ -67,7 +67,7 @@ def frame(
     lines = [title, head, *body]
     lines += [[(words.cut(foot, width), DIM)]] if foot else []
     lines += [[(words.cut(problem, width), YELLOW)]] if problem else []
-    return lines[: max(1, height)]
+    return [_within(line, width) for line in lines[: max(1, height)]]
 
 
 def _title(views: Sequence[RunView], width: int, now: float, folder: str) -> Line:
@@ -165,18 +165,19 @@ def _wants_a_line(view: RunView, now: float) -> int:
 
 
 def _share_out(wants: Sequence[int], room: int) -> tuple[int, list[bool]]:
-    """(how many runs are shown, which of them have a second line). Runs come before lines, lines that must be before
-    those that need not."""
-    room = max(0, room)
+    """(how many runs are shown, which of them have a second line). Lines that must be come with their runs, the others
+    only when all runs have their place."""
     lines = [False] * len(wants)
-    shown = min(len(wants), room)
-    left = room - shown
-    for urgency in (2, 1):
-        for i in range(shown):
-            if wants[i] == urgency and left > 0:
-                lines[i], left = True, left - 1
-    if shown < len(wants) and shown == room:
-        shown = max(0, shown - 1)  # for the line that counts them
+    shown, left = 0, max(0, room)
+    for i, urgency in enumerate(wants):
+        if left < 1:
+            break
+        shown, left = shown + 1, left - 1
+        if urgency == 2 and left > 0:
+            lines[i], left = True, left - 1
+    for i in range(shown):
+        if wants[i] == 1 and left > 0:
+            lines[i], left = True, left - 1
     return shown, lines
 
 

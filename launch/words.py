@@ -63,13 +63,13 @@ def number(value: float | None, digits: int = 3) -> str:
         return "NaN" if math.isnan(value) else "inf"
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size * (1 - 0.5 * 10**-digits):
-            return f"{_significant(value / size, digits)}{letter}"
+            return f"{_significant(max(1.0, abs(value / size)) * (1 if value > 0 else -1), digits)}{letter}"
     return _significant(value, digits)
 
 
 def _significant(value: float, digits: int) -> str:
     whole = len(str(int(abs(value))))
-    return f"{value:.{max(0, digits - whole)}f}" if abs(value) >= 1 or value == 0 else f"{value:.{digits - 1}g}"
+    return f"{value:.{max(0, digits - whole)}f}" if abs(value) >= 1 or value == 0 else f"{value:.{digits}g}"
 
 
 def fixed(value: float | None, decimals: int = 3) -> str:

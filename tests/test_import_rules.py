@@ -47,6 +47,10 @@ RUN_FILES = {"train.failure", "train.history", "train.holder", "train.metrics_fi
 ALSO = {
     "launch/__main__.py": {"data_prep.__main__"},
     "launch/again.py": {"train.run_folder"},
+    "launch/charts.py": {"train.svg"},
+    "launch/page.py": {"data_prep.inspection.style"},
+    "launch/report_charts.py": RUN_FILES,
+    "launch/verdicts.py": RUN_FILES,
     "launch/logs.py": RUN_FILES,
     "launch/report.py": RUN_FILES | {"train.run_folder"},
     "launch/runs.py": RUN_FILES | {"train.attempt", "train.errors", "train.parallel"},

@@ -237,6 +237,13 @@ def line(step: int, **facts: Any) -> str:
     return json.dumps(step_row(step, **facts)) + "\n"
 
 
+def many_lines(n: int) -> Iterator[str]:
+    """The same as `line` for steps 1 to n, but quicker made."""
+    before, after = line(77_777).split("77777", 1)
+    between, end = after.split(str(8 * 77_777), 1)
+    return (f"{before}{step}{between}{8 * step}{end}" for step in range(1, n + 1))
+
+
 def test_a_growing_file_is_read_from_where_the_last_look_ended(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     rows = GrowingRows(path)
@@ -298,7 +305,7 @@ def test_a_hundred_runs_of_many_steps_are_looked_at_again_in_well_under_a_second
     """Of CPU. The metrics are one file under a hundred names, of 100 000 rows."""
     big = tmp_path / "big"
     with big.open("w") as stream:
-        stream.writelines(line(step) for step in range(1, 100_001))
+        stream.writelines(many_lines(100_000))
     for i in range(100):
         run = tmp_path / "runs" / f"r{i}"
         shutil.copytree(made / "runs/done", run, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))

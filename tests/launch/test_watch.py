@@ -1,5 +1,6 @@
 """The live table: what fits into a terminal of any size, what stands out, and a terminal that is left as it was."""
 
+import contextlib
 import fcntl
 import math
 import os
@@ -177,22 +178,18 @@ class Terminal:
 
     def read(self, seconds: float = 0.2) -> None:
         if select.select([self.master], [], [], seconds)[0]:
-            self.seen += os.read(self.master, 1 << 16).decode(errors="replace")
+            with contextlib.suppress(OSError):  # its end
+                self.seen += os.read(self.master, 1 << 16).decode(errors="replace")
 
     def end(self) -> int:
         """Its exit code; whatever it said last is read."""
         until = time.monotonic() + 60
         while time.monotonic() < until:
+            self.read()
             done, state = os.waitpid(self.child, os.WNOHANG)
             if done:
-                while select.select([self.master], [], [], 0.2)[0]:
-                    try:
-                        self.seen += os.read(self.master, 1 << 16).decode(errors="replace")
-                    except OSError:
-                        break
-                return os.waitstatus_to_exitcode(state)
-            with pytest.MonkeyPatch.context():
                 self.read()
+                return os.waitstatus_to_exitcode(state)
         os.kill(self.child, signal.SIGKILL)
         os.waitpid(self.child, 0)
         pytest.fail("watch did not end")
