@@ -54,6 +54,7 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
         return not wanted or name.startswith(wanted)
 
     if asked("watch"):
+        shutil.rmtree(work / "runs/longer", ignore_errors=True)
         with training(work, "longer"):
             screen = terminal(work, "-m", "launch", "watch")
         (work / "watch.html").write_text(as_page(screen))

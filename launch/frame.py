@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from launch import words
-from launch.run_view import ALIVE, RunView, State
+from launch.run_view import ALIVE, STEPPING, RunView, State
 
 PLAIN, DIM, BOLD, RED, GREEN, YELLOW, BLUE, CYAN = "", "2", "1", "1;31", "32", "33", "34", "36"
 """SGR parameters (ECMA-48): colours of the reader's own palette, so dark and light terminals both fit"""
@@ -99,8 +99,8 @@ def _columns(width: int) -> list[Column]:
         Column("loss", 5, lambda view, n: _loss(view.loss), 1),
         Column("trend", 8, lambda view, n: words.spark(view.recent_losses, n), 3, right=False, style=CYAN, grows=16),
         Column("b/byte", 6, lambda view, n: words.fixed(view.bits_per_byte, 3), 8),
-        Column("tok/s", 6, lambda view, n: _while_alive(view, words.number(view.tokens_per_second)), 4),
-        Column("MFU", 5, lambda view, n: _while_alive(view, words.share(view.mfu)), 5),
+        Column("tok/s", 6, lambda view, n: _of_now(view, words.number(view.tokens_per_second)), 4),
+        Column("MFU", 5, lambda view, n: _of_now(view, words.share(view.mfu)), 5),
         Column("GiB", 5, lambda view, n: "-" if view.memory_gib is None else f"{view.memory_gib:.1f}", 11),
         Column("ETA", 7, lambda view, n: words.duration(view.eta_seconds), 2),
         Column("cost", 6, lambda view, n: words.usd(view.cost_usd), 6),
@@ -150,8 +150,8 @@ def _loss(value: float | None) -> str:
     return words.fixed(value, 3)[:5].rstrip(".") if value is not None else "-"
 
 
-def _while_alive(view: RunView, text: str) -> str:
-    return text if view.state in ALIVE else "-"
+def _of_now(view: RunView, text: str) -> str:
+    return text if view.state in STEPPING else "-"
 
 
 # --- second lines ----------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class GrowingRows:
         seen, identity = (facts.st_size, facts.st_mtime_ns), (facts.st_dev, facts.st_ino)
         if identity == self._identity and seen == self._seen:
             return False
-        if identity != self._identity or not self._goes_on(stream, facts.st_size):
+        if identity != self._identity or not self._goes_on(stream):
             self._forget()
             if facts.st_size > _WHOLE_BYTES:
                 self._sample(stream, facts.st_size)
@@ -77,10 +77,8 @@ class GrowingRows:
         self._take(stream.read(facts.st_size - self._offset))
         return True
 
-    def _goes_on(self, stream: IO[bytes], n_bytes: int) -> bool:
-        """False if what was read is not what stands there now."""
-        if n_bytes < self._offset:
-            return False
+    def _goes_on(self, stream: IO[bytes]) -> bool:
+        """False if what was read last does not stand there now, or the file is shorter."""
         stream.seek(self._offset - len(self._mark))
         return stream.read(len(self._mark)) == self._mark
 

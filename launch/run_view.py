@@ -33,6 +33,8 @@ class State(StrEnum):
 
 
 ALIVE = (State.starting, State.running, State.saving)
+STEPPING = (State.running, State.saving)
+"""the last rows tell of now"""
 NEEDS_A_PERSON = (State.failed, State.diverged, State.lost, State.damaged)
 
 

@@ -9,7 +9,6 @@ damaged is named in the view, never raised.
 import contextlib
 import dataclasses
 import difflib
-import json
 import re
 import statistics
 import time
@@ -21,7 +20,8 @@ from data_prep.files import DataError
 from data_prep.harmless import plain
 from launch.event_words import words
 from launch.rows import GrowingRows, Row, figure
-from launch.run_view import ALIVE, NEEDS_A_PERSON, RunView, State
+from launch.run_files import JsonFile, Pulse, entries, holder_identity, modified, stamp_of
+from launch.run_view import ALIVE, NEEDS_A_PERSON, STEPPING, RunView, State
 from launch.squeue import QueuedJob, Squeue
 from launch.words import duration
 from train.attempt import Identity, is_running
@@ -31,9 +31,6 @@ from train.history import Story, read_events, read_stories
 from train.holder import read_ended, read_holder
 from train.parallel import identity
 
-SILENT_SECONDS = 60.0
-"""a run elsewhere of which nothing has changed for so long is lost: thirty signs of life did not come. (A new start
-waits for run.lease_seconds at the least; between clocks of two machines more is due.)"""
 LONG_IN_QUEUE_SECONDS = 24 * 3600.0
 _AVERAGED = 20
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "attempts", "events.jsonl", "slurm")
@@ -94,15 +91,15 @@ class RunReader:
     def __init__(self, path: Path, me: Identity):
         self.path, self._me = path, me
         self.rows = GrowingRows(path / "metrics.jsonl")
-        self._json: dict[str, _JsonFile] = {name: _JsonFile(path / f"{name}.json") for name in ("plan", "summary")}
+        self._json: dict[str, JsonFile] = {name: JsonFile(path / f"{name}.json") for name in ("plan", "summary")}
         self._stories: list[Story] = []
         self._events: list[dict[str, Any]] = []
         self._key: object = None
-        self._pulse = _Pulse()
+        self._pulse = Pulse()
 
     def view(self, jobs: Sequence[QueuedJob] = ()) -> RunView:
         if not any((self.path / name).exists() for name in _RUN_FILES):
-            return RunView(_name(self.path), self.path, State.foreign, activity=_modified(self.path))
+            return RunView(_name(self.path), self.path, State.foreign, activity=modified(self.path))
         self.rows.refresh()
         self._refresh_stories()
         mine = self._jobs(jobs)
@@ -112,6 +109,8 @@ class RunReader:
         lives = folder is not None and self._lives(folder)
         state = self._state(newest, folder, failure, lives, mine)
         view = dataclasses.replace(self._figures(newest, lives), state=state, jobs=mine)
+        if state not in STEPPING:
+            view = dataclasses.replace(view, eta_seconds=None)
         view = dataclasses.replace(view, **self._last_word(view, newest, failure))
         return dataclasses.replace(view, concern=self._concern(view, failure))
 
@@ -119,10 +118,10 @@ class RunReader:
 
     def _refresh_stories(self) -> None:
         """Only when something has happened."""
-        names = sorted((path.name for path in _entries(self.path / "attempts") if path.name.isdigit()), key=int)
+        names = sorted((path.name for path in entries(self.path / "attempts") if path.name.isdigit()), key=int)
         newest = self.path / "attempts" / names[-1] if names else None
-        of_newest = () if newest is None else tuple(_stamp(path) for path in _entries(newest) if path.name != "alive")
-        key = (_stamp(self.path / "events.jsonl"), tuple(names), of_newest)
+        of_newest = () if newest is None else tuple(stamp_of(path) for path in entries(newest) if path.name != "alive")
+        key = (stamp_of(self.path / "events.jsonl"), tuple(names), of_newest)
         if key != self._key:
             with contextlib.suppress(OSError, ValueError):
                 self._events, self._stories = read_events(self.path), read_stories(self.path)
@@ -133,10 +132,10 @@ class RunReader:
         if (attempt / "ended.json").exists():
             return False
         holder = read_holder(attempt)
-        who = _holder_identity(holder)
+        who = holder_identity(holder)
         if who is not None and self._me.sees(who):
             return is_running(who)
-        signs = [_stamp(attempt / name) for name in ("alive", "holder.json")]
+        signs = [stamp_of(attempt / name) for name in ("alive", "holder.json")]
         newest = max((sign[1] for sign in signs if sign), default=0) / 1e9
         return self._pulse.beats(signs, newest)
 
@@ -166,7 +165,7 @@ class RunReader:
 
     def _is_saving(self, attempt: int) -> bool:
         mark = re.compile(rf"\.step-\d+\.a{attempt:04d}\.tmp")
-        return any(mark.fullmatch(path.name) for path in _entries(self.path / "checkpoints"))
+        return any(mark.fullmatch(path.name) for path in entries(self.path / "checkpoints"))
 
     # --- figures ----------------------------------------------------------------------------------------------------
 
@@ -225,7 +224,7 @@ class RunReader:
         folder = self.path / "attempts" / f"{newest.number:04d}"
         if read_ended(folder):
             return 0.0
-        return max(_modified(path) for path in (folder / "alive", folder / "holder.json", self.path / "metrics.jsonl"))
+        return max(modified(path) for path in (folder / "alive", folder / "holder.json", self.path / "metrics.jsonl"))
 
     def _eta(self, learnt: Sequence[Row], step: Any, total: int | None) -> float | None:
         """At the pace of the last steps, with evaluations and saves taking the share that they took so far."""
@@ -254,9 +253,9 @@ class RunReader:
         waiting = next((job for job in view.jobs if job.waits), None)
         if waiting is not None and view.state == State.queued:
             said = f"job {waiting.number} waits: {plain(waiting.why())}"
-            when = _modified(self.path / "slurm") if newest is None else when
-        times = [_modified(self.path / name) for name in ("metrics.jsonl", "events.jsonl", "slurm")]
-        times += [newest.last_sign if newest else 0.0, _modified(self.path)]
+            when = modified(self.path / "slurm") if newest is None else when
+        times = [modified(self.path / name) for name in ("metrics.jsonl", "events.jsonl", "slurm")]
+        times += [newest.last_sign if newest else 0.0, modified(self.path)]
         activity = time.time() if view.state in ALIVE else max(times[:2] + times[3:4]) or max(times)
         return {"event": said, "event_time": when, "activity": activity}
 
@@ -281,8 +280,8 @@ class RunReader:
 
     def _exit_word(self) -> str:
         """What a rank told the newest job's script."""
-        files = [path for path in _entries(self.path / "slurm") if path.suffix == ".exit"]
-        newest = max(files, key=_modified, default=None)
+        files = [path for path in entries(self.path / "slurm") if path.suffix == ".exit"]
+        newest = max(files, key=modified, default=None)
         with contextlib.suppress(OSError, AttributeError):
             return newest.read_text(errors="replace").strip()  # pyright: ignore[reportOptionalMemberAccess]
         return ""
@@ -291,7 +290,7 @@ class RunReader:
         if not jobs:
             return []
         slurm = self.path / "slurm"
-        ids = {path.stem for path in _entries(slurm) if path.suffix == ".log"}
+        ids = {path.stem for path in entries(slurm) if path.suffix == ".log"}
         name = job_name(slurm)
         mine = [job for job in jobs if job.number in ids or (name is not None and job.name == name)]
         return sorted(mine, key=lambda job: (job.is_over, -_leading(job.number)))
@@ -305,78 +304,8 @@ def job_name(slurm: Path) -> str | None:
     return None
 
 
-class _Pulse:
-    """Whether a holder on another machine gives signs of life. Between clocks of two machines is only chosen as long as
-    nothing was seen to change."""
-
-    def __init__(self) -> None:
-        self._signs: object = None
-        self._changed_at: float | None = None
-
-    def beats(self, signs: object, newest: float) -> bool:
-        now = time.monotonic()
-        if self._signs is not None and signs != self._signs:
-            self._changed_at = now
-        self._signs = signs
-        if self._changed_at is not None:
-            return now - self._changed_at < SILENT_SECONDS
-        return abs(time.time() - newest) < SILENT_SECONDS
-
-
-class _JsonFile:
-    def __init__(self, path: Path):
-        self._path, self._stamp = path, object()
-        self._facts: dict[str, Any] = {}
-        self.problem: str | None = None
-
-    def read(self) -> dict[str, Any]:
-        """{} if there is none that can be read."""
-        stamp = _stamp(self._path)
-        if stamp != self._stamp:
-            self._stamp, self._facts, self.problem = stamp, {}, None
-            if stamp is not None:
-                self._load()
-        return self._facts
-
-    def _load(self) -> None:
-        try:
-            found = json.loads(self._path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            self.problem = f"{self._path.name} cannot be read: {plain(str(error))}"
-            return
-        if isinstance(found, dict):
-            self._facts = found
-        else:
-            self.problem = f"{self._path.name} does not hold a JSON object"
-
-
 def _name(path: Path) -> str:
     return plain(path.name).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _entries(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return sorted(folder.iterdir())
-    return []
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Changes when the file does."""
-    with contextlib.suppress(OSError):
-        facts = path.stat()
-        return facts.st_ino, facts.st_mtime_ns, facts.st_size
-    return None
-
-
-def _modified(path: Path) -> float:
-    stamp = _stamp(path)
-    return stamp[1] / 1e9 if stamp else 0.0
-
-
-def _holder_identity(holder: dict[str, Any]) -> Identity | None:
-    with contextlib.suppress(KeyError):
-        return Identity(**{item.name: holder[item.name] for item in dataclasses.fields(Identity)})
-    return None
 
 
 def _typical(rows: Sequence[Row], key: str) -> float | None:

@@ -19,7 +19,7 @@ from launch import words
 from launch.again import command
 from launch.event_words import words as event_words
 from launch.look_config import StatusConfig
-from launch.run_view import ALIVE, RunView, State, finite
+from launch.run_view import ALIVE, STEPPING, RunView, State, finite
 from launch.runs import Runs
 from train.checkpoint.folders import folder_name, steps_found
 from train.failure import Failure, first_failure
@@ -57,7 +57,7 @@ def overview(views: list[RunView], now: float | None = None) -> list[str]:
 def _cells(view: RunView) -> list[str]:
     if view.state == State.foreign:
         return [view.name, "no run", *["-"] * 9]
-    alive = view.state in ALIVE
+    of_now = view.state in STEPPING
     return [
         view.name,
         view.state,
@@ -65,8 +65,8 @@ def _cells(view: RunView) -> list[str]:
         words.share(view.done),
         words.fixed(view.loss),
         words.fixed(view.bits_per_byte),
-        words.number(view.tokens_per_second) if alive else "-",
-        words.share(view.mfu) if alive else "-",
+        words.number(view.tokens_per_second) if of_now else "-",
+        words.share(view.mfu) if of_now else "-",
         words.duration(view.eta_seconds),
         words.usd(view.cost_usd),
         "-" if view.attempt is None else str(view.attempt),

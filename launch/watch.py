@@ -21,7 +21,7 @@ from types import FrameType
 from launch import words
 from launch.frame import ansi, bare, frame
 from launch.look_config import WatchConfig
-from launch.run_view import ALIVE, RunView
+from launch.run_view import STEPPING, RunView
 from launch.runs import Runs
 
 _ENTER = "\033[?1049h\033[?25l"  # the second screen, without a cursor
@@ -73,7 +73,7 @@ def _in_a_line(view: RunView) -> str:
         parts.append(f"step {view.step}/{view.total_steps or '?'}")
     if view.loss is not None:
         parts.append(f"loss {words.fixed(view.loss)}")
-    if view.state in ALIVE and view.tokens_per_second is not None:
+    if view.state in STEPPING and view.tokens_per_second is not None:
         parts.append(f"{words.number(view.tokens_per_second)} tokens/s, MFU {words.share(view.mfu)}")
     if view.eta_seconds is not None:
         parts.append(f"ETA {words.duration(view.eta_seconds)}")

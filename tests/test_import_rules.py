@@ -53,6 +53,7 @@ ALSO = {
     "launch/verdicts.py": RUN_FILES,
     "launch/logs.py": RUN_FILES,
     "launch/report.py": RUN_FILES | {"train.run_folder"},
+    "launch/run_files.py": {"train.attempt"},
     "launch/runs.py": RUN_FILES | {"train.attempt", "train.errors", "train.parallel"},
     "launch/status.py": RUN_FILES | {"train.checkpoint.folders"},
     "launch/data_array.py": {"data_prep.jobs", "data_prep.pipeline", "data_prep.plan"},
