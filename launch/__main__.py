@@ -6,17 +6,23 @@ python -m launch plan model=llama3_8b cluster=h100 cluster.n_devices=64 search=t
 python -m launch submit experiment=llama_100m run.name=web cluster=h100 slurm.gpus_per_node=1      # a job of Slurm
 python -m launch doctor                                      # what this machine can do, and what to mend
 python -m launch data out=data/web source=jsonl source.paths=[crawl/] slurm.partition=cpu   # data_prep, by job arrays
+python -m launch watch                                       # all runs in a live table: progress, loss, MFU, ETA, cost
+python -m launch status run=hello                            # the same once; of one run its attempts, checkpoints too
+python -m launch logs run=hello follow=true                  # what it printed, and prints, over restarts
+python -m launch report run=hello                            # a page: curves, plan against what came, incidents
 
 Each takes --help.
 """
 
 import sys
+from typing import Any
 
 from conf.compose import App, entry
 from data_prep.__main__ import APP as DATA_PREP
 from launch.data_config import LaunchDataConfig
 
-VERBS = ("plan", "submit", "data", "doctor")
+LOOKS = ("status", "logs", "watch", "report")
+VERBS = ("plan", "submit", "data", *LOOKS, "doctor")
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -32,10 +38,12 @@ def main() -> None:
             _plan()
         case "submit":
             _submit()
+        case "data":
+            _data()
         case "doctor":
             _doctor()
         case _:
-            _data()
+            _look(verb)
 
 
 def _plan() -> None:
@@ -73,6 +81,32 @@ def _data() -> None:
         launch_data(config, words)
 
     entry(LAUNCH_DATA, run)
+
+
+def _look(verb: str) -> None:
+    """At runs that there are."""
+    from launch import look_config
+
+    def run(config: Any) -> int | None:
+        match verb:
+            case "status":
+                from launch.status import status
+
+                return status(config)
+            case "logs":
+                from launch.logs import logs
+
+                return logs(config)
+            case "watch":
+                from launch.watch import watch
+
+                return watch(config)
+            case _:
+                from launch.report import report
+
+                return report(config)
+
+    entry(App(f"launch_{verb}", getattr(look_config, f"{verb.capitalize()}Config"), {}), run)
 
 
 if __name__ == "__main__":

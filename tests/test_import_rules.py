@@ -28,6 +28,7 @@ ALLOWED = {
         "conf",
         "data_prep.config",
         "data_prep.files",
+        "data_prep.harmless",
         "data_prep.manifest",
         "model.arithmetic",
         "model.config",
@@ -41,8 +42,20 @@ ALLOWED = {
     },
     "conf": set[str](),
 }
+RUN_FILES = {"train.failure", "train.history", "train.holder", "train.metrics_file"}
+"""what reads the files of a run"""
 ALSO = {
     "launch/__main__.py": {"data_prep.__main__"},
+    "launch/again.py": {"train.run_folder"},
+    "launch/charts.py": {"train.svg"},
+    "launch/page.py": {"data_prep.inspection.style"},
+    "launch/report_charts.py": RUN_FILES,
+    "launch/verdicts.py": RUN_FILES,
+    "launch/logs.py": RUN_FILES,
+    "launch/report.py": RUN_FILES | {"train.run_folder"},
+    "launch/run_files.py": {"train.attempt"},
+    "launch/runs.py": RUN_FILES | {"train.attempt", "train.errors", "train.parallel"},
+    "launch/status.py": RUN_FILES | {"train.checkpoint.folders"},
     "launch/data_array.py": {"data_prep.jobs", "data_prep.pipeline", "data_prep.plan"},
     "launch/slurm.py": {"data_prep.jobs"},
     "train/convert/sources.py": {"data_prep.tokenizer"},

@@ -106,8 +106,13 @@ def first_start(run: Path) -> float | None:
 def device_seconds_before(run: Path, attempt: int) -> float:
     """What all ranks of the attempts before this one have lived, start-up and last save and all: from the start of each
     to its last sign of life. A checkpoint cannot know it."""
-    earlier = [story for story in read_history(run).attempts if story.number < attempt]
+    earlier = [story for story in read_stories(run) if story.number < attempt]
     return sum(story.seconds * (story.world_size or 1) for story in earlier)
+
+
+def read_stories(run: Path) -> list[Story]:
+    """The attempts alone: reads no more than the end of metrics.jsonl."""
+    return _stories(run, read_events(run))
 
 
 def read_history(run: Path) -> History:

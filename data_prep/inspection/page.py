@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.files import publish_bytes
+from data_prep.harmless import plain, shown
 from data_prep.inspection import plots
-from data_prep.inspection.console import UNSAFE, piece_name, plain, size
+from data_prep.inspection.console import piece_name, size
 from data_prep.inspection.corpus import Excerpt
 from data_prep.inspection.style import STYLE
 from data_prep.inspection.survey import Survey, quantile
@@ -42,11 +43,6 @@ def page(survey: Survey, reports: Sequence[TokenizerReport] = ()) -> str:
     ]
     body = [BLOCK.format(title, content) for title, content in sections if content]
     return "\n".join([*_head(survey), *body, "</main></body></html>", ""])
-
-
-def shown(text: str) -> str:
-    """Escaped; characters without a shape, or with power over others, as a small mark with their number."""
-    return UNSAFE.sub(lambda found: f'<i class="mark">U+{ord(found[0]):04X}</i>', html.escape(text))
 
 
 def _hint(text: str) -> str:

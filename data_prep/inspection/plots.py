@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.inspection.console import plain
+from data_prep.harmless import plain
 from data_prep.inspection.survey import EDGES
 
 WIDTH, HEIGHT = 480, 230

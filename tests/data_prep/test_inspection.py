@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep import harmless
 from data_prep.config import OnBad
 from data_prep.exchange.config import ImportConfig, PeerFormat
 from data_prep.exchange.incoming import import_dataset
@@ -221,7 +222,7 @@ def test_hostile_text_stays_text_on_the_page(nasty: Survey, tmp_path: Path):
     assert read.open == []
     assert read.tags["script"] == 0
     assert "</script><script>alert(1)</script>" in read.text
-    assert not console.UNSAFE.search(content)
+    assert not harmless.UNSAFE.search(content)
     assert "U+202E" in read.text
 
 
@@ -250,7 +251,7 @@ def test_more_sources_than_colours_are_drawn_together(seen: Survey):
 
 
 def test_hostile_text_cannot_move_the_cursor_of_a_console(nasty: Survey):
-    assert not console.UNSAFE.search(console.text(nasty))
+    assert not harmless.UNSAFE.search(console.text(nasty))
     assert "\\x1b[31m" in console.text(nasty)
 
 
