@@ -3,7 +3,7 @@
 python -m launch plan experiment=debug                       # what it needs in memory, time and money
 python -m launch plan experiment=llama_100m cluster=h100     # on another machine than this one
 python -m launch plan model=llama3_8b cluster=h100 cluster.n_devices=64 search=true       # the fastest layouts that fit
-python -m launch submit experiment=llama_100m run.name=web cluster=h100 slurm.gpus_per_node=1      # a job of Slurm
+python -m launch submit experiment=llama_100m run.name=web cluster=h100 job.gpus_per_node=1        # a job of Slurm
 python -m launch data out=data/web source=jsonl source.paths=[crawl/] slurm.partition=cpu   # data_prep, by job arrays
 
 Each takes --help.

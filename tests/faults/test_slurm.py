@@ -78,7 +78,7 @@ class Sent:
         self._allow(0)
         self._hurried: set[tuple[str, str]] = set()
         (self._place / "sitecustomize.py").write_text(HELD)
-        typed = [*TINY, *SHORT, f"run.folder={quoted(HOSTILE)}", f"run.name={name}", f"slurm.nodes={nodes}"]
+        typed = [*TINY, *SHORT, f"run.folder={quoted(HOSTILE)}", f"run.name={name}", f"job.nodes={nodes}"]
         typed += ["slurm.cpus_per_task=1", "slurm.export=[PATH,HOME,PYTHONPATH,GLOO_SOCKET_IFNAME,PLACE]", *words]
         self._typed = [*typed, "submit=true"]
         self.send()
