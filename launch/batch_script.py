@@ -91,13 +91,14 @@ before=$(newest_attempt)
 # cores: srun asks for what is in use once in many seconds only, and a step is over a moment later than its srun.
 for ((i = (attempt - 1) % 10 * {steps}; i > 0; i--)); do SLURM_OVERLAP=1 srun --nodes=1 --ntasks=1 true; done
 
-# On all ranks the module named first, by an srun with the options after it; sets `code`. Each rank has cores of its own
-# and sees all GPUs of its node: one that saw only its own could not reach the others' directly.
+# On all ranks the module named first, by an srun with the options after it; sets `code`. A rank sees all GPUs of its
+# node, since one that saw only its own could not reach the others' directly; and all cores of the job, since it shares
+# them out, and binds itself near its GPU, by what it sees (train/parallel.py).
 ranks() {{
     local module=$1
     shift
     MASTER_PORT=$("$python" -c 'from train.parallel import free_port; print(free_port())') || exit 2
-    srun "$@" --wait=60 --distribution=block --cpus-per-task={cpus} --cpu-bind=cores{gpus} --export=ALL \\
+    srun "$@" --wait=60 --distribution=block --cpus-per-task={cpus} --cpu-bind=none{gpus} --export=ALL \\
         "$python" -m "$module" "${{words[@]}}" &
     step=$!
     [ -z "$told" ] || tell
@@ -162,7 +163,7 @@ if [ "$(cat -- "$passed" 2>/dev/null)" = "$SLURM_JOB_NODELIST" ]; then
     echo "preflight: these nodes passed it, and the attempt before left them in order"
     code=0
 else
-    ranks train.preflight --kill-on-bad-exit=0 --time=20
+    ranks train.preflight --kill-on-bad-exit=0 --time=30
     case $code in
     0 | [2-6]) ;;
     *)

@@ -21,13 +21,14 @@ def test_a_chain_goes_on_without_a_bad_node_and_past_its_time_limit(
     sent = Sent(box, here, "chained", "slurm.chain=4", "slurm.signal_seconds=3000", bad="n1")
     refused = Sent(box, here, "refused", "slurm.chain=2", "model.vocab_size=256", nodes=1)
     assert len(sent.numbers) == 4
-    for job in sent.numbers[1:]:
-        assert sent.of(job, "Dependency").startswith("singleton")
     sent.number = sent.numbers[1]
     sent.go_to(7, attempt=1)
     assert sent.of(sent.numbers[0], "ExitCode") == "7:0"
+    assert sent.of(sent.numbers[3], "Dependency").startswith("singleton")
     assert {sent.of(job, "ExcNodeList") for job in sent.numbers[1:]} == {"n1"}
     box.ask("scontrol", "update", f"jobid={sent.number}", "EndTime=now+900")
+    assert sent.wait_for_end() == "FAILED", sent.log()  # by exit code 143; its end was near enough for the signal
+    assert "the next job of the chain goes on from what is saved; 2 left" in sent.log()
     sent.number = sent.numbers[2]
     assert sent.end() == "COMPLETED", sent.log()
     sent.number = sent.numbers[3]

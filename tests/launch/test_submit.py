@@ -80,6 +80,10 @@ def test_a_run_name_that_is_no_plain_name_is_refused(name: str):
         ("cluster.n_devices=8", "job.nodes=2 x job.ranks_per_node=2 = 4"),
         ("job.nodes=0", "job.nodes=0 must be at least 1"),
         ("job.node=2", "unknown key"),
+        ("slurm.nodes=2", "unknown key"),
+        ("job.gpus_per_node=0", "job.gpus_per_node=0 must be at least 1, or null"),
+        ("slurm.chain=0", "slurm.chain=0 must be at least 1"),
+        ("kubernetes.image=x", "job.target=slurm would ignore kubernetes.image=x"),
     ],
 )
 def test_what_cannot_work_is_refused_before_it_is_queued(more: str, why: str):
@@ -194,6 +198,23 @@ def test_a_signal_to_the_script_goes_on_to_the_ranks_as_usr1(tmp_path: Path, nam
     os.kill(process.pid, signal.Signals[name])
     printed, _ = process.communicate(timeout=60)
     assert (process.returncode, desk.requeued) == (143, True), printed
+
+
+def test_srun_is_told_to_end_a_step_of_which_a_rank_is_gone_and_to_hide_no_gpu():
+    """A rank that sees its own GPU only reaches the others' by way of the host; one bound to cores by Slurm would share
+    them out once more, and could not choose those near its GPU."""
+    text = written("job.gpus_per_node=2")
+    assert "|| ranks train --kill-on-bad-exit=1\n" in text
+    srun = text.partition('    srun "$@" ')[2].partition("&\n")[0].split()
+    assert srun[:6] == [
+        "--wait=60",
+        "--distribution=block",
+        "--cpus-per-task=4",
+        "--cpu-bind=none",
+        "--gpu-bind=none",
+        "--export=ALL",
+    ]
+    assert "--gpu-bind" not in written()
 
 
 def test_no_value_of_this_shell_reaches_the_job_unless_it_is_named():
