@@ -160,7 +160,7 @@ def require() -> None:
     if shutil.which("sbatch") is None:
         raise DataError(
             "sbatch is not on the PATH: this is no login node of a Slurm cluster, or its module is not loaded. Without "
-            "submit=true the scripts are only shown; on one machine, `python -m data_prep` with the same words does it"
+            "submit=true the scripts are only shown; on one machine, `python -m train` or `python -m data_prep` does it"
         )
 
 

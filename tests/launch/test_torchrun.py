@@ -75,5 +75,5 @@ def test_the_command_typed_on_two_nodes_trains_as_two_ranks_do(here: Path, monke
     alone = RanksHere(here, *SHORT, "run.name=forked")
     assert alone.end(600) == [0, 0], alone.printed()
     assert [row[:2] for row in curve(here / "runs" / "typed")] == [row[:2] for row in curve(here / "runs" / "forked")]
-    losses = [[row[2] for row in curve(here / "runs" / name)] for name in ("typed", "forked")]
+    losses = [[row[2] or 0.0 for row in curve(here / "runs" / name)] for name in ("typed", "forked")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # threads of a rank differ, and with them the order of sums
