@@ -12,6 +12,7 @@ import enum
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -214,7 +215,18 @@ def _wrong_type(alternatives: Sequence[Any], value: Any, key: str) -> str:
         message += f" (YAML reads it as a number; to keep it as text write {key}=\\'...\\')"
     if alternatives == (int,) and isinstance(value, float) and value.is_integer():
         message += f"; write {int(value):_}"
+    if int in alternatives and key.endswith("_minutes") and isinstance(value, str):
+        message += _in_minutes(value)
     return message
+
+
+def _in_minutes(text: str) -> str:
+    """What [days-]hours:minutes[:seconds] would be, as schedulers write times; nothing for any other text."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text)
+    if match is None:
+        return ""
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return f"; as days-hours:minutes:seconds that is {(days * 24 + hours) * 60 + minutes + (seconds > 0)} minutes"
 
 
 def _short(value: Any) -> str:

@@ -3,13 +3,13 @@
 python -m launch plan experiment=debug                       # what it needs in memory, time and money
 python -m launch plan experiment=llama_100m cluster=h100     # on another machine than this one
 python -m launch plan model=llama3_8b cluster=h100 cluster.n_devices=64 search=true       # the fastest layouts that fit
-python -m launch submit experiment=llama_100m run.name=web cluster=h100 slurm.gpus_per_node=1      # a job of Slurm
-python -m launch doctor                                      # what this machine can do, and what to mend
+python -m launch submit experiment=llama_100m run.name=web cluster=h100 job.gpus_per_node=1        # a job of Slurm
 python -m launch data out=data/web source=jsonl source.paths=[crawl/] slurm.partition=cpu   # data_prep, by job arrays
 python -m launch watch                                       # all runs in a live table: progress, loss, MFU, ETA, cost
 python -m launch status run=hello                            # the same once; of one run its attempts, checkpoints too
 python -m launch logs run=hello follow=true                  # what it printed, and prints, over restarts
 python -m launch report run=hello                            # a page: curves, plan against what came, incidents
+python -m launch doctor                                      # what this machine can do, and what to mend
 
 Each takes --help.
 """

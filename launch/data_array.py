@@ -56,7 +56,7 @@ def launch_data(config: LaunchDataConfig, words: Sequence[str]) -> None:
         slurm.require()
     out = Path(config.out).absolute()
     names = {stage: _name(out, stage) for stage in (*SHARED_STAGES, Stage.tokenizer, Stage.publish)}
-    _refuse_beyond_partition(config.slurm, slurm.partition_minutes(config.slurm.partition))
+    slurm.refuse_beyond_partition(config.slurm)
     _refuse_queued(out, slurm.queued(list(names.values())))
     plan, backlogs = outstanding(config.data_prep)
     limits = slurm.limits()
@@ -188,15 +188,6 @@ def _name(out: Path, stage: Stage) -> str:
     """By which the dataset's jobs are found again in the queue."""
     plain = re.sub(r"[^A-Za-z0-9._]+", "_", out.name)[:32]
     return f"{plain}-{hashlib.sha256(str(out).encode()).hexdigest()[:6]}-{stage}"
-
-
-def _refuse_beyond_partition(config: SlurmConfig, allowed: float) -> None:
-    if config.time_limit_minutes > allowed:
-        raise DataError(
-            f"slurm.time_limit_minutes={config.time_limit_minutes} is more than the partition "
-            f"{config.partition or '(the default one)'} allows, {allowed:,.0f} minutes: the jobs would wait for ever. "
-            "Ask for less, or for another slurm.partition"
-        )
 
 
 def _refuse_queued(out: Path, queued: Sequence[str]) -> None:

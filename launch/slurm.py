@@ -17,6 +17,7 @@ from pathlib import Path
 from data_prep.files import DataError
 from data_prep.jobs import in_ranges
 from launch.data_config import SlurmConfig
+from launch.queue_config import QueueConfig
 
 ELEMENT = '"${SLURM_ARRAY_TASK_ID}"'  # for `BatchJob.more`
 
@@ -71,6 +72,23 @@ def partition_minutes(partition: str | None) -> float:
     wanted = partition.split(",") if partition else [name.rstrip("*") for name in of if name.endswith("*")]
     found = [minutes(limit) for name, limit in of.items() if name.rstrip("*") in wanted]
     return max(found, default=math.inf)
+
+
+def refuse_beyond_partition(queue: QueueConfig) -> None:
+    """Raises DataError for a time limit that no partition asked for allows."""
+    allowed = partition_minutes(queue.partition)
+    asked, where = queue.time_limit_minutes, queue.partition or "(the default one)"
+    if asked > allowed:
+        read = f" ({asked // 3600}:00:00 in YAML is read as {asked}: write {asked // 60})" if asked % 3600 == 0 else ""
+        raise DataError(
+            f"slurm.time_limit_minutes={asked}{read} is more than the partition {where} allows, "
+            f"{allowed:,.0f} minutes: the job would wait for ever. Ask for less, or for another slurm.partition"
+        )
+
+
+def requeues() -> bool:
+    """False where the cluster says that jobs do not come back unless they ask for it."""
+    return not re.search(r"^JobRequeue\s*=\s*0", _ask("scontrol", "show", "config") or "", re.MULTILINE)
 
 
 def minutes(limit: str) -> float:
@@ -131,7 +149,7 @@ def submit(jobs: Sequence[BatchJob], slurm: SlurmConfig) -> list[str]:
         words = sbatch(job, slurm, ids[-1] if ids else None)
         done = subprocess.run(words, cwd=job.folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            withdrawn = _withdraw(ids)
+            withdrawn = withdraw(ids)
             raise DataError(f"Slurm refused the job {job.name}: {done.stderr.strip()}{withdrawn}\n{shlex.join(words)}")
         ids.append(done.stdout.strip().partition(";")[0])
     return ids
@@ -142,7 +160,7 @@ def require() -> None:
     if shutil.which("sbatch") is None:
         raise DataError(
             "sbatch is not on the PATH: this is no login node of a Slurm cluster, or its module is not loaded. Without "
-            "submit=true the scripts are only shown; on one machine, `python -m data_prep` with the same words does it"
+            "submit=true the scripts are only shown; on one machine, `python -m train` or `python -m data_prep` does it"
         )
 
 
@@ -168,7 +186,8 @@ def _directives(job: BatchJob, slurm: SlurmConfig) -> list[str]:
     return [*found, "--requeue", "--open-mode=append", "--kill-on-invalid-dep=yes"]
 
 
-def _withdraw(ids: Sequence[str]) -> str:
+def withdraw(ids: Sequence[str]) -> str:
+    """Cancels the jobs; says so, for the end of a message."""
     if not ids:
         return ""
     subprocess.run(["scancel", *ids], capture_output=True, check=False)

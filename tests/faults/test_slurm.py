@@ -1,177 +1,54 @@
 """Jobs that `launch submit` sends to a real Slurm, whose nodes and jobs are then hurt: they resume by themselves, and
 end with the curve of a run that was left in peace.
+
+What Slurm does that a job must reckon with, and the test of it; here, in test_slurm_chain.py, or by stand-ins for
+Slurm's programs in tests/launch (S: test_submit.py, P: test_preflight_script.py, T: test_job_time.py):
+
+exit 0 in the grace time is an end for good     ..._requeued_preempted_and_warned_...;
+                                                S only_an_end_that_another_start_...
+at the time limit a job is not requeued         jobs_end_for_good_..._when_they_are_sent_again;
+                                                a_chain_goes_on_...
+--signal comes up to a minute early             a_chain_goes_on_...;
+                                                S what_cannot_work_...;
+                                                T starts_and_orderly_ends_...
+--signal reaches the steps, not the script      ..._requeued_preempted_and_warned_...;
+                                                S a_signal_to_the_script_goes_on_...
+scontrol requeue sends SIGTERM, then SIGKILL    ..._requeued_preempted_and_warned_...
+a job that comes back waits for minutes         the same: it is only let through (StartTime), after the old srun's end
+the old srun ends the next attempt's step       a_rank_that_is_cut_off_...;
+                                                S each_attempt_trains_in_a_step_...
+logs are truncated without append mode          ..._requeued_preempted_and_warned_...: one log tells of all attempts
+ranks outlive one that died (--kill-on-bad-exit), or left early (--wait: only that srun is told)
+                                                ..._requeued_preempted_and_warned_...;
+                                                S srun_is_told_...
+SLURM_RESTART_COUNT is not there at first       S whatever_was_typed_...: under `set -u`
+a last line that is false fails a good job      S only_an_end_that_another_start_...: exit 0
+24:00:00 in YAML is 86400 minutes               T a_time_where_minutes_...;
+                                                T sixty_days_...;
+                                                T a_limit_that_no_partition_...
+names and values are no code                    S whatever_was_typed_...;
+                                                S a_run_name_that_is_no_plain_name_...;
+                                                all here
+a rank on a node that was cut off writes on     a_rank_that_is_cut_off_...;
+                                                P a_stale_job_of_a_chain_cancels_nothing
 """
 
 import contextlib
-import json
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.faults.jobs import Job
+from tests.faults.slurm_runs import ROOT, SHORT, Sent
 from tests.launch.conftest import HOSTILE
-from tests.runs import TINY, curve, rows
+from tests.runs import curve
 from tests.slurm_box import Box
 from train.checkpoint.folders import steps_found
 
 pytestmark = pytest.mark.slurm
-ROOT = Path(__file__).parents[2]
-SHORT = ("total_tokens=6144", "evaluation.every_steps=8", "checkpoint.every_steps=6", "health.stuck_seconds=1000")
-STEPS = 24
-PATIENCE = 600.0
-"""seconds; a start takes ten on a quiet machine, most of it imports"""
-HELD = """\
-import sys
-if sys.orig_argv[1:3] == ["-m", "train"]:
-    import os
-    import time
-    from train.parallel import share_cores
-    share_cores()  # before torch is imported: else threads that wait spin, and steps take a second
-    import train.data
-    import train.stop
-    place = os.environ["PLACE"] + "/"
-    real, sync = train.data.TrainBatches.micro_batches, os.fsync
-    def may(step):
-        with open(place + "limit") as file:
-            return step < int(file.read()) or train.stop.install().code
-    def micro_batches(self, step):
-        while not may(step):
-            time.sleep(0.05)
-        return real(self, step)
-    def fsync(descriptor):
-        while "/checkpoints/" in os.readlink(f"/proc/self/fd/{descriptor}") and os.path.exists(place + "disk is slow"):
-            open(place + "disk is waited for", "w").close()
-            time.sleep(0.05)
-        sync(descriptor)
-    train.data.TrainBatches.micro_batches, os.fsync = micro_batches, fsync
-"""
-"""put before the run in each rank by way of Python's sitecustomize. However slow the test is, what it does comes
-between the steps that it is meant for: a run goes as far as it may, and a step or two further when told to stop."""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(workplace: Path) -> Path:
-    """On two nodes each rank has the cores of a machine, as many threads, and with them the order of its sums."""
-    codes = Job(workplace, *SHORT, "run.name=in_peace", fault=_alone_on_its_node).end()
-    assert codes == [0, 0]
-    return workplace / "runs" / "in_peace"
-
-
-def _alone_on_its_node(rank: int) -> None:
-    os.environ["LOCAL_WORLD_SIZE"] = "1"
-
-
-class Sent:
-    """A run under Slurm, in a folder whose name is made to be misunderstood by shells."""
-
-    def __init__(self, box: Box, folder: Path, name: str, *words: str, nodes: int = 2):
-        self.box, self.run = box, folder / HOSTILE / name
-        self._folder, self._place = folder, folder / f"{name}.held"
-        self._place.mkdir()
-        self._allow(0)
-        self._hurried: set[tuple[str, str]] = set()
-        (self._place / "sitecustomize.py").write_text(HELD)
-        typed = [*TINY, *SHORT, f"run.folder={quoted(HOSTILE)}", f"run.name={name}", f"slurm.nodes={nodes}"]
-        typed += ["slurm.cpus_per_task=1", "slurm.export=[PATH,HOME,PYTHONPATH,GLOO_SOCKET_IFNAME,PLACE]", *words]
-        self._typed = [*typed, "submit=true"]
-        self.send()
-
-    def send(self) -> None:
-        environment = self.box.env | {"PYTHONPATH": f"{ROOT}:{self._place}"}
-        environment |= {"GLOO_SOCKET_IFNAME": self.box.interface, "PLACE": str(self._place)}
-        done = subprocess.run(
-            [sys.executable, "-m", "launch", "submit", *self._typed],
-            cwd=self._folder,
-            env=environment,
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        self.number = done.stdout.split()[1].rstrip(":")
-
-    def log(self) -> str:
-        file = self.run / "slurm" / f"{self.number}.log"
-        return file.read_text() if file.exists() else "(no log)"
-
-    @property
-    def nodes(self) -> list[str]:
-        return self.box.ask("scontrol", "show", "hostnames", self.fact("NodeList")).split()
-
-    def fact(self, name: str) -> str:
-        """Of `scontrol show job`."""
-        shown = self.box.ask("scontrol", "show", "job", "--oneliner", self.number)
-        return next(word.partition("=")[2] for word in shown.split() if word.startswith(f"{name}="))
-
-    def wait(self, what: str, ready: Callable[[], bool]) -> None:
-        until = time.monotonic() + PATIENCE
-        while not ready():
-            assert time.monotonic() < until, f"{what} did not come:\n{self.log()}"
-            self._hurry()
-            time.sleep(0.2)
-
-    def go_to(self, step: int, attempt: int) -> None:
-        """Waits until this attempt has come to the step, where it stays until more is allowed or a signal comes."""
-        self._allow(step)
-
-        def reached() -> bool:
-            with contextlib.suppress(OSError, ValueError):
-                is_there = any(event["attempt"] == attempt for event in self.events("started"))
-                return is_there and any(row["step"] >= step for row in rows(self.run))
-            return False
-
-        self.wait(f"step {step} of attempt {attempt}", reached)
-
-    def _allow(self, step: int) -> None:
-        (self._place / "limit.new").write_text(str(step))
-        (self._place / "limit.new").rename(self._place / "limit")
-
-    def wait_for_checkpoint(self, step: int) -> None:
-        """Not for its event, which comes with a step after it."""
-        self.wait(f"checkpoint {step}", lambda: step in steps_found(self.run / "checkpoints"))
-
-    def slow_disk(self, is_slow: bool) -> None:
-        """Returns as soon as a rank waits for it."""
-        file = self._place / "disk is slow"
-        if not is_slow:
-            return file.unlink()
-        file.touch()
-        self._allow(STEPS)
-        return self.wait("a save", (self._place / "disk is waited for").exists)
-
-    def end(self) -> str:
-        """Lets it go to its end; Slurm's word for that."""
-        self._allow(STEPS)
-        return self.wait_for_end()
-
-    def wait_for_end(self) -> str:
-        under_way = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
-        self.wait("the end", lambda: self.fact("JobState") not in under_way)
-        return self.fact("JobState")
-
-    def _hurry(self) -> None:
-        """Back in the queue, a job would wait for seven seconds (one more than slurm.conf's cred_expire)."""
-        start = (self.number, self.fact("Restarts"))
-        if start not in self._hurried and self.fact("JobState") == "PENDING" and self.fact("Reason") == "BeginTime":
-            self._hurried.add(start)
-            words = ("scontrol", "update", f"jobid={self.number}", "StartTime=now+2")
-            subprocess.run(words, env=self.box.env, capture_output=True, check=False)
-
-    def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        found = map(json.loads, (self.run / "events.jsonl").read_text().splitlines())
-        return [event for event in found if name in (None, event["event"])]
-
-
-def quoted(text: str) -> str:
-    """For Hydra."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def files(run: Path) -> list[str]:
@@ -181,12 +58,13 @@ def files(run: Path) -> list[str]:
 
 
 def test_a_job_that_is_requeued_preempted_and_warned_and_loses_a_node_resumes_by_itself(
-    here: Path, box: Box, undisturbed: Path
+    here: Path, box: Box, undisturbed_on_two_nodes: Path
 ):
     """F8, F15: SIGTERM as Slurm takes the job off its nodes; then as jobs of another partition need them; then SIGUSR1
     to the ranks, as before the time limit: they save and leave, and no step is done twice. Last a node dies, its
-    daemon, its ranks and all, and the steps since the last checkpoint are done again elsewhere."""
-    sent = Sent(box, here, "preempted")
+    daemon, its ranks and all, and the steps since the last checkpoint are done again elsewhere. Before all that, the
+    preflight finds a node bad, and the job comes back without it, for good."""
+    sent = Sent(box, here, "preempted", bad="n1")
     sent.go_to(3, attempt=1)
     box.ask("scontrol", "requeue", sent.number)
     sent.go_to(6, attempt=2)
@@ -199,16 +77,16 @@ def test_a_job_that_is_requeued_preempted_and_warned_and_loses_a_node_resumes_by
         box.kill_node(second)
         assert sent.end() == "COMPLETED", sent.log()
     assert set(sent.nodes) != {first, second}
-    assert sent.fact("Restarts") == "4"
+    assert (sent.fact("Restarts"), sent.fact("ExcNodeList")) == ("5", "n1")
     assert sent.log().count("exit code 143: back into the queue") == 2, sent.log()  # the first was Slurm's own doing
     assert [event["repeated_steps"] for event in sent.events("started")][:4] == [0, 0, 0, 0]
-    assert curve(sent.run) == curve(undisturbed)
-    assert files(sent.run) == files(undisturbed)
+    assert curve(sent.run) == curve(undisturbed_on_two_nodes)
+    assert files(sent.run) == files(undisturbed_on_two_nodes)
     assert not list(here.rglob("pwned"))
 
 
 def test_a_rank_that_is_cut_off_and_lives_on_writes_nothing_into_the_run_of_its_successor(
-    here: Path, box: Box, undisturbed: Path
+    here: Path, box: Box, undisturbed_on_two_nodes: Path
 ):
     """F15: rank 0, which writes, and the job's script; the watchdog that would end the rank at once is frozen until the
     job has gone on elsewhere for a while. Then the network comes back."""
@@ -232,8 +110,8 @@ def test_a_rank_that_is_cut_off_and_lives_on_writes_nothing_into_the_run_of_its_
     assert sent.fact("Restarts") == "1"
     written = [event["attempt"] for event in sent.events()]
     assert written == sorted(written)
-    assert curve(sent.run) == curve(undisturbed)
-    assert files(sent.run) == files(undisturbed)
+    assert curve(sent.run) == curve(undisturbed_on_two_nodes)
+    assert files(sent.run) == files(undisturbed_on_two_nodes)
 
 
 def the_one(processes: list[int], words: tuple[str, ...]) -> int:

@@ -13,7 +13,7 @@ import pytest
 from data_prep.files import DataError
 from launch.logs import _START, logs  # pyright: ignore[reportPrivateUsage]
 from launch.look_config import LogsConfig
-from launch.submit import SCRIPT
+from launch.batch_script import SCRIPT
 from tests.runs import finish, start
 
 

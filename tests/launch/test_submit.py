@@ -2,52 +2,33 @@
 script runs here for real, with stand-ins for Slurm's own programs; under a real Slurm: tests/faults/test_slurm.py.
 """
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from conf.compose import App, ConfigError, compose
-from launch.submit import script, submit
-from launch.submit_config import SubmitConfig, TrainJobConfig
+from conf.compose import ConfigError, compose
+from launch.batch_script import script
+from launch.job import Job
+from launch.submit import submit
+from launch.submit_config import TrainJobConfig
 from tests.launch.conftest import HOSTILE, directives
-from train.optimizer_config import OPTIONS
-
-APP = App("launch_submit", SubmitConfig, OPTIONS)
-ROOT = Path(__file__).parents[2]
-
-
-def words(*more: str) -> list[str]:
-    return [
-        "experiment=debug",
-        "run.name=hello",
-        "slurm.nodes=2",
-        "slurm.ranks_per_node=2",
-        "batch.micro_batch_size=1",
-        *more,
-    ]
-
-
-def written(*more: str) -> str:
-    typed = words(*more)
-    return script(compose(APP, typed), typed)
+from tests.launch.desk import APP, Desk, words, written
 
 
 def test_a_script_asks_slurm_for_what_was_configured():
     more = (
         "partition='a,b'",
         "account=lab",
-        "gpus_per_node=2",
         "memory_gib=64",
         "cpus_per_task=8",
         "export=[PATH,HF_HOME]",
     )
-    found = directives(written(*(f"slurm.{word}" for word in more), "slurm.options=['--constraint=h100']"))
+    found = directives(
+        written(*(f"slurm.{word}" for word in more), "job.gpus_per_node=2", "slurm.options=['--constraint=h100']")
+    )
     assert found.pop("job-name").startswith("hello-")
     assert found == {
         "nodes": "2",
@@ -91,14 +72,18 @@ def test_a_run_name_that_is_no_plain_name_is_refused(name: str):
     [
         ("slurm.export=[ALL]", "slurm.export holds 'ALL'"),
         ("slurm.export=['PATH=x']", "slurm.export holds 'PATH=x'"),
-        ("slurm.gpus_per_node=1", "let them be equal"),
+        ("job.gpus_per_node=1", "let them be equal"),
         ("slurm.time_limit_minutes=5", "leaves nothing of slurm.time_limit_minutes=5"),
         ("slurm.options=['--signal=USR2@9']", "launch sets --signal itself"),
         ("slurm.options=['--x=a;b']", "is not written as"),
         ("slurm.partition='a;b'", "is no name that Slurm could know"),
-        ("cluster.n_devices=8", "slurm.nodes=2 x slurm.ranks_per_node=2 = 4"),
-        ("slurm.nodes=0", "slurm.nodes=0 must be at least 1"),
-        ("slurm.node=2", "unknown key"),
+        ("cluster.n_devices=8", "job.nodes=2 x job.ranks_per_node=2 = 4"),
+        ("job.nodes=0", "job.nodes=0 must be at least 1"),
+        ("job.node=2", "unknown key"),
+        ("slurm.nodes=2", "unknown key"),
+        ("job.gpus_per_node=0", "job.gpus_per_node=0 must be at least 1, or null"),
+        ("slurm.chain=0", "slurm.chain=0 must be at least 1"),
+        ("kubernetes.image=x", "job.target=slurm would ignore kubernetes.image=x"),
     ],
 )
 def test_what_cannot_work_is_refused_before_it_is_queued(more: str, why: str):
@@ -108,7 +93,7 @@ def test_what_cannot_work_is_refused_before_it_is_queued(more: str, why: str):
 
 
 def test_a_batch_that_its_ranks_cannot_share_is_refused(capsys: pytest.CaptureFixture[str]):
-    typed = words("slurm.nodes=3", "slurm.ranks_per_node=1")
+    typed = words("job.nodes=3", "job.ranks_per_node=1")
     with pytest.raises(Exception, match="global_batch_size=4") as error:
         submit(compose(APP, typed), typed)
     assert getattr(error.value, "exit_code", None) == 2
@@ -118,72 +103,16 @@ def test_a_batch_that_its_ranks_cannot_share_is_refused(capsys: pytest.CaptureFi
 # --- the script at work ----------------------------------------------------------------------------------------------
 
 
-class Desk:
-    """A folder in which a script runs. `srun` runs `python -m train` once, which is a stand-in too: it writes down its
-    words and its variables, and does what `rank` says, in the shell."""
-
-    def __init__(self, folder: Path, rank: str = "exit 0", state: str = "RUNNING", silent: int = 0):
-        """state: of the job, as Slurm tells it, but for the first `silent` times that it is asked."""
-        self.folder, self.bin = folder, folder / "bin"
-        (folder / "runs" / "hello" / "slurm").mkdir(parents=True)
-        self.bin.mkdir()
-        shown = f"JobId=7 JobName=x JobState={state} Requeue=1 Restarts=$(cat {folder}/restarts) BatchFlag=1"
-        asked = f'echo "$@" >>{folder}/asked; case "$1 $2" in "show node") echo " NodeAddr=10.0.0.7 NodeHost" ;; '
-        asked += f'"show job") [ $(grep -c "show job" {folder}/asked) -gt {silent} ] && echo "{shown}" ;; esac'
-        self._program("scontrol", asked)
-        self._program("sleep", f'echo "$1" >>{folder}/slept; exec /bin/sleep 0.1')
-        self._program(
-            "srun",
-            f"echo ${{SLURM_OVERLAP:-0}} >>{folder}/steps\n" + 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"',
-        )
-        record = f"import json, os, sys; json.dump([sys.argv[1:], dict(os.environ)], open('{folder}/seen', 'w'))"
-        self._program(
-            "python", f'[ "$1" = -m ] || {{ echo 29123; exit; }}\n{sys.executable} -c "{record}" "$@"\n{rank}'
-        )
-
-    def _program(self, name: str, text: str) -> None:
-        (self.bin / name).write_text(f"#!/bin/bash\n{text}\n")
-        (self.bin / name).chmod(0o755)
-
-    def start(self, text: str, restarts: int = 0, restarts_by_now: int | None = None) -> "subprocess.Popen[str]":
-        (self.folder / "restarts").write_text(str(restarts if restarts_by_now is None else restarts_by_now))
-        here = f"python={self.bin}/python\nrun={self.folder}/runs/hello\ncd -- {self.folder}\n"
-        before, mark, after = text.partition("\n# A signal to this script")
-        environment = {"PATH": f"{self.bin}:/usr/bin:/bin", "SLURMD_NODENAME": "n1", "SLURM_EXPORT_ENV": "PATH"}
-        environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"}
-        environment |= {"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}
-        return subprocess.Popen(
-            ["bash", "-c", before + "\n" + here + mark + after],
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def end(self, text: str, restarts: int = 0, restarts_by_now: int | None = None) -> tuple[int, str]:
-        process = self.start(text, restarts, restarts_by_now)
-        printed, _ = process.communicate(timeout=60)
-        return process.returncode, printed
-
-    @property
-    def requeued(self) -> bool:
-        asked = self.folder / "asked"
-        return asked.exists() and "requeue 7" in asked.read_text().splitlines()
-
-    def seen(self) -> tuple[list[str], dict[str, str]]:
-        return json.loads((self.folder / "seen").read_text())
-
-
 def test_whatever_was_typed_reaches_the_ranks_as_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     hostile = tmp_path / HOSTILE
     hostile.mkdir()
     monkeypatch.chdir(hostile)
     desk, typed = Desk(tmp_path), words(f"data.folder={HOSTILE}", "a=\nb", "a=\n\n\nb", "$HOME", "\\", "submit=true")
     config = compose(APP, words("run.folder='$(touch pwned);x'"))
-    code, printed = desk.end(script(config, typed))
+    code, printed = desk.end(script(config, Job.of(config, typed)))
     assert code == 0, printed
     seen, variables = desk.seen()
-    kept = [word for word in typed if not word.startswith(("slurm", "submit"))]
+    kept = [word for word in typed if not word.startswith(("job.", "slurm", "submit"))]
     assert seen == ["-m", "train", *kept]
     assert (variables["MASTER_ADDR"], variables["MASTER_PORT"]) == ("10.0.0.7", "29123")
     assert "SLURM_EXPORT_ENV" not in variables
@@ -224,10 +153,12 @@ def test_what_is_left_of_an_attempt_on_a_node_that_was_cut_off_does_not_requeue_
 def test_each_attempt_trains_in_a_step_of_another_number(tmp_path: Path):
     """F15: else the srun of an attempt on a node that was cut off ends the one that runs now (seen with 22.05).
     Steps before it leave it the cores from the first moment."""
-    desk = Desk(tmp_path)
-    for restarts in range(4):
-        assert desk.end(written(), restarts)[0] == 0
-    assert (tmp_path / "steps").read_text().split() == [*"0", *"10", *"110", *"1110"]
+    for preflight, steps in (("false", [*"0", *"10", *"110", *"1110"]), ("true", [*"00", *"1100", *"111100"])):
+        (tmp_path / preflight).mkdir()
+        desk = Desk(tmp_path / preflight)
+        for restarts in range(4 if preflight == "false" else 3):
+            assert desk.end(written(f"job.preflight={preflight}"), restarts)[0] == 0
+        assert (desk.folder / "steps").read_text().split() == steps
 
 
 def test_a_controller_that_is_away_for_a_while_is_asked_again(tmp_path: Path):
@@ -267,6 +198,23 @@ def test_a_signal_to_the_script_goes_on_to_the_ranks_as_usr1(tmp_path: Path, nam
     os.kill(process.pid, signal.Signals[name])
     printed, _ = process.communicate(timeout=60)
     assert (process.returncode, desk.requeued) == (143, True), printed
+
+
+def test_srun_is_told_to_end_a_step_of_which_a_rank_is_gone_and_to_hide_no_gpu():
+    """A rank that sees its own GPU only reaches the others' by way of the host; one bound to cores by Slurm would share
+    them out once more, and could not choose those near its GPU."""
+    text = written("job.gpus_per_node=2")
+    assert "|| ranks train --kill-on-bad-exit=1\n" in text
+    srun = text.partition('    srun "$@" ')[2].partition("&\n")[0].split()
+    assert srun[:6] == [
+        "--wait=60",
+        "--distribution=block",
+        "--cpus-per-task=4",
+        "--cpu-bind=none",
+        "--gpu-bind=none",
+        "--export=ALL",
+    ]
+    assert "--gpu-bind" not in written()
 
 
 def test_no_value_of_this_shell_reaches_the_job_unless_it_is_named():
