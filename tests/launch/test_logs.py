@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import DataError
+from launch.batch_script import SCRIPT
 from launch.logs import _START, logs  # pyright: ignore[reportPrivateUsage]
 from launch.look_config import LogsConfig
-from launch.batch_script import SCRIPT
 from tests.runs import finish, start
 
 
