@@ -9,7 +9,7 @@ is refused.
 import math
 
 from launch.submit_config import SubmitConfig, TrainJobConfig
-from train.plan import Plan
+from train.plan import Plan, size
 
 START_SECONDS = 300
 """from the start of a job to its first step: Python and its libraries from a shared disk, the preflight, the meeting of
@@ -32,6 +32,11 @@ def too_short(config: SubmitConfig, plan: Plan, is_described: bool) -> str | Non
 def notes(config: SubmitConfig, plan: Plan, problem: str | None) -> list[str]:
     """What should be said before the job is sent, though it is not refused."""
     queue, found = config.slurm, list[str]()
+    if plan.fits is False and plan.machine.memory_bytes is not None:
+        found.append(
+            f"a rank is planned to need {size(plan.memory.total)} of its device's {size(plan.machine.memory_bytes)}: "
+            "`launch plan` with these words says which part needs it, and the smallest changes that make it fit"
+        )
     if problem is None and _needed(config, plan) > queue.time_limit_minutes * 60:
         found.append(_explained(config, plan))
     if queue.time_limit_minutes > LONG_MINUTES:

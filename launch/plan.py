@@ -17,7 +17,7 @@ from launch.plan_table import HOW_TO_DESCRIBE, plan_table, search_table
 from launch.predict import Prediction, hardware_for, predict
 from train.config import TrainConfig
 from train.data_config import DataConfig
-from train.plan import GIB, Machine, Plan
+from train.plan import GIB, Machine
 
 
 def plan(config: PlanConfig) -> None:
@@ -31,12 +31,8 @@ def plan(config: PlanConfig) -> None:
         print(_plan_table(config.train))
 
 
-def planned(config: TrainConfig) -> Plan:
+def planned(config: TrainConfig) -> Prediction:
     """Raises ConfigError or BatchError for a layout that cannot be."""
-    return _predicted(config).plan
-
-
-def _predicted(config: TrainConfig) -> Prediction:
     return predict(config, _machine(config), _train_tokens(config.data))
 
 
@@ -46,7 +42,7 @@ def _machine(config: TrainConfig) -> Machine:
 
 
 def _plan_table(config: TrainConfig) -> str:
-    found = _predicted(config)
+    found = planned(config)
     return plan_table(found, smallest_changes(config, found.plan.machine) if found.plan.fits is False else [])
 
 

@@ -114,10 +114,9 @@ def _counts(slowest: Sequence[Point]) -> str:
 
 def memory(rows: Sequence[Row], plan: Mapping[str, Any]) -> Drawn:
     used, host = _points(rows, "memory_gib", "step"), _points(rows, "host_memory_gib", "step")
-    parts = plan.get("memory")
-    planned = sum(value for value in parts.values() if isinstance(value, int)) / 2**30 if isinstance(parts, dict) else 0
+    planned = figure(dict(plan), "memory_total")
     series = ([Series("device", used, 4)] if used else []) + ([Series("host", host, 5)] if host else [])
-    levels = [("planned", planned)] if used and planned else []
+    levels = [("planned", planned / 2**30)] if used and planned else []
     chart = Chart("Memory", "step", series, levels=levels, from_zero=True)
     return [(chart.svg() if series else "", "GiB at most, on the rank that used most")]
 

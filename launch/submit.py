@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from conf.errors import ConfigError
-from data_prep.files import DataError, publish_bytes
+from data_prep.files import DataError, publish_bytes, publish_json
 from launch import slurm
 from launch.batch_script import directives, script
 from launch.job import Job
@@ -20,9 +20,9 @@ from launch.job_time import forecast, notes, too_short
 from launch.kubernetes import pytorch_job
 from launch.performance.hardware import hardware_of
 from launch.plan import planned
+from launch.predict import Prediction
 from launch.submit_config import SubmitConfig, Target
 from launch.torchrun import commands
-from train.plan import Plan
 
 
 def submit(config: SubmitConfig, words: Sequence[str]) -> None:
@@ -33,17 +33,18 @@ def submit(config: SubmitConfig, words: Sequence[str]) -> None:
     """
     job = Job.of(config, words)
     cluster = dataclasses.replace(config.cluster, n_devices=config.job.n_ranks)
-    plan = planned(dataclasses.replace(config.train, cluster=cluster))
+    prediction = planned(dataclasses.replace(config.train, cluster=cluster))
     match config.job.target:
         case Target.kubernetes:
             print(pytorch_job(config, job), end="")
         case Target.torchrun:
             print(commands(config, job))
         case Target.slurm:
-            _with_slurm(config, job, plan)
+            _with_slurm(config, job, prediction)
 
 
-def _with_slurm(config: SubmitConfig, job: Job, plan: Plan) -> None:
+def _with_slurm(config: SubmitConfig, job: Job, prediction: Prediction) -> None:
+    plan = prediction.plan
     if problem := too_short(config, plan, hardware_of(config.cluster) is not None):
         raise ConfigError([problem])
     slurm.refuse_beyond_partition(config.slurm)
@@ -51,7 +52,7 @@ def _with_slurm(config: SubmitConfig, job: Job, plan: Plan) -> None:
         print(f"note: {note}", file=sys.stderr)
     send = [*sbatch(config, job), str(job.run / "slurm" / "job.sh")]
     if config.submit:
-        _send(config, job, send)
+        _send(config, job, send, prediction)
     else:
         times = f", {config.slurm.chain} times" if config.slurm.chain > 1 else ""
         print(
@@ -68,13 +69,14 @@ def sbatch(config: SubmitConfig, job: Job) -> list[str]:
     return ["sbatch", "--parsable", *directives(job.name, config.job, config.slurm), f"--output={logs}/%j.log"]
 
 
-def _send(config: SubmitConfig, job: Job, send: Sequence[str]) -> None:
+def _send(config: SubmitConfig, job: Job, send: Sequence[str], prediction: Prediction) -> None:
     """All jobs of a chain, or none."""
     slurm.require()
     if found := slurm.queued([job.name]):
         raise DataError(f"run {config.run.name} waits or runs already: {found[0]}. Let it end, or end it with scancel")
     folder = job.run / "slurm"
     publish_bytes(folder / "job.sh", script(config, job).encode())
+    publish_json(job.run / "prediction.json", prediction.to_tree())
     (folder / "chain.idle").unlink(missing_ok=True)  # starts in vain of a chain that is over
     numbers: list[str] = []
     for _ in range(config.slurm.chain):
@@ -86,7 +88,10 @@ def _send(config: SubmitConfig, job: Job, send: Sequence[str]) -> None:
     for number in numbers:
         print(f"job {number}: {folder / number}.log")
     end = f"--name={job.name}" if len(numbers) > 1 else numbers[0]
-    print(f"watch: squeue --me; end it for good: scancel {end}")
+    folder_word = "" if config.run.folder == "runs" else f" {shlex.quote(f'folder={config.run.folder}')}"
+    print(
+        f"watch: python -m launch logs run={config.run.name}{folder_word} follow=true; end it for good: scancel {end}"
+    )
 
 
 def _no_requeue(config: SubmitConfig) -> list[str]:

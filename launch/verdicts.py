@@ -135,8 +135,6 @@ def compared(view: RunView, rows: Sequence[Row], plan: Mapping[str, Any]) -> lis
     steps = [row for row in rows if "loss" in row]
     total, seconds = figure(dict(plan), "total_steps"), figure(dict(plan), "seconds")
     done = view.done or 0.0
-    memory = plan.get("memory")
-    planned_bytes = sum(v for v in memory.values() if isinstance(v, int)) if isinstance(memory, dict) else None
     pace = seconds / total if seconds and total else None
     per_step = figure(dict(plan), "tokens_per_step")
     facts = dict(plan)
@@ -146,7 +144,7 @@ def compared(view: RunView, rows: Sequence[Row], plan: Mapping[str, Any]) -> lis
         _one("time of a step", pace, _median(steps, "seconds"), lambda value: f"{value:.3g} s"),
         _one("tokens per second", rate, _median(steps, "tokens_per_second"), words.number),
         _one("MFU", figure(facts, "expected_mfu"), _median(steps, "mfu"), words.share),
-        _one("memory of a device", planned_bytes, _gib(steps), words.size),
+        _one("memory of a device", figure(facts, "memory_total"), _gib(steps), words.size),
         _one("device-hours so far", hours, view.device_hours, lambda value: f"{value:.4g}"),
         _one("cost so far", usd, view.cost_usd, words.usd),
     ]

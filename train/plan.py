@@ -118,6 +118,7 @@ class Plan:
 
     def to_tree(self) -> dict[str, Any]:
         derived = {name: getattr(self, name) for name in ("flops_full", "flops_causal", "epochs", "fits")}
+        derived["memory_total"] = self.memory.total
         return {"schema_version": 1, **asdict(self), **derived}
 
 

@@ -47,6 +47,13 @@ def test_a_limit_that_may_do_after_all_is_only_noted(capsys: pytest.CaptureFixtu
     assert noted.startswith("note: slurm.time_limit_minutes=")
 
 
+def test_a_run_that_will_not_fit_is_told_before_it_waits_in_the_queue(capsys: pytest.CaptureFixture[str]):
+    words = ("model=llama2_7b", "run.name=big", "cluster=h100", "job.gpus_per_node=1", "data.folder=data/none")
+    _, noted = said(capsys, *words)
+    assert "note: a rank is planned to need" in noted
+    assert "of its device's 79.60 GiB" in noted
+
+
 def test_on_a_machine_that_is_not_described_nothing_is_refused(capsys: pytest.CaptureFixture[str]):
     """Its speed is a guess: what expected_mfu says of a peak that was measured where the command was typed."""
     words = ("experiment=debug", "run.name=x", "cluster.device=cpu", "cluster.peak_flops_per_second=1.0")
@@ -75,7 +82,7 @@ def test_starts_and_orderly_ends_are_no_time_for_training():
 
 def plan(hours: float) -> Plan:
     words = ("experiment=debug", "run.name=x", "cluster.device=cpu", "cluster.peak_flops_per_second=1.0e+11")
-    return dataclasses.replace(planned(compose(APP, words).train), seconds=hours * 3600, mfu_is="predicted")
+    return dataclasses.replace(planned(compose(APP, words).train).plan, seconds=hours * 3600, mfu_is="predicted")
 
 
 def test_a_chain_that_is_too_short_is_noted(capsys: pytest.CaptureFixture[str]):

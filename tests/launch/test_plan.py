@@ -24,7 +24,7 @@ H100 = ("cluster=h100", "run.name=x")
 
 
 def plan_of(*overrides: str) -> Plan:
-    return planned(compose(APP, [*H100, *overrides]))
+    return planned(compose(APP, [*H100, *overrides])).plan
 
 
 def test_a_small_plan_by_hand():
@@ -131,7 +131,7 @@ def test_every_part_of_memory_and_time_is_shown(capsys: pytest.CaptureFixture[st
     asked = compose(App("launch_plan", PlanConfig, OPTIONS), [*H100, *words])
     plan(asked)
     text = capsys.readouterr().out
-    found = planned(asked.train)
+    found = planned(asked.train).plan
     for part in ("weights", "gathered", "gradients", "masters, moments", "activations", "logits", "communication"):
         assert f"\n    {part} " in text
     for part in ("matrix products", "attention", "ZeRO 3, exposed", "optimizer", "nodes waiting", "total"):

@@ -171,7 +171,7 @@ def test_only_what_both_sides_know_is_compared(made: Path):
     view = view_of(made / "runs", "done")
     rows = [step_row(1, memory_gib=2.0)]
     assert [one.name for one in compared(view, rows, {})] == []
-    of_memory = compared(view, rows, {"memory": {"weights": 2**30}})
+    of_memory = compared(view, rows, {"memory": {"weights": 2**30, "update": 2**29}, "memory_total": 2**30})
     assert [(one.planned, one.came, one.ratio) for one in of_memory] == [("1.0 GiB", "2.0 GiB", 2.0)]
 
 

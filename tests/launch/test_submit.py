@@ -2,6 +2,7 @@
 script runs here for real, with stand-ins for Slurm's own programs; under a real Slurm: tests/faults/test_slurm.py.
 """
 
+import json
 import os
 import signal
 import time
@@ -98,6 +99,20 @@ def test_a_batch_that_its_ranks_cannot_share_is_refused(capsys: pytest.CaptureFi
         submit(compose(APP, typed), typed)
     assert getattr(error.value, "exit_code", None) == 2
     assert capsys.readouterr().out == ""
+
+
+def test_what_was_predicted_is_kept_beside_the_run_that_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, answer in (("sbatch", "echo 12"), ("squeue", ""), ("scontrol", "exit 1"), ("sinfo", "exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    typed = ["experiment=llama_100m", "cluster=h100", "run.name=sent", "job.gpus_per_node=1", "submit=true"]
+    submit(compose(APP, typed), typed)
+    kept = json.loads((tmp_path / "runs/sent/prediction.json").read_text())
+    assert kept["hardware"] == "H100 SXM"
+    assert kept["tokens_per_second"] * kept["step_seconds"]["total"] == pytest.approx(262_144)
+    assert kept["memory_bytes"]["total"] > 0
 
 
 # --- the script at work ----------------------------------------------------------------------------------------------
