@@ -8,7 +8,7 @@ BOOTSTRAP = $(PYTHON) launch/bootstrap.py --venv .venv --torch "$(CRISOL_TORCH)"
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test soak bench check format lock install clean
+.PHONY: help demo plan test soak bench check format lock pictures install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -55,6 +55,10 @@ lock: ## solve all dependencies anew into constraints.txt
 
 install: ## only prepare .venv, with the test and dev tools
 	@$(BOOTSTRAP) --extras test,dev
+
+pictures: ## the pictures of docs/ anew: real runs, a real browser (chromium on the path)
+	@$(BOOTSTRAP) --extras test
+	@$(BIN)/python docs/pictures.py $(ARGS)
 
 clean: ## remove .venv and caches; runs/ and data/ are yours and stay
 	rm -rf .venv .pytest_cache .ruff_cache
