@@ -88,8 +88,8 @@ def refuse_beyond_partition(queue: QueueConfig) -> None:
 
 def doubts(options: Sequence[str]) -> list[str]:
     """What Slurm says against a job with these options of sbatch. It may take it all the same, and leave it waiting for
-    ever, as one that asks for more nodes than there are."""
-    if shutil.which("sbatch") is None:
+    ever, as one that asks for more nodes than there are. Nothing where no controller answers."""
+    if shutil.which("sbatch") is None or _ask("sinfo", "--noheader") is None:
         return []
     words = ["sbatch", "--test-only", *options, "--wrap=true"]
     try:
