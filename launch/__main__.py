@@ -17,9 +17,14 @@ Each takes --help.
 import sys
 from typing import Any
 
-from conf.compose import App, entry
-from data_prep.__main__ import APP as DATA_PREP
-from launch.data_config import LaunchDataConfig
+from launch.installation import leave_without
+
+try:
+    from conf.compose import App, entry
+    from data_prep.__main__ import APP as DATA_PREP
+    from launch.data_config import LaunchDataConfig
+except ModuleNotFoundError as error:
+    leave_without(error)
 
 LOOKS = ("status", "logs", "watch", "report")
 VERBS = ("plan", "submit", "data", *LOOKS, "doctor")
@@ -33,6 +38,13 @@ def main() -> None:
         print(f"{asked}{(__doc__ or '').strip()}", file=sys.stderr if asked else sys.stdout)
         sys.exit(2 if asked else 0)
     del sys.argv[1]
+    try:
+        _do(verb)
+    except ModuleNotFoundError as error:
+        leave_without(error)
+
+
+def _do(verb: str) -> None:
     match verb:
         case "plan":
             _plan()

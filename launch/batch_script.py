@@ -34,6 +34,7 @@ def script(config: SubmitConfig, job: Job) -> str:
         preflight=PREFLIGHT if config.job.preflight else "code=0\n",
         idle_file='"$run/slurm/chain.idle"' if is_chain else '"$here.idle"',
         idle=config.run.max_idle_starts,
+        in_order=IN_ORDER if config.job.preflight else "",
         withdraw=WITHDRAW if is_chain else "",
         again=(CHAINED if is_chain else REQUEUED).format(name=job.name),
         rest=REST.format(name=job.name) if is_chain else "",
@@ -98,7 +99,7 @@ ranks() {{
     local module=$1
     shift
     MASTER_PORT=$("$python" -c 'from train.parallel import free_port; print(free_port())') || exit 2
-    srun "$@" --wait=60 --distribution=block --cpus-per-task={cpus} --cpu-bind=none{gpus} --export=ALL \\
+    srun "$@" --distribution=block --cpus-per-task={cpus} --cpu-bind=none{gpus} --export=ALL \\
         "$python" -m "$module" "${{words[@]}}" &
     step=$!
     [ -z "$told" ] || tell
@@ -108,7 +109,7 @@ ranks() {{
     [ ! -r "$CRISOL_EXIT_WORD" ] || read -r code <"$CRISOL_EXIT_WORD"
 }}
 
-{preflight}[ "$code" != 0 ] || ranks train --kill-on-bad-exit=1
+{preflight}[ "$code" != 0 ] || ranks train --kill-on-bad-exit=1 --wait=60
 trap '' TERM USR1 USR2
 
 # Not RUNNING: it was cancelled, is at its time limit, or Slurm requeues it by itself. More restarts than this attempt
@@ -139,8 +140,13 @@ case $code in
 [2-6]) echo "the run ended with exit code $code, which another start would not change"; {withdraw}exit "$code" ;;
 esac
 # A run counts its starts that reach no new step. Those in which it did not come so far as to count are counted here.
-idle={idle_file}
-if [ "$code" != 143 ] && [ "$(newest_attempt)" = "$before" ]; then echo "$attempt" >>"$idle"; else rm -f -- "$idle"; fi
+# Code 143 alone does not say that the ranks have saved: it is also that of ranks which srun ended for a dead one.
+idle={idle_file} newest=$(newest_attempt)
+if [ "$newest" = "$before" ]; then
+    [ -n "$told" ] || echo "$attempt" >>"$idle"
+else
+    rm -f -- "$idle"
+{in_order}fi
 if [ -e "$idle" ] && [ "$(wc -l <"$idle")" -ge {idle} ]; then
     echo "the last {idle} attempts did not come so far as to take up the run: no further one is made"
     {withdraw}exit 6
@@ -156,14 +162,15 @@ fi
 """
 
 PREFLIGHT = """\
-# Not where the attempt before ran on the same nodes, and left them in order: they are as they were. A node that is bad
-# must not stop the others from saying what they see; nor must one that hangs keep the job for long.
+# Not where the attempt before ran on the same nodes, and left them in order this hour: they are as they were. A bad one
+# must not stop the others from saying what they see, even if its rank dies at once; nor must one that hangs keep the
+# job for long.
 passed=$run/slurm/passed
-if [ "$(cat -- "$passed" 2>/dev/null)" = "$SLURM_JOB_NODELIST" ]; then
+if [ "$(find "$passed" -mmin -60 -exec cat -- {} ';' 2>/dev/null)" = "$SLURM_JOB_NODELIST" ]; then
     echo "preflight: these nodes passed it, and the attempt before left them in order"
     code=0
 else
-    ranks train.preflight --kill-on-bad-exit=0 --time=30
+    ranks train.preflight --kill-on-bad-exit=0 --wait=0 --time=30
     case $code in
     0 | [2-6]) ;;
     *)
@@ -174,6 +181,10 @@ else
     [ -z "$told" ] || [ "$code" != 0 ] || code=143
 fi
 rm -f -- "$passed"
+"""
+
+IN_ORDER = """\
+    ! grep -qs '"how": "stopped"' "$run/attempts/$newest/ended.json" || echo "$SLURM_JOB_NODELIST" >"$passed"
 """
 
 REST = """\
@@ -190,7 +201,6 @@ withdraw() {{
 WITHDRAW = "withdraw; "
 
 REQUEUED = """\
-[ "$code" != 143 ] || echo "$SLURM_JOB_NODELIST" >"$run/slurm/passed"
 if still_runs; then
     echo "exit code $code: back into the queue, to go on from what is saved"
     if scontrol requeue "$SLURM_JOB_ID"; then
@@ -202,7 +212,6 @@ fi
 """
 
 CHAINED = """\
-[ "$code" != 143 ] || echo "$SLURM_JOB_NODELIST" >"$run/slurm/passed"
 if still_runs; then
     left=$(rest)
     if [ -n "$left" ]; then

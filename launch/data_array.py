@@ -76,6 +76,8 @@ def launch_data(config: LaunchDataConfig, words: Sequence[str]) -> None:
         _report(todo, slurm.submit(jobs, config.slurm), n, words, out)
     else:
         print(_shown(jobs, config.slurm, out))
+    for words_of_slurm in slurm.doubts(slurm.directives(jobs[0], config.slurm)):  # all ask for the same
+        print(f"note: {words_of_slurm}", file=sys.stderr)
 
 
 def widest_array(n_tasks: int, config: LaunchDataConfig, limits: Limits, n_arrays: int) -> int:

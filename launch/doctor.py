@@ -5,6 +5,7 @@ torch can tell is asked of children (`python -m train.node`, `python -m train.tr
 like any other. Exit code 0, or 2 if something must be mended before a run can train here.
 """
 
+import errno
 import json
 import locale
 import os
@@ -53,12 +54,16 @@ class Line:
 def doctor(command: DoctorCommand) -> int:
     started = time.monotonic()
     with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(_child, f"train.{name}") for name in ("node", "trial")]
+        children = [pool.submit(_child, f"train.{name}") for name in ("node", "trial")]
         slurm = pool.submit(lambda: [*_slurm()])
         here = [*imports(ROOT), *packages(ROOT), *_folder(Path(command.folder)), *_process()]
-        node, trial = (child.result() for child in asked)
+        node, trial = (child.result() for child in children)
         lines = [Line(*line) if isinstance(line, tuple) else line for line in here]
-        lines = [*lines[:2], *_software(node), *_hardware(node), *_trials(trial), *lines[2:], *slurm.result()]
+        if lines[0].status == "fix" and isinstance(node, str):
+            asked = [Line("note", "torch", "not asked: what would be asked is part of `train`, see imports")]
+        else:
+            asked = [*_software(node), *_hardware(node), *_trials(trial)]
+        lines = [*lines[:2], *asked, *lines[2:], *slurm.result()]
     show(lines, sys.stdout.isatty())
     n_fix = sum(line.status == "fix" for line in lines)
     verdict = "runs can train here" if not n_fix else f"{n_fix} to fix before runs can train here"
@@ -94,7 +99,7 @@ def _child(module: str) -> dict[str, Any] | str:
 
 def _software(node: dict[str, Any] | str) -> Iterator[Line]:
     if isinstance(node, str):
-        yield Line("fix", "torch", f"python -m train.node: {node}", "make install")
+        yield Line("fix", "torch", f"python -m train.node: {node}", f"cd {ROOT} && make install")
         return
     build = f"CUDA {node['cuda']}" if node["cuda"] else "CPU build"
     yield Line("ok", "torch", f"{node['torch']} ({build}), Python {node['python']}")
@@ -114,7 +119,7 @@ def _cuda(node: dict[str, Any]) -> Line:
         return Line("note", "GPU", "none: no NVIDIA driver is loaded; runs train on the CPU (cluster.device=cpu)")
     if cuda is None:
         words = f"driver {driver} is loaded, and torch is a CPU build: it sees no GPU"
-        return Line("fix", "GPU", words, "rm -r .venv && CRISOL_TORCH=cuda make install")
+        return Line("fix", "GPU", words, f"cd {ROOT} && rm -r .venv && CRISOL_TORCH=cuda make install")
     least = _LEAST_DRIVER.get(int(cuda.split(".")[0]), 0)
     if int(driver.split(".")[0]) < least:
         words = f"driver {driver} is older than CUDA {cuda} of this torch needs: {least} or newer"
@@ -179,8 +184,10 @@ def _compiled(locks: list[str]) -> Iterator[Line]:
 def _folder(folder: Path) -> Iterator[Line]:
     """The disk for runs: room, speed, and its clock, which on a network file system is another machine's."""
     size = 64 * 2**20
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if _is_there(path))
     try:
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file")
         with tempfile.NamedTemporaryFile(dir=place, prefix=".doctor-") as stream:
             started = time.perf_counter()
             stream.write(os.urandom(1 << 20) * (size >> 20))
@@ -202,6 +209,13 @@ def _folder(folder: Path) -> Iterator[Line]:
         yield Line("fix", "clock", words, "sudo chronyc makestep    # on the machine whose clock is wrong")
     else:
         yield Line("ok", "clock", f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}, and files are dated alike")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return False
 
 
 def _process() -> Iterator[Line]:
@@ -227,7 +241,7 @@ def _slurm() -> Iterator[Line]:
         yield Line("note", "Slurm", words, "scontrol ping")
         return
     rows = [line.split("|") for line in shown.splitlines() if line.count("|") == 6]
-    yield Line("ok", "Slurm", f"{version.removeprefix('slurm').strip()}, {len(rows)} kinds of nodes in its partitions")
+    yield Line("ok", "Slurm", f"{version.split()[-1]}, {len(rows)} kinds of nodes in its partitions")
     for partition, limit, nodes, cores, memory, gres, up in rows:
         gpus = "" if gres in ("(null)", "") else f", {gres}"
         words = (

@@ -86,6 +86,25 @@ def refuse_beyond_partition(queue: QueueConfig) -> None:
         )
 
 
+def doubts(options: Sequence[str]) -> list[str]:
+    """What Slurm says against a job with these options of sbatch. It may take it all the same, and leave it waiting for
+    ever, as one that asks for more nodes than there are. Nothing where no controller answers."""
+    if shutil.which("sbatch") is None or _ask("sinfo", "--noheader") is None:
+        return []
+    words = ["sbatch", "--test-only", *options, "--wrap=true"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        return []
+    if done.returncode == 0:
+        return []
+    said = " | ".join(done.stderr.strip().splitlines())
+    return [
+        f"with the nodes there are now Slurm could not start this job (sbatch --test-only: {said}); unless more nodes "
+        "come, it would wait for ever"
+    ]
+
+
 def requeues() -> bool:
     """False where the cluster says that jobs do not come back unless they ask for it."""
     return not re.search(r"^JobRequeue\s*=\s*0", _ask("scontrol", "show", "config") or "", re.MULTILINE)
@@ -102,7 +121,7 @@ def minutes(limit: str) -> float:
 
 def script(job: BatchJob, slurm: SlurmConfig) -> str:
     lines = ["#!/bin/bash", f"# {job.title}", "# Written by `python -m launch data`, which sends it again if need be."]
-    lines += [f"#SBATCH {directive}" for directive in _directives(job, slurm)]
+    lines += [f"#SBATCH {directive}" for directive in directives(job, slurm)]
     command = " \\\n    ".join([shlex.join(job.program), *(shlex.quote(word) for word in job.words), job.more])
     return "\n".join(
         [
@@ -123,7 +142,7 @@ def sbatch(job: BatchJob, slurm: SlurmConfig, after: str | None) -> list[str]:
     again, because variables such as SBATCH_TIMELIMIT overrule those in a script, and not these."""
     pattern = "%x-%j.log" if job.elements is None else "%x-%A_%a.log"
     logs = str(job.logs).replace("%", "%%")
-    words = ["sbatch", "--parsable", *_directives(job, slurm), f"--output={logs}/{pattern}"]
+    words = ["sbatch", "--parsable", *directives(job, slurm), f"--output={logs}/{pattern}"]
     words += [] if after is None else [f"--dependency=afterok:{after}"]
     return [*words, str(job.file)]
 
@@ -176,7 +195,7 @@ def python_path(folder: Path | None) -> list[str]:
     return [f"export PYTHONPATH={shlex.quote(str(folder))}${{PYTHONPATH:+:${{PYTHONPATH}}}}"]
 
 
-def _directives(job: BatchJob, slurm: SlurmConfig) -> list[str]:
+def directives(job: BatchJob, slurm: SlurmConfig) -> list[str]:
     """Requeued after preemption or the death of its node, an element goes on; its log keeps the first attempt."""
     found = [f"--job-name={job.name}"]
     if job.elements is not None:

@@ -48,8 +48,7 @@ def _with_slurm(config: SubmitConfig, job: Job, prediction: Prediction) -> None:
     if problem := too_short(config, plan, hardware_of(config.cluster) is not None):
         raise ConfigError([problem])
     slurm.refuse_beyond_partition(config.slurm)
-    for note in [*notes(config, plan, problem), *_no_requeue(config)]:
-        print(f"note: {note}", file=sys.stderr)
+    _note([*notes(config, plan, problem), *_no_requeue(config)])
     send = [*sbatch(config, job), str(job.run / "slurm" / "job.sh")]
     if config.submit:
         _send(config, job, send, prediction)
@@ -59,7 +58,13 @@ def _with_slurm(config: SubmitConfig, job: Job, prediction: Prediction) -> None:
             f"{script(config, job)}\n--- nothing was sent; submit=true writes this to {send[-1]} and does{times}: ---"
         )
         print(shlex.join(send))
+    _note(slurm.doubts(directives(job.name, config.job, config.slurm)))  # what it refuses has been told by now
     print(forecast(config.slurm, plan))
+
+
+def _note(found: Sequence[str]) -> None:
+    for words in found:
+        print(f"note: {words}", file=sys.stderr)
 
 
 def sbatch(config: SubmitConfig, job: Job) -> list[str]:

@@ -49,6 +49,14 @@ if sys.orig_argv[1:3] == ["-m", "train"]:
 """
 """put before the run in each rank by way of Python's sitecustomize. However slow the test is, what it does comes
 between the steps that it is meant for: a run goes as far as it may, and a step or two further when told to stop."""
+MISSED = """\
+import os
+import sys
+with open(os.environ["PLACE"] + "/bad nodes") as file:
+    if os.environ.get("SLURMD_NODENAME") in file.read().split():
+        sys.path.insert(0, os.environ["PLACE"] + "/old")
+"""
+"""the same on a node that missed an update, for the real train.preflight: other packages are installed there"""
 LOOKS = """\
 import os
 import sys
@@ -65,15 +73,22 @@ if os.environ["SLURMD_NODENAME"] in bad:
 class Sent:
     """A run under Slurm, in a folder whose name is made to be misunderstood by shells."""
 
-    def __init__(self, box: Box, folder: Path, name: str, *words: str, nodes: int = 2, bad: str = ""):
-        """bad: nodes that the preflight finds bad."""
+    def __init__(
+        self, box: Box, folder: Path, name: str, *words: str, nodes: int = 2, bad: str = "", looks: bool = False
+    ):
+        """bad: nodes that the preflight finds bad, which really looks if `looks`, and so takes as long as a start."""
         self.box, self.run = box, folder / HOSTILE / name
         self._folder, self._place = folder, folder / f"{name}.held"
         self._place.mkdir()
         self._allow(0)
         self._hurried: set[tuple[str, str]] = set()
-        (self._place / "sitecustomize.py").write_text(HELD)
-        (self._place / "preflight.py").write_text(LOOKS)
+        (self._place / "sitecustomize.py").write_text(HELD + MISSED)
+        if looks:
+            old = self._place / "old" / "deepspeed-0.1.dist-info"
+            old.mkdir(parents=True)
+            (old / "METADATA").write_text("Metadata-Version: 2.1\nName: deepspeed\nVersion: 0.1\n")
+        else:
+            (self._place / "preflight.py").write_text(LOOKS)
         (self._place / "bad nodes").write_text(bad)
         typed = [*TINY, *SHORT, f"run.folder={quoted(HOSTILE)}", f"run.name={name}", f"job.nodes={nodes}"]
         typed += ["slurm.cpus_per_task=1", "slurm.export=[PATH,HOME,PYTHONPATH,GLOO_SOCKET_IFNAME,PLACE]", *words]

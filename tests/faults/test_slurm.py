@@ -63,8 +63,8 @@ def test_a_job_that_is_requeued_preempted_and_warned_and_loses_a_node_resumes_by
     """F8, F15: SIGTERM as Slurm takes the job off its nodes; then as jobs of another partition need them; then SIGUSR1
     to the ranks, as before the time limit: they save and leave, and no step is done twice. Last a node dies, its
     daemon, its ranks and all, and the steps since the last checkpoint are done again elsewhere. Before all that, the
-    preflight finds a node bad, and the job comes back without it, for good."""
-    sent = Sent(box, here, "preempted", bad="n1")
+    real preflight finds a node whose software differs, and the job comes back without it, for good."""
+    sent = Sent(box, here, "preempted", bad="n2", looks=True)
     sent.go_to(3, attempt=1)
     box.ask("scontrol", "requeue", sent.number)
     sent.go_to(6, attempt=2)
@@ -77,7 +77,10 @@ def test_a_job_that_is_requeued_preempted_and_warned_and_loses_a_node_resumes_by
         box.kill_node(second)
         assert sent.end() == "COMPLETED", sent.log()
     assert set(sent.nodes) != {first, second}
-    assert (sent.fact("Restarts"), sent.fact("ExcNodeList")) == ("5", "n1")
+    assert (sent.fact("Restarts"), sent.fact("ExcNodeList")) == ("5", "n2")
+    assert "bad node n2: deepspeed 0.1, " in sent.log()
+    passed = sent.log().count("2 nodes can be used"), sent.log().count("these nodes passed it")
+    assert sum(passed) == 5, sent.log()
     assert sent.log().count("exit code 143: back into the queue") == 2, sent.log()  # the first was Slurm's own doing
     assert [event["repeated_steps"] for event in sent.events("started")][:4] == [0, 0, 0, 0]
     assert curve(sent.run) == curve(undisturbed_on_two_nodes)

@@ -1,6 +1,8 @@
 """`launch doctor`: what is shown on this machine, and which command it gives for what is wrong on others."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from launch import doctor as doctors
-from launch.installation import differing, imports
+from launch.installation import differing, imports, packages
 from tests.runs import finish, start
 from train.trial import stale_locks
 
@@ -74,7 +76,7 @@ def test_what_is_wrong_comes_with_the_command_that_mends_it(
 
 def test_a_torch_that_does_not_start_is_a_line_like_any_other():
     line = lines_of("ImportError: libcudart.so.13: cannot open shared object file")["torch"]
-    assert (line.status, line.command) == ("fix", "make install")
+    assert (line.status, line.command) == ("fix", f"cd {doctors.ROOT} && make install")
     assert "libcudart.so.13" in line.words
 
 
@@ -102,3 +104,44 @@ def test_packages_of_another_place_or_version_are_noticed(tmp_path: Path):
 def test_colours_are_for_terminals(capsys: pytest.CaptureFixture[str]):
     doctors.show([doctors.Line("fix", "disk", "full", "rm core")], is_terminal=True)
     assert capsys.readouterr().out == "\033[31mfix \033[0m  disk  full\n            $ rm core\n"
+
+
+def test_a_foreign_package_that_pythonpath_brings_is_left_out_by_one_command(tmp_path: Path):
+    """Its consequences are no findings of their own: torch itself may be as it should be."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "__init__.py").touch()
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{doctors.ROOT}"}
+    words = [sys.executable, "-m", "launch", "doctor"]
+    done = subprocess.run(words, cwd=tmp_path / "train", env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("fix")] == [lines[0]]
+    assert f"train is {tmp_path / 'train'}, not what lies in {doctors.ROOT}" in lines[0]
+    assert lines[1].strip() == "$ unset PYTHONPATH"
+
+
+def test_a_python_without_the_packages_is_told_which_one_has_them(tmp_path: Path):
+    """Of a shell in which nothing is activated: the doctor itself cannot start there."""
+    words = [sys.executable, "-S", "-m", "launch", "doctor"]  # -S: nothing that was installed is seen
+    environment = os.environ | {"PYTHONPATH": str(doctors.ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has no package" in done.stderr
+    assert done.stderr.splitlines()[-1].strip() == f"cd {doctors.ROOT} && make install"
+
+
+def test_a_file_is_no_place_for_runs(tmp_path: Path):
+    (tmp_path / "runs").touch()
+    (line,) = doctors._folder(tmp_path / "runs" / "more")  # pyright: ignore[reportPrivateUsage]
+    assert (line.status, line.words) == ("fix", f"{tmp_path / 'runs'} cannot be written to: it is a file")
+
+
+def test_an_installation_without_a_checkout_is_held_against_what_it_was_installed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked = ["numpy>=2.1", "fsspec", 'pytest>=999; extra == "test"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: asked)
+    assert list(packages(tmp_path)) == [("ok", "packages", "of the versions that are asked for", "")]
+    asked[0] = "numpy>=999"
+    ((status, _, words, _),) = packages(tmp_path)
+    assert (status, words.startswith("numpy>=999 is asked for, ")) == ("fix", True)

@@ -13,6 +13,10 @@ import pytest
 from tests.launch.conftest import directives
 from tests.launch.desk import Desk, written
 
+STOPPED = """\
+attempt=runs/hello/attempts/000${SLURM_RESTART_COUNT:-0}
+mkdir -p $attempt; echo '{"how": "stopped"}' >$attempt/ended.json; exit 143"""
+"""of ranks that have saved"""
 NAMES_N2 = 'echo n2.cluster >"$CRISOL_BAD_NODES"; exit 7'
 
 
@@ -64,17 +68,38 @@ def test_preflights_that_fail_again_and_again_are_starts_in_vain(tmp_path: Path,
     assert (code, desk.requeued) == (6, False), printed
 
 
-def test_nodes_that_were_left_in_order_are_not_looked_at_again(tmp_path: Path):
-    desk = Desk(tmp_path, "exit 143")
+def test_nodes_that_were_left_in_order_are_not_looked_at_again_for_an_hour(tmp_path: Path):
+    desk = Desk(tmp_path, STOPPED)
     for restarts in (0, 1):
         assert desk.end(written(), restarts)[0] == 143
-    assert modules(tmp_path) == ["train.preflight", "train", "train"]
-
-
-def test_nodes_on_which_a_rank_died_are_looked_at_again(tmp_path: Path):
-    desk = Desk(tmp_path, "[ ${SLURM_RESTART_COUNT:-0} = 0 ] && exit 143; kill -9 $$")
-    assert [desk.end(written(), restarts)[0] for restarts in (0, 1, 2)] == [143, 137, 137]
+    passed = tmp_path / "runs" / "hello" / "slurm" / "passed"
+    os.utime(passed, times=(time.time() - 3601, time.time() - 3601))
+    assert desk.end(written(), 2)[0] == 143
     assert modules(tmp_path) == ["train.preflight", "train", "train", "train.preflight", "train"]
+
+
+@pytest.mark.parametrize("death", ["kill -9 $$", "mkdir -p runs/hello/attempts/0002; exit 143"])
+def test_nodes_on_which_a_rank_died_are_looked_at_again(tmp_path: Path, death: str):
+    """Of ranks of which one died srun may tell 143, too: its own signal to the others."""
+    desk = Desk(tmp_path, f"[ ${{SLURM_RESTART_COUNT:-0}} = 1 ] && {{ {death}; }}\n{STOPPED}")
+    for restarts in (0, 1, 2):
+        assert desk.end(written(), restarts)[0] in (143, 137)
+    assert modules(tmp_path) == ["train.preflight", "train", "train", "train.preflight", "train"]
+
+
+def test_nodes_that_no_preflight_has_looked_at_are_looked_at_by_the_next_job(tmp_path: Path):
+    desk = Desk(tmp_path, STOPPED)
+    assert desk.end(written("job.preflight=false"))[0] == 143
+    assert desk.end(written(), 1)[0] == 143
+    assert modules(tmp_path) == ["train", "train.preflight", "train"]
+
+
+def test_a_preflight_waits_for_its_other_ranks_where_one_has_died(tmp_path: Path):
+    """That one's node has to be named, by the ranks that miss it; --wait would end them after a minute."""
+    text = written()
+    assert "ranks train.preflight --kill-on-bad-exit=0 --wait=0 " in text
+    assert text.count("--wait=") == 2
+    assert "ranks train --kill-on-bad-exit=1 --wait=60\n" in text
 
 
 def test_a_signal_during_the_preflight_brings_the_job_back_and_starts_no_ranks(tmp_path: Path):
@@ -86,6 +111,7 @@ def test_a_signal_during_the_preflight_brings_the_job_back_and_starts_no_ranks(t
     os.kill(process.pid, signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
     assert (process.returncode, desk.requeued, modules(tmp_path)) == (143, True, ["train.preflight"]), printed
+    assert not (tmp_path / "runs" / "hello" / "slurm" / "passed").exists()
 
 
 def test_a_job_keeps_what_it_was_started_with_but_no_secrets(tmp_path: Path):

@@ -150,3 +150,12 @@ def test_when_one_job_is_refused_none_stays_in_the_queue(tmp_path: Path, box: Bo
     with pytest.raises(DataError, match=r"Slurm refused the job x-encode: .*absent\.sh(.|\n)*were cancelled"):
         slurm.submit([good, missing], SlurmConfig(cpus_per_task=1))
     box.wait_until_empty()
+
+
+@pytest.mark.slurm
+def test_what_slurm_would_take_and_never_start_is_doubted(box: Box, monkeypatch: pytest.MonkeyPatch):
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, box.env[name])
+    assert slurm.doubts(["--nodes=2"]) == []
+    (words,) = slurm.doubts(["--nodes=8"])
+    assert "could not start this job (sbatch --test-only: allocation failure: Requested node" in words

@@ -182,11 +182,12 @@ def test_a_controller_that_is_away_for_a_while_is_asked_again(tmp_path: Path):
     assert (tmp_path / "slept").read_text().split() == ["0", "5", "15"]
 
 
-def test_starts_that_do_not_come_so_far_as_to_be_counted_end_by_themselves(tmp_path: Path):
-    """Say, of a broken installation: the run itself never learns of them."""
-    desk = Desk(tmp_path, "exit 1")
-    text = written("run.max_idle_starts=3")
-    assert [desk.end(text, restarts)[0] for restarts in (0, 1)] == [1, 1]
+@pytest.mark.parametrize("code", [1, 143])
+def test_starts_that_do_not_come_so_far_as_to_be_counted_end_by_themselves(tmp_path: Path, code: int):
+    """Say, of a broken installation: the run itself never learns of them. 143: srun ended the other ranks, too."""
+    desk = Desk(tmp_path, f"exit {code}")
+    text = written("run.max_idle_starts=3", f"job.preflight={str(code == 1).lower()}")
+    assert [desk.end(text, restarts)[0] for restarts in (0, 1)] == [code, code]
     (tmp_path / "asked").unlink()
     code, printed = desk.end(text, 2)
     assert (code, desk.requeued) == (6, False), printed
@@ -219,10 +220,9 @@ def test_srun_is_told_to_end_a_step_of_which_a_rank_is_gone_and_to_hide_no_gpu()
     """A rank that sees its own GPU only reaches the others' by way of the host; one bound to cores by Slurm would share
     them out once more, and could not choose those near its GPU."""
     text = written("job.gpus_per_node=2")
-    assert "|| ranks train --kill-on-bad-exit=1\n" in text
+    assert "|| ranks train --kill-on-bad-exit=1 --wait=60\n" in text
     srun = text.partition('    srun "$@" ')[2].partition("&\n")[0].split()
-    assert srun[:6] == [
-        "--wait=60",
+    assert srun[:5] == [
         "--distribution=block",
         "--cpus-per-task=4",
         "--cpu-bind=none",

@@ -250,7 +250,14 @@ class Judge:
 
     def _print(self, seconds: float) -> None:
         rows = judge.table(self._nodes, self._reports, self._offsets, self._rates, self._findings.bad)
-        print("\n".join([f"preflight of {self._size} ranks on {len(self._nodes)} nodes, {seconds:.1f} s", *rows]))
+        print(
+            "\n".join(
+                [
+                    f"preflight of {_count(self._size, 'rank')} on {_count(len(self._nodes), 'node')}, {seconds:.1f} s",
+                    *rows,
+                ]
+            )
+        )
         if isinstance(self._together, float):
             print(f"all-reduce over all {self._size} ranks: {judge.rate_words(self._together)} each (bus bandwidth)")
         for line in self._findings.lines():
