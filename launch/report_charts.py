@@ -112,12 +112,11 @@ def _counts(slowest: Sequence[Point]) -> str:
     return chart.svg() if len(points) > 1 else ""
 
 
-def memory(rows: Sequence[Row], plan: Mapping[str, Any]) -> Drawn:
+def memory(rows: Sequence[Row], planned_bytes: float | None) -> Drawn:
+    """planned_bytes: of what the device's curve is of."""
     used, host = _points(rows, "memory_gib", "step"), _points(rows, "host_memory_gib", "step")
-    parts = plan.get("memory")
-    planned = sum(value for value in parts.values() if isinstance(value, int)) / 2**30 if isinstance(parts, dict) else 0
     series = ([Series("device", used, 4)] if used else []) + ([Series("host", host, 5)] if host else [])
-    levels = [("planned", planned)] if used and planned else []
+    levels = [("planned", planned_bytes / 2**30)] if used and planned_bytes else []
     chart = Chart("Memory", "step", series, levels=levels, from_zero=True)
     return [(chart.svg() if series else "", "GiB at most, on the rank that used most")]
 
@@ -137,7 +136,7 @@ def layers(rows: Sequence[Row]) -> Drawn:
 
 
 def _by_name(rows: Sequence[Row], key: str, *, faint: bool, is_log: bool = False) -> str:
-    """A line for each name in a mapping that rows may have; the first eight have colours of their own."""
+    """A line for each name in a mapping that rows may have, in its order; the first eight have colours of their own."""
     found: dict[str, list[Point]] = {}
     for row in rows:
         held: dict[str, Any] = row[key] if isinstance(row.get(key), dict) else {}
@@ -146,7 +145,7 @@ def _by_name(rows: Sequence[Row], key: str, *, faint: bool, is_log: bool = False
                 found.setdefault(str(name), []).append((float(row["tokens_seen"]), value))
     series = [
         Series(name, smoothed(points) if faint else points, i % 8, has_dots=not faint)
-        for i, (name, points) in enumerate(sorted(found.items()))
+        for i, (name, points) in enumerate(found.items())
     ]
     return Chart(key, "tokens seen", series, is_log=is_log).svg() if series else ""
 
