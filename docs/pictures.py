@@ -5,8 +5,9 @@
     python docs/pictures.py build/ tensorboard    # only those whose names begin so
 
 In: this checkout, a Chromium on the PATH. Text becomes shards, small runs are trained: one that is killed and goes on,
-one on two ranks, one that is lost, one that goes on while the picture of `launch watch` is taken. Then TensorBoard, the
-report, the dataset's page and the terminal are shown to the browser, on loopback only. Out: docs/*.png.
+one of two sources on two ranks, one that is lost, one that goes on while the picture of `launch watch` is taken. Then
+TensorBoard, the reports, the dataset's page and the terminal are shown to the browser, on loopback only. Out:
+docs/*.png.
 """
 
 import contextlib
@@ -32,10 +33,11 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 LARGEST_BYTES = 250_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-TABS = {"timeseries": (1280, 900), "custom_scalars": (1280, 900), "hparams": (1280, 520), "text": (1280, 700)}
+TABS = {"timeseries": (1280, 900), "custom_scalars": (1280, 1260), "hparams": (1700, 420), "text": (1280, 900)}
 DARK = "--blink-settings=preferredColorScheme=0"
-COST = ("cluster.usd_per_device_hour=0.08", "cluster.price_rule=as rented", "cluster.price_date=2026-11-01")
-TERMINAL = (112, 12)
+COST = ("cluster.usd_per_device_hour=2.5", "cluster.price_rule=an example", "cluster.price_date=2026-11-01")
+SOURCES = "data.sources={stdlib:{folder:data/stdlib,weight:0.7},notes:{folder:data/notes,weight:0.3,max_epochs:20}}"
+TERMINAL = (112, 11)
 
 
 def main() -> None:
@@ -64,6 +66,8 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
         page = (work / "report.html").as_uri()
         browser.shoot("report", page, (1120, 1500))
         browser.shoot("report-dark", page, (1120, 1500), DARK)
+        command(work, "launch", "report", "run=mixture", "to=mixture.html")
+        browser.shoot("report-mixture", (work / "mixture.html").as_uri(), (1120, 3600), below=1480)
     if asked("inspect"):
         command(work, "data_prep", "out=data/stdlib", "stage=inspect", "inspect.page=inspect.html")
         browser.shoot("inspect", (work / "inspect.html").as_uri(), (1120, 1300))
@@ -71,7 +75,9 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
     if tabs:
         with tensorboard(work) as address:
             for tab, size in tabs.items():
-                browser.shoot(f"tensorboard-{tab}", f"{address}/#{tab}", size, "--virtual-time-budget=25000")
+                browser.shoot(
+                    f"tensorboard-{tab}", f"{address}/?forceSVG=true#{tab}", size, "--virtual-time-budget=25000"
+                )
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
@@ -80,21 +86,26 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
 def runs(work: Path) -> None:
     if not (work / "data/stdlib/manifest.json").exists():
         command(work, "data_prep", "source=python_stdlib", "out=data/stdlib")
+    if not (work / "data/notes/manifest.json").exists():
+        texts = f"source.paths=[{ROOT}/*.md,{ROOT}/docs/*.md]"
+        model = f"tokenizer.model={work}/data/stdlib/tokenizer.model"
+        command(work, "data_prep", "source=text", texts, "out=data/notes", "val_fraction=0.43", model)
     if not (work / "runs/hello/summary.json").exists():
-        with training(work, "hello", "total_tokens=1_024_000"):
+        with training(work, "hello", "total_tokens=614_400"):
             wait_for_step(work / "runs/hello", 130)
     if '"status": "finished"' not in (work / "runs/hello/summary.json").read_text():
-        command(work, *words_of("hello", "total_tokens=1_024_000"))
-    if not (work / "runs/two-ranks").exists():
-        two = ("--standalone", "--nproc-per-node", "2", "-m", *words_of("two-ranks", "batch.micro_batch_size=2"))
-        command(work, "torch.distributed.run", *two, "total_tokens=204_800")
+        command(work, *words_of("hello", "total_tokens=614_400"))
+    if not (work / "runs/mixture").exists():
+        two = ("--standalone", "--nproc-per-node", "2", "-m", *words_of("mixture", "batch.micro_batch_size=2"))
+        command(work, "torch.distributed.run", *two, "total_tokens=204_800", "data.folder=null", SOURCES)
     if not (work / "runs/killed").exists():
-        with training(work, "killed"):
+        with training(work, "killed", "optimizer.peak_lr=0.006"):
             wait_for_step(work / "runs/killed", 60)
 
 
 def words_of(name: str, *words: str) -> tuple[str, ...]:
     often = ("checkpoint.every_steps=50", "evaluation.every_steps=25", "evaluation.max_sequences=64")
+    often += ("sample.every_steps=100", "log.every_steps=5")
     return ("train", "experiment=debug", f"run.name={name}", *COST, *often, *words)
 
 
@@ -235,20 +246,21 @@ class Browser:
         if self._program is None:
             sys.exit(f"none of {', '.join(BROWSERS)} is on the PATH")
 
-    def shoot(self, name: str, address: str, size: tuple[int, int], *flags: str) -> None:
+    def shoot(self, name: str, address: str, size: tuple[int, int], *flags: str, below: int = 0) -> None:
+        """below: so many lines at the top are left out."""
         assert self._program is not None
         picture = self._work / f"{name}.png"
         usual = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
         place = (f"--user-data-dir={self._work / 'browser'}", f"--window-size={size[0]},{size[1]}")
         words = [self._program, *usual, *place, *flags, f"--screenshot={picture}", address]
         subprocess.run(words, check=True, capture_output=True, timeout=180)
-        keep(picture, DOCS / f"{name}.png")
+        keep(picture, DOCS / f"{name}.png", below)
 
 
-def keep(picture: Path, target: Path) -> None:
+def keep(picture: Path, target: Path, below: int) -> None:
     """With as many colours as its size allows: text and lines lose nothing by it."""
     with Image.open(picture) as opened:
-        image = opened.convert("RGB")
+        image = opened.convert("RGB").crop((0, below, *opened.size))
     for n_colours in (256, 128, 64, 32):
         image.quantize(n_colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(target, optimize=True)
         if target.stat().st_size < LARGEST_BYTES:

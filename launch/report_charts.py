@@ -48,9 +48,22 @@ def learning(rows: Sequence[Row], stories: Sequence[Story]) -> Drawn:
     )
     return [
         (late.svg() if late else "", "Loss from a fifth of the run on"),
+        (_by_compute(rows), "Loss against compute, 10^15 FLOPs of the steps learnt from (causal pairs)"),
         (lr.svg(), "Learning rate"),
         (norm.svg(), "Gradient norm"),
     ]
+
+
+def _by_compute(rows: Sequence[Row]) -> str:
+    """Rows of earlier versions tell no FLOPs."""
+    told = [
+        {**row, "petaflops": flops / 1e15}
+        for row in rows
+        if (flops := figure(row, "flops_causal")) and flops < math.inf
+    ]
+    raw, val = smoothed(_points(told, "loss", "petaflops")), _points(told, "val_loss", "petaflops")
+    series = [Series("train, running mean", raw, 0), *([Series("validation", val, 1, has_dots=True)] if val else [])]
+    return Chart("Loss against compute", "10^15 FLOPs", series, show=lambda value: words.fixed(value, 2)).svg()
 
 
 def _late(raw: Sequence[Point], means: Sequence[Point], val: Sequence[Point]) -> Chart | None:

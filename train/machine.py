@@ -24,7 +24,7 @@ def device_name(device: str) -> str:
 
 
 def _measured(device: str, precision: Precision, seconds: float = 0.5) -> float:
-    """FLOP/s of the best of many square matmuls: a lower bound of the peak that is honest about this machine. Large ones
+    """FLOP/s of the best of many square matmuls: a lower bound of the peak, honest about this machine. Large ones
     to reach a GPU's, small ones to fit between what else runs on a CPU."""
     dtype = torch.float32 if precision == Precision.fp32 else torch.bfloat16
     operands = [

@@ -283,12 +283,17 @@ def summary_rows(plan: Plan) -> dict[str, str]:
         "machine": f"{plan.cluster}: {machine.n_devices} x {machine.device}, "
                    f"{machine.peak_flops_per_second / 1e12:.3g} TFLOP/s ({machine.peak_source})",
         "time": f"{duration(plan.seconds)} at an MFU of {plan.expected_mfu:.0%} ({plan.mfu_is}), "
-                f"{plan.device_hours:.3g} device-hours",
+                f"{counted(plan.device_hours)} device-hours",
         "cost": cost,
     }  # fmt: skip
     if plan.energy_kwh is not None:
-        rows["energy"] = f"{plan.energy_kwh:,.3g} kWh at most, of the GPUs alone"
+        rows["energy"] = f"{counted(plan.energy_kwh)} kWh at most, of the GPUs alone"
     return rows
+
+
+def counted(value: float) -> str:
+    """Three digits at the least, and all of those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def size(n_bytes: int) -> str:

@@ -15,7 +15,7 @@ from launch.expected import expected
 from launch.look_config import ReportConfig
 from launch.report import made as page_of
 from launch.report import report
-from launch.report_charts import layers
+from launch.report_charts import layers, learning
 from launch.run_view import RunView
 from launch.runs import Runs
 from launch.verdicts import compared, verdicts
@@ -221,6 +221,12 @@ def test_a_prediction_for_other_devices_is_named_and_not_compared(runs: Path):
     page = checked(page_of(view_of(runs, "done")))
     assert "the predicted step, by part" in page
     assert "matrix products" in page
+
+
+def test_loss_is_drawn_against_compute_where_rows_tell_it():
+    told, untold = ([step_row(step, **facts) for step in range(1, 9)] for facts in ({"flops_causal": 10**16}, {}))
+    titles = [[name for svg, name in learning(rows, []) if svg] for rows in (told, untold)]
+    assert [any("compute" in name for name in names) for names in titles] == [True, False]
 
 
 def test_layers_are_drawn_in_the_order_of_the_network():
