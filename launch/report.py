@@ -138,9 +138,17 @@ def _plan(view: RunView, rows: Sequence[Row], planned: Expected, plan: Mapping[s
     price = plan.get("price")
     rule = f"price: {price.get('rule')}, {price.get('date')}" if isinstance(price, dict) else ""
     how = f"its MFU was {planned.how}" if lines else ""
-    note = "; ".join(part for part in (how, rule, planned.remark) if part)
+    masks = "the plan counts attention over whole rows, the run inside documents alone" if _masks(view.path) else ""
+    note = "; ".join(part for part in (how, masks, rule, planned.remark) if part)
     table_of_all = table(["", "planned", "came", "ratio"], lines)
     return table_of_all + (f"<p class='note'>{shown(note)}</p>" if lines else "") + _parts(planned)
+
+
+def _masks(run: Path) -> bool:
+    try:
+        return config_of(run).data.mask_documents
+    except (DataError, ConfigError):
+        return False
 
 
 def _parts(planned: Expected) -> str:

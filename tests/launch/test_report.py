@@ -223,6 +223,15 @@ def test_a_prediction_for_other_devices_is_named_and_not_compared(runs: Path):
     assert "matrix products" in page
 
 
+def test_a_plan_that_counts_more_attention_than_the_run_is_told_of(runs: Path):
+    said = "the plan counts attention over whole rows, the run inside documents alone"
+    assert said not in page_of(view_of(runs, "done"))
+    held = (runs / "done/config.yaml").read_text()
+    assert "mask_documents: false" in held
+    (runs / "done/config.yaml").write_text(held.replace("mask_documents: false", "mask_documents: true"))
+    assert said in page_of(view_of(runs, "done"))
+
+
 def test_loss_is_drawn_against_compute_where_rows_tell_it():
     told, untold = ([step_row(step, **facts) for step in range(1, 9)] for facts in ({"flops_causal": 10**16}, {}))
     titles = [[name for svg, name in learning(rows, []) if svg] for rows in (told, untold)]
