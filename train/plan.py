@@ -9,7 +9,7 @@ from typing import Any
 from model.arithmetic import activation_bytes, count_parameters, flops_per_token, logit_bytes, state_bytes
 from model.config import ModelConfig
 from train.batch import BatchPlan
-from train.config import TrainConfig
+from train.config import ClusterConfig, TrainConfig
 from train.optimizer_config import OptimizerKind
 from train.parallel_config import AttentionKernel, ParallelConfig, Precision
 
@@ -158,8 +158,14 @@ def make_plan(
         device_hours=device_hours,
         energy_kwh=None if watts is None else device_hours * watts / 1000,
         cost_usd=None if usd is None else usd * device_hours,
-        price={"usd_per_device_hour": usd, "rule": config.cluster.price_rule, "date": config.cluster.price_date},
+        price={"usd_per_device_hour": usd, "rule": _rule(config.cluster), "date": config.cluster.price_date},
     )
+
+
+def _rule(cluster: ClusterConfig) -> str:
+    """Of a price without a rule, that it has none: the default speaks of the price."""
+    is_silent = cluster.usd_per_device_hour is not None and cluster.price_rule == ClusterConfig.price_rule
+    return "cluster.price_rule is not given" if is_silent else cluster.price_rule
 
 
 RESERVE_BYTES = 2 * 2**30

@@ -51,6 +51,24 @@ def test_large_figures_are_written_out():
     assert f"{int(float(rows['energy'].split(' ')[0].replace(',', ''))):,} kWh" in rows["energy"]
 
 
+def test_a_price_without_a_rule_is_not_called_no_price():
+    priced = ("cluster.usd_per_device_hour=2.0", "cluster.price_date=2026-11-20")
+    assert "USD (cluster.price_rule is not given, 2026-11-20)" in summary_rows(plan_of(*priced))["cost"]
+    assert "USD (spot, 2026-11-20)" in summary_rows(plan_of(*priced, "cluster.price_rule=spot"))["cost"]
+    assert summary_rows(plan_of())["cost"] == "no price given"
+
+
+def test_a_plan_says_that_masked_documents_make_its_count_too_high(capsys: pytest.CaptureFixture[str]):
+    for masked in (True, False):
+        plan(
+            compose(
+                App("launch_plan", PlanConfig, OPTIONS),
+                [*H100, "parallel.precision=bf16", f"data.mask_documents={str(masked).lower()}"],
+            )
+        )
+        assert ("a run counts inside documents alone" in capsys.readouterr().out) == masked
+
+
 def test_time_is_predicted_where_the_cluster_is_described_and_assumed_elsewhere():
     predicted = plan_of("model=llama_1b", "parallel.precision=bf16")
     assert predicted.mfu_is == "predicted"
