@@ -37,6 +37,7 @@ TABS = {"timeseries": (1280, 900), "custom_scalars": (1280, 1260), "hparams": (1
 DARK = "--blink-settings=preferredColorScheme=0"
 COST = ("cluster.usd_per_device_hour=2.5", "cluster.price_rule=an example", "cluster.price_date=2026-11-01")
 SOURCES = "data.sources={stdlib:{folder:data/stdlib,weight:0.7},notes:{folder:data/notes,weight:0.3,max_epochs:20}}"
+SHOWN = ("By source", "How the ranks differ", "By layer", "Memory")
 TERMINAL = (112, 11)
 
 
@@ -67,7 +68,8 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
         browser.shoot("report", page, (1120, 1500))
         browser.shoot("report-dark", page, (1120, 1500), DARK)
         command(work, "launch", "report", "run=mixture", "to=mixture.html")
-        browser.shoot("report-mixture", (work / "mixture.html").as_uri(), (1120, 3600), below=1480)
+        (work / "mixture.html").write_text(only_sections((work / "mixture.html").read_text()))
+        browser.shoot("report-mixture", (work / "mixture.html").as_uri(), (1120, 1430))
     if asked("inspect"):
         command(work, "data_prep", "out=data/stdlib", "stage=inspect", "inspect.page=inspect.html")
         browser.shoot("inspect", (work / "inspect.html").as_uri(), (1120, 1300))
@@ -169,6 +171,18 @@ def tensorboard(work: Path) -> Iterator[str]:
         server.wait()
 
 
+def only_sections(page: str) -> str:
+    """Of a report, those that a run of one source on one rank does not have, or not at its top."""
+    head, *sections = page.split("<section>\n")
+    tail = "</main></body></html>"
+    kept = [
+        section.removesuffix(tail)
+        for section in sections
+        if section.startswith(tuple(map("<h2>{}</h2>".format, SHOWN)))
+    ]
+    return "<section>\n".join([head.split('<div class="tiles">')[0], *kept]) + tail
+
+
 # --- a terminal ------------------------------------------------------------------------------------------------------
 
 
@@ -246,21 +260,20 @@ class Browser:
         if self._program is None:
             sys.exit(f"none of {', '.join(BROWSERS)} is on the PATH")
 
-    def shoot(self, name: str, address: str, size: tuple[int, int], *flags: str, below: int = 0) -> None:
-        """below: so many lines at the top are left out."""
+    def shoot(self, name: str, address: str, size: tuple[int, int], *flags: str) -> None:
         assert self._program is not None
         picture = self._work / f"{name}.png"
         usual = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
         place = (f"--user-data-dir={self._work / 'browser'}", f"--window-size={size[0]},{size[1]}")
         words = [self._program, *usual, *place, *flags, f"--screenshot={picture}", address]
         subprocess.run(words, check=True, capture_output=True, timeout=180)
-        keep(picture, DOCS / f"{name}.png", below)
+        keep(picture, DOCS / f"{name}.png")
 
 
-def keep(picture: Path, target: Path, below: int) -> None:
+def keep(picture: Path, target: Path) -> None:
     """With as many colours as its size allows: text and lines lose nothing by it."""
     with Image.open(picture) as opened:
-        image = opened.convert("RGB").crop((0, below, *opened.size))
+        image = opened.convert("RGB")
     for n_colours in (256, 128, 64, 32):
         image.quantize(n_colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(target, optimize=True)
         if target.stat().st_size < LARGEST_BYTES:

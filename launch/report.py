@@ -62,7 +62,7 @@ def made(view: RunView) -> str:
         ),
         ("By source", figures(charts.sources(rows))),
         ("How fast it was", figures(charts.speed(rows, stories)) + _time(summary)),
-        ("How the ranks differ", figures(charts.ranks(rows))),
+        ("How the ranks differ", figures(charts.ranks(rows)) + _slowest(rows)),
         ("By layer", figures(charts.layers(rows))),
         ("Memory", figures(charts.memory(rows, planned.tensor_bytes))),
         ("What it writes", _samples(view.path / "samples.txt")),
@@ -122,6 +122,12 @@ def _time(summary: Mapping[str, Any]) -> str:
         rows.append([f'<i class="dot {colour}"></i>{shown(name)}', f"{share:.1f} %", words.duration(value * 3600)])
     note = "<p class='note'>Time of all devices, as of the last summary.</p>"
     return f'<div class="bar">{"".join(bar)}</div>{table([], rows)}{note}'
+
+
+def _slowest(rows: Sequence[Row]) -> str:
+    found = [[str(rank), f"{n:,}", words.share(share)] for rank, n, share in charts.slowest_ranks(rows)]
+    note = "<p class='note'>Those that had the longest work of their own most often; alike, they share it evenly.</p>"
+    return table(["rank", "steps as the slowest", "share"], found) + (note if found else "")
 
 
 def _samples(path: Path) -> str:

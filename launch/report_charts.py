@@ -1,6 +1,7 @@
 """The curves of a run's page, from the rows of metrics.jsonl. What a run does not record has no curve."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from train.history import Story
 
 Drawn = list[tuple[str, str]]
 """(SVG, caption)"""
-_MARKS = 60
+_MARKS, _SLOWEST = 60, 8
 
 
 def loss(rows: Sequence[Row], stories: Sequence[Story], summary: Mapping[str, Any]) -> str:
@@ -48,7 +49,7 @@ def learning(rows: Sequence[Row], stories: Sequence[Story]) -> Drawn:
     )
     return [
         (late.svg() if late else "", "Loss from a fifth of the run on"),
-        (_by_compute(rows), "Loss against compute, 10^15 FLOPs of the steps learnt from (causal pairs)"),
+        (_by_compute(rows), "Loss against compute, causal pairs counted"),
         (lr.svg(), "Learning rate"),
         (norm.svg(), "Gradient norm"),
     ]
@@ -56,14 +57,14 @@ def learning(rows: Sequence[Row], stories: Sequence[Story]) -> Drawn:
 
 def _by_compute(rows: Sequence[Row]) -> str:
     """Rows of earlier versions tell no FLOPs."""
-    told = [
-        {**row, "petaflops": flops / 1e15}
-        for row in rows
-        if (flops := figure(row, "flops_causal")) and flops < math.inf
-    ]
-    raw, val = smoothed(_points(told, "loss", "petaflops")), _points(told, "val_loss", "petaflops")
+    most = max((flops for row in rows if (flops := figure(row, "flops_causal")) and flops < math.inf), default=0.0)
+    if not most:
+        return ""
+    power = 3 * int(math.log10(most) // 3)
+    told = [{**row, "compute": flops / 10**power} for row in rows if (flops := figure(row, "flops_causal"))]
+    raw, val = smoothed(_points(told, "loss", "compute")), _points(told, "val_loss", "compute")
     series = [Series("train, running mean", raw, 0), *([Series("validation", val, 1, has_dots=True)] if val else [])]
-    return Chart("Loss against compute", "10^15 FLOPs", series, show=lambda value: words.fixed(value, 2)).svg()
+    return Chart("Loss against compute", f"10^{power} FLOPs", series, show=lambda value: words.fixed(value, 2)).svg()
 
 
 def _late(raw: Sequence[Point], means: Sequence[Point], val: Sequence[Point]) -> Chart | None:
@@ -109,20 +110,13 @@ def ranks(rows: Sequence[Row]) -> Drawn:
     series = [Series(kind, smoothed(_points(rows, f"{kind}_seconds_median", "step")), c) for kind, c in kinds]
     bands = [Band(_between(rows, f"{kind}_seconds_min", f"{kind}_seconds_max"), colour) for kind, colour in kinds]
     chart = Chart("Times of the ranks", "step", series, bands, from_zero=True)
-    slowest = [(float(row["step"]), value) for row in rows if (value := figure(row, "slowest_rank")) is not None]
-    return [
-        (chart.svg(), "Seconds of a step: the median rank, and between the fastest and the slowest"),
-        (_counts(slowest), "How often each rank was the slowest"),
-    ]
+    return [(chart.svg(), "Seconds of a step: the median rank, and between the fastest and the slowest")]
 
 
-def _counts(slowest: Sequence[Point]) -> str:
-    found: dict[int, int] = {}
-    for _, rank in slowest:
-        found[int(rank)] = found.get(int(rank), 0) + 1
-    points = [(float(rank), float(count)) for rank, count in sorted(found.items())]
-    chart = Chart("Slowest rank", "rank", [Series("steps", points, 1, has_dots=True)], from_zero=True)
-    return chart.svg() if len(points) > 1 else ""
+def slowest_ranks(rows: Sequence[Row]) -> list[tuple[int, int, float]]:
+    """(rank, steps in which it was the slowest, their share), of those that were it most often."""
+    found = Counter(int(rank) for row in rows if (rank := figure(row, "slowest_rank")) is not None and rank >= 0)
+    return [(rank, n, n / found.total()) for rank, n in found.most_common(_SLOWEST)]
 
 
 def memory(rows: Sequence[Row], planned_bytes: float | None) -> Drawn:

@@ -15,7 +15,7 @@ from launch.expected import expected
 from launch.look_config import ReportConfig
 from launch.report import made as page_of
 from launch.report import report
-from launch.report_charts import layers, learning
+from launch.report_charts import layers, learning, slowest_ranks
 from launch.run_view import RunView
 from launch.runs import Runs
 from launch.verdicts import compared, verdicts
@@ -221,6 +221,12 @@ def test_a_prediction_for_other_devices_is_named_and_not_compared(runs: Path):
     page = checked(page_of(view_of(runs, "done")))
     assert "the predicted step, by part" in page
     assert "matrix products" in page
+
+
+def test_the_ranks_that_were_slowest_most_often_are_told():
+    rows = [step_row(step, slowest_rank=rank) for step, rank in enumerate((3, 3, 0, 3), start=1)]
+    assert slowest_ranks([*rows, step_row(5, slowest_rank=float("nan"))]) == [(3, 3, 0.75), (0, 1, 0.25)]
+    assert slowest_ranks([step_row(1)]) == []
 
 
 def test_a_plan_that_counts_more_attention_than_the_run_is_told_of(runs: Path):
