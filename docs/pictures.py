@@ -1,6 +1,6 @@
 """Takes the pictures of docs/ anew, each of the real thing in a real browser.
 
-    python docs/pictures.py             # in a temporary folder; about five minutes on two cores
+    python docs/pictures.py             # in a temporary folder; five to ten minutes on two cores
     python docs/pictures.py build/      # what is there already (data, runs) is used again
     python docs/pictures.py build/ tensorboard    # only those whose names begin so
 
@@ -69,7 +69,7 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
         browser.shoot("report-dark", page, (1120, 1500), DARK)
         command(work, "launch", "report", "run=mixture", "to=mixture.html")
         (work / "mixture.html").write_text(only_sections((work / "mixture.html").read_text()))
-        browser.shoot("report-mixture", (work / "mixture.html").as_uri(), (1120, 1430))
+        browser.shoot("report-mixture", (work / "mixture.html").as_uri(), (1120, 1820))
     if asked("inspect"):
         command(work, "data_prep", "out=data/stdlib", "stage=inspect", "inspect.page=inspect.html")
         browser.shoot("inspect", (work / "inspect.html").as_uri(), (1120, 1300))
