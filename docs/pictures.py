@@ -1,12 +1,13 @@
 """Takes the pictures of docs/ anew, each of the real thing in a real browser.
 
-    python docs/pictures.py             # in a temporary folder; about five minutes on two cores
+    python docs/pictures.py             # in a temporary folder; five to ten minutes on two cores
     python docs/pictures.py build/      # what is there already (data, runs) is used again
     python docs/pictures.py build/ tensorboard    # only those whose names begin so
 
 In: this checkout, a Chromium on the PATH. Text becomes shards, small runs are trained: one that is killed and goes on,
-one on two ranks, one that is lost, one that goes on while the picture of `launch watch` is taken. Then TensorBoard, the
-report, the dataset's page and the terminal are shown to the browser, on loopback only. Out: docs/*.png.
+one of two sources on two ranks, one that is lost, one that goes on while the picture of `launch watch` is taken. Then
+TensorBoard, the reports, the dataset's page and the terminal are shown to the browser, on loopback only. Out:
+docs/*.png.
 """
 
 import contextlib
@@ -32,10 +33,12 @@ DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 LARGEST_BYTES = 250_000
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-TABS = {"timeseries": (1280, 900), "custom_scalars": (1280, 900), "hparams": (1280, 520), "text": (1280, 700)}
+TABS = {"timeseries": (1280, 900), "custom_scalars": (1280, 1260), "hparams": (1700, 420), "text": (1280, 900)}
 DARK = "--blink-settings=preferredColorScheme=0"
-COST = ("cluster.usd_per_device_hour=0.08", "cluster.price_rule=as rented", "cluster.price_date=2026-11-01")
-TERMINAL = (112, 12)
+COST = ("cluster.usd_per_device_hour=2.5", "cluster.price_rule=an example", "cluster.price_date=2026-11-01")
+SOURCES = "data.sources={stdlib:{folder:data/stdlib,weight:0.7},notes:{folder:data/notes,weight:0.3,max_epochs:20}}"
+SHOWN = ("By source", "How the ranks differ", "By layer", "Memory")
+TERMINAL = (112, 11)
 
 
 def main() -> None:
@@ -64,6 +67,9 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
         page = (work / "report.html").as_uri()
         browser.shoot("report", page, (1120, 1500))
         browser.shoot("report-dark", page, (1120, 1500), DARK)
+        command(work, "launch", "report", "run=mixture", "to=mixture.html")
+        (work / "mixture.html").write_text(only_sections((work / "mixture.html").read_text()))
+        browser.shoot("report-mixture", (work / "mixture.html").as_uri(), (1120, 1820))
     if asked("inspect"):
         command(work, "data_prep", "out=data/stdlib", "stage=inspect", "inspect.page=inspect.html")
         browser.shoot("inspect", (work / "inspect.html").as_uri(), (1120, 1300))
@@ -71,7 +77,9 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
     if tabs:
         with tensorboard(work) as address:
             for tab, size in tabs.items():
-                browser.shoot(f"tensorboard-{tab}", f"{address}/#{tab}", size, "--virtual-time-budget=25000")
+                browser.shoot(
+                    f"tensorboard-{tab}", f"{address}/?forceSVG=true#{tab}", size, "--virtual-time-budget=25000"
+                )
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------
@@ -80,21 +88,26 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
 def runs(work: Path) -> None:
     if not (work / "data/stdlib/manifest.json").exists():
         command(work, "data_prep", "source=python_stdlib", "out=data/stdlib")
+    if not (work / "data/notes/manifest.json").exists():
+        texts = f"source.paths=[{ROOT}/*.md,{ROOT}/docs/*.md]"
+        model = f"tokenizer.model={work}/data/stdlib/tokenizer.model"
+        command(work, "data_prep", "source=text", texts, "out=data/notes", "val_fraction=0.43", model)
     if not (work / "runs/hello/summary.json").exists():
-        with training(work, "hello", "total_tokens=1_024_000"):
+        with training(work, "hello", "total_tokens=614_400"):
             wait_for_step(work / "runs/hello", 130)
     if '"status": "finished"' not in (work / "runs/hello/summary.json").read_text():
-        command(work, *words_of("hello", "total_tokens=1_024_000"))
-    if not (work / "runs/two-ranks").exists():
-        two = ("--standalone", "--nproc-per-node", "2", "-m", *words_of("two-ranks", "batch.micro_batch_size=2"))
-        command(work, "torch.distributed.run", *two, "total_tokens=204_800")
+        command(work, *words_of("hello", "total_tokens=614_400"))
+    if not (work / "runs/mixture").exists():
+        two = ("--standalone", "--nproc-per-node", "2", "-m", *words_of("mixture", "batch.micro_batch_size=2"))
+        command(work, "torch.distributed.run", *two, "total_tokens=204_800", "data.folder=null", SOURCES)
     if not (work / "runs/killed").exists():
-        with training(work, "killed"):
+        with training(work, "killed", "optimizer.peak_lr=0.006"):
             wait_for_step(work / "runs/killed", 60)
 
 
 def words_of(name: str, *words: str) -> tuple[str, ...]:
     often = ("checkpoint.every_steps=50", "evaluation.every_steps=25", "evaluation.max_sequences=64")
+    often += ("sample.every_steps=100", "log.every_steps=5")
     return ("train", "experiment=debug", f"run.name={name}", *COST, *often, *words)
 
 
@@ -156,6 +169,18 @@ def tensorboard(work: Path) -> Iterator[str]:
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
+
+
+def only_sections(page: str) -> str:
+    """Of a report, those that a run of one source on one rank does not have, or not at its top."""
+    head, *sections = page.split("<section>\n")
+    tail = "</main></body></html>"
+    kept = [
+        section.removesuffix(tail)
+        for section in sections
+        if section.startswith(tuple(map("<h2>{}</h2>".format, SHOWN)))
+    ]
+    return "<section>\n".join([head.split('<div class="tiles">')[0], *kept]) + tail
 
 
 # --- a terminal ------------------------------------------------------------------------------------------------------

@@ -46,10 +46,17 @@ class Column:
 
 
 def frame(
-    views: Sequence[RunView], width: int, height: int, now: float, folder: str, problem: str | None
+    views: Sequence[RunView],
+    width: int,
+    height: int,
+    now: float,
+    folder: str,
+    problem: str | None,
+    *,
+    keys: str = "  q ends",
 ) -> list[Line]:
-    """problem: what is wrong with the queue, if it is."""
-    title = _title(views, width, now, folder)
+    """problem: what is wrong with the queue, if it is. keys: those that do something; none where it is printed once."""
+    title = _title(views, width, now, folder, keys)
     if not views:
         return [title, [("", PLAIN)], [(words.cut(f"no runs in {folder} yet", width), DIM)]][:height]
     columns = _columns(width)
@@ -70,7 +77,7 @@ def frame(
     return [_within(line, width) for line in lines[: max(1, height)]]
 
 
-def _title(views: Sequence[RunView], width: int, now: float, folder: str) -> Line:
+def _title(views: Sequence[RunView], width: int, now: float, folder: str, keys: str) -> Line:
     alive = sum(view.state in ALIVE for view in views)
     troubled = sum(view.needs_a_person for view in views)
     spent = sum(view.cost_usd or 0.0 for view in views)
@@ -78,7 +85,6 @@ def _title(views: Sequence[RunView], width: int, now: float, folder: str) -> Lin
     cost = f", {words.usd(spent)} in all" if spent else ""
     clock = time.strftime("%H:%M:%S", time.localtime(now))
     alarm = f" {troubled} {'needs' if troubled == 1 else 'need'} you " if troubled else ""
-    keys = "  q ends"
     room = width - words.width(alarm) - len(clock) - len(keys) - 2
     text = words.cut(f"{told}{cost}", max(0, room - 1))
     gap = " " * max(1, room - words.width(text))

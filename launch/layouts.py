@@ -21,6 +21,7 @@ MOST_SHOWN = 10
 MOST_CHANGES = 6
 CHUNK_TOKENS = 4096
 POWERS = [2**power for power in range(8)]
+MICRO_BATCHES = [*range(1, 9), 12, 16, 32, 64, 128]
 ROOM = 0.03
 """share of a device's memory that a layout has to leave free to be searched for: fragments and rows of many documents
 take what no plan counts"""
@@ -119,13 +120,15 @@ def _left_out(config: TrainConfig, machine: Machine) -> list[str]:
             break
     rows, dp = config.batch.global_batch_size, machine.n_devices
     if rows % dp:
-        found.append(f"dp {dp}: batch.global_batch_size={rows} does not divide by it; nearest {_nearest(rows, dp)}")
+        nearest = _listed(_around(rows, dp), "and")
+        found.append(f"dp {dp}: batch.global_batch_size={rows} does not divide by it; nearest {nearest}")
     return found
 
 
-def _nearest(value: int, factor: int) -> str:
+def _around(value: int, factor: int) -> list[int]:
+    """The nearest multiples."""
     below = value // factor * factor
-    return f"{below} and {below + factor}" if below else str(factor)
+    return [below, below + factor] if below else [factor]
 
 
 def _has_room(change: Change) -> bool:
@@ -135,13 +138,12 @@ def _has_room(change: Change) -> bool:
 
 def _layouts(config: TrainConfig, machine: Machine) -> Iterator[list[tuple[str, Any]]]:
     """Tensor and sequence parallelism within a node, every ZeRO stage, micro-batch and policy of recomputation."""
-    in_node = min(machine.n_devices, config.cluster.gpus_per_node or machine.n_devices)
-    for tp, sp in product(POWERS, POWERS):
-        if tp * sp > in_node or machine.n_devices % (tp * sp):
+    for tp, sp in _shared_rows(config, machine):
+        rows, rest = divmod(config.batch.global_batch_size, machine.n_devices // (tp * sp))
+        if rest:
             continue
-        rows = config.batch.global_batch_size // (machine.n_devices // (tp * sp))
-        for micro, stage, policy in product(POWERS, (1, 2, 3), Recompute):
-            if rows and rows % micro == 0:
+        for micro, stage, policy in product(MICRO_BATCHES, (1, 2, 3), Recompute):
+            if rows % micro == 0:
                 yield [
                     ("parallel.tp_size", tp),
                     ("parallel.sp_size", sp),
@@ -149,6 +151,43 @@ def _layouts(config: TrainConfig, machine: Machine) -> Iterator[list[tuple[str, 
                     ("batch.micro_batch_size", micro),
                     ("parallel.activation_checkpointing", policy),
                 ]
+
+
+def _shared_rows(config: TrainConfig, machine: Machine) -> Iterator[tuple[int, int]]:
+    """(tp, sp) that use a node up, or a whole part of it, and into which the network can be cut."""
+    in_node = min(machine.n_devices, config.cluster.gpus_per_node or machine.n_devices)
+    sizes = [size for size in range(1, POWERS[-1] + 1) if in_node % size == 0]
+    for tp, sp in product(sizes, sizes):
+        if in_node % (tp * sp) or machine.n_devices % (tp * sp):
+            continue
+        if not layout_problems(_with(_with(config, "parallel.sp_size", sp), "parallel.tp_size", tp)):
+            yield tp, sp
+
+
+def why_none(config: TrainConfig, machine: Machine) -> str:
+    """What is in the way of every layout on these devices."""
+    alone = _with(_with(config, "parallel.sp_size", 1), "parallel.tp_size", 1)
+    shared = list(_shared_rows(config, machine))
+    if not shared:
+        return "; ".join(layout_problems(alone)) or f"the network cannot be cut for {machine.n_devices} devices"
+    rows, n_devices = config.batch.global_batch_size, machine.n_devices
+    ranks = sorted({n_devices // (tp * sp) for tp, sp in shared})
+    if all(rows % dp for dp in ranks):
+        fewer = max(n for n in range(1, n_devices + 1) if rows % n == 0)
+        return (
+            f"batch.global_batch_size={rows} does not divide by {_listed(ranks)}, the numbers of data-parallel ranks "
+            f"that {n_devices} devices can have; batch.global_batch_size={_listed(_around(rows, ranks[-1]))} does, or "
+            f"cluster.n_devices={fewer}"
+        )
+    try:
+        predict(_with(alone, "batch.micro_batch_size", 1), machine)
+    except (ConfigError, BatchError) as error:
+        return "; ".join(error.problems) if isinstance(error, ConfigError) else str(error)
+    return "; ".join(config.parallel.problems()) or "each breaks a rule of its own"
+
+
+def _listed(numbers: list[int], last: str = "or") -> str:
+    return ", ".join(map(str, numbers[:-1])) + (f" {last} " if len(numbers) > 1 else "") + str(numbers[-1])
 
 
 def _tried(config: TrainConfig, machine: Machine, keys: list[tuple[str, Any]]) -> Change | None:

@@ -20,6 +20,7 @@ _MORE_STYLE = """
 .state.good { color: var(--c2); border-color: var(--c2) } .state.bad { color: #fff; background: var(--warn) }
 @media (prefers-color-scheme: dark) { .state.bad { color: #141517 } }
 .tiles { grid-template-columns: repeat(auto-fit, minmax(126px, 1fr)) }
+.two.alone { max-width: 540px }
 td.left { max-width: 46em } figcaption { margin: 2px 0 12px } pre.tall { max-height: 520px }
 """
 
@@ -73,7 +74,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int
 def figures(drawn: Sequence[tuple[str, str]]) -> str:
     """(SVG, caption), two beside each other; those without a drawing are left out."""
     found = [figure_of(svg, caption) for svg, caption in drawn if svg]
-    return f'<div class="two">{"".join(found)}</div>' if found else ""
+    alone = " alone" if len(found) == 1 else ""
+    return f'<div class="two{alone}">{"".join(found)}</div>' if found else ""
 
 
 def figure_of(svg: str, caption: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conf.errors import ConfigError
 from data_prep.manifest import Manifest
-from launch.layouts import ROOM, fastest, smallest_changes
+from launch.layouts import ROOM, fastest, smallest_changes, why_none
 from launch.machine import find_machine
 from launch.performance.reproduce import reproduce
 from launch.plan_config import PlanConfig
@@ -52,6 +52,8 @@ def _search_table(config: TrainConfig) -> str:
     if hardware_for(config, machine) is None:
         raise ConfigError([f"search=true compares predicted times, and this cluster's cannot be: {HOW_TO_DESCRIBE}"])
     found = fastest(config, machine)
+    if not found.n_tried:
+        raise ConfigError([f"no layout on {machine.n_devices} devices can exist: {why_none(config, machine)}"])
     if not found.best:
         room = "unknown" if machine.memory_bytes is None else f"{machine.memory_bytes / GIB:.1f} GiB"
         raise ConfigError(

@@ -112,7 +112,9 @@ def _speed(found: Prediction) -> str:
     made = found.plan
     speed = made.tokens_per_step / found.step.total
     each = f" ({speed / made.machine.n_devices:,.0f} a GPU)" if made.machine.n_devices > 1 else ""
-    return f"{speed:,.0f} tokens/s{each}, MFU {made.expected_mfu:.1%} (causal count)"
+    masked = found.config.data.mask_documents
+    count = "causal count of whole rows; a run counts inside documents alone" if masked else "causal count"
+    return f"{speed:,.0f} tokens/s{each}, MFU {made.expected_mfu:.1%} ({count})"
 
 
 def _sureness(found: Prediction) -> str:

@@ -21,8 +21,10 @@ from launch import report_charts as charts
 from launch import words
 from launch.again import differences
 from launch.event_words import words as event_words
+from launch.expected import Expected, expected
 from launch.look_config import ReportConfig
 from launch.page import details, figure_of, figures, page, pre, table, tiles
+from launch.plan_table import STEP_PARTS
 from launch.rows import Row, all_rows, figure
 from launch.run_view import ALIVE, RunView, State
 from launch.runs import Runs
@@ -48,9 +50,10 @@ def made(view: RunView) -> str:
     """The page."""
     rows = all_rows(view.path / "metrics.jsonl")
     stories, events = stories_of(view), read_events(view.path)
-    plan, summary = (_json(view.path / name) for name in ("plan.json", "summary.json"))
+    plan, prediction, summary = (_json(view.path / f"{name}.json") for name in ("plan", "prediction", "summary"))
+    planned = expected(plan, prediction)
     incidents = [event for event in events if event["event"] not in USUAL]
-    found = verdicts(view, stories, rows, plan, summary, len(incidents))
+    found = verdicts(view, stories, rows, planned, summary, len(incidents))
     sections = [
         (
             "How it learnt",
@@ -59,11 +62,11 @@ def made(view: RunView) -> str:
         ),
         ("By source", figures(charts.sources(rows))),
         ("How fast it was", figures(charts.speed(rows, stories)) + _time(summary)),
-        ("How the ranks differ", figures(charts.ranks(rows))),
+        ("How the ranks differ", figures(charts.ranks(rows)) + _slowest(rows)),
         ("By layer", figures(charts.layers(rows))),
-        ("Memory", figures(charts.memory(rows, plan))),
+        ("Memory", figures(charts.memory(rows, planned.tensor_bytes))),
         ("What it writes", _samples(view.path / "samples.txt")),
-        ("The plan, and what came", _plan(view, rows, plan)),
+        ("The plan, and what came", _plan(view, rows, planned, plan)),
         ("Attempts", _attempts(stories)),
         ("Incidents", _incidents(incidents)),
         ("Configuration", _configuration(view.path)),
@@ -121,22 +124,47 @@ def _time(summary: Mapping[str, Any]) -> str:
     return f'<div class="bar">{"".join(bar)}</div>{table([], rows)}{note}'
 
 
+def _slowest(rows: Sequence[Row]) -> str:
+    found = [[str(rank), f"{n:,}", words.share(share)] for rank, n, share in charts.slowest_ranks(rows)]
+    note = "<p class='note'>Those that had the longest work of their own most often; alike, they share it evenly.</p>"
+    return table(["rank", "steps as the slowest", "share"], found) + (note if found else "")
+
+
 def _samples(path: Path) -> str:
     text = _text(path, _SAMPLES_BYTES)
     parts = [part.strip("\n") for part in text.split("\n----\n")] if text.strip() else []
     return "".join(pre(part, "tall") for part in parts[:12])
 
 
-def _plan(view: RunView, rows: Sequence[Row], plan: Mapping[str, Any]) -> str:
+def _plan(view: RunView, rows: Sequence[Row], planned: Expected, plan: Mapping[str, Any]) -> str:
     def cell(ratio: float | None) -> str:
         return "-" if ratio is None else f"{ratio:.2f} x"
 
-    lines = [[shown(one.name), one.planned, one.came, cell(one.ratio)] for one in compared(view, rows, plan)]
+    lines = [[shown(one.name), one.planned, one.came, cell(one.ratio)] for one in compared(view, rows, planned)]
     price = plan.get("price")
     rule = f"price: {price.get('rule')}, {price.get('date')}" if isinstance(price, dict) else ""
-    how = f"its MFU was {plan.get('mfu_is')}" if plan.get("mfu_is") else ""
-    note = "; ".join(part for part in (how, rule) if part)
-    return table(["", "planned", "came", "ratio"], lines) + (f"<p class='note'>{shown(note)}</p>" if lines else "")
+    how = f"its MFU was {planned.how}" if lines else ""
+    masks = "the plan counts attention over whole rows, the run inside documents alone" if _masks(view.path) else ""
+    note = "; ".join(part for part in (how, masks, rule, planned.remark) if part)
+    table_of_all = table(["", "planned", "came", "ratio"], lines)
+    return table_of_all + (f"<p class='note'>{shown(note)}</p>" if lines else "") + _parts(planned)
+
+
+def _masks(run: Path) -> bool:
+    try:
+        return config_of(run).data.mask_documents
+    except (DataError, ConfigError):
+        return False
+
+
+def _parts(planned: Expected) -> str:
+    """Of the predicted step; nothing measures them one by one."""
+    total = sum(planned.step_parts.values())
+    rows = [
+        [shown(STEP_PARTS.get(name, name)), f"{seconds:.3g} s", f"{seconds / total:.0%}"]
+        for name, seconds in planned.step_parts.items()
+    ]
+    return details("the predicted step, by part", table([], rows)) if rows else ""
 
 
 def _attempts(stories: Sequence[Story]) -> str:

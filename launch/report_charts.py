@@ -1,6 +1,7 @@
 """The curves of a run's page, from the rows of metrics.jsonl. What a run does not record has no curve."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from train.history import Story
 
 Drawn = list[tuple[str, str]]
 """(SVG, caption)"""
-_MARKS = 60
+_MARKS, _SLOWEST = 60, 8
 
 
 def loss(rows: Sequence[Row], stories: Sequence[Story], summary: Mapping[str, Any]) -> str:
@@ -48,9 +49,22 @@ def learning(rows: Sequence[Row], stories: Sequence[Story]) -> Drawn:
     )
     return [
         (late.svg() if late else "", "Loss from a fifth of the run on"),
+        (_by_compute(rows), "Loss against compute, causal pairs counted"),
         (lr.svg(), "Learning rate"),
         (norm.svg(), "Gradient norm"),
     ]
+
+
+def _by_compute(rows: Sequence[Row]) -> str:
+    """Rows of earlier versions tell no FLOPs."""
+    most = max((flops for row in rows if (flops := figure(row, "flops_causal")) and flops < math.inf), default=0.0)
+    if not most:
+        return ""
+    power = 3 * int(math.log10(most) // 3)
+    told = [{**row, "compute": flops / 10**power} for row in rows if (flops := figure(row, "flops_causal"))]
+    raw, val = smoothed(_points(told, "loss", "compute")), _points(told, "val_loss", "compute")
+    series = [Series("train, running mean", raw, 0), *([Series("validation", val, 1, has_dots=True)] if val else [])]
+    return Chart("Loss against compute", f"10^{power} FLOPs", series, show=lambda value: words.fixed(value, 2)).svg()
 
 
 def _late(raw: Sequence[Point], means: Sequence[Point], val: Sequence[Point]) -> Chart | None:
@@ -96,27 +110,20 @@ def ranks(rows: Sequence[Row]) -> Drawn:
     series = [Series(kind, smoothed(_points(rows, f"{kind}_seconds_median", "step")), c) for kind, c in kinds]
     bands = [Band(_between(rows, f"{kind}_seconds_min", f"{kind}_seconds_max"), colour) for kind, colour in kinds]
     chart = Chart("Times of the ranks", "step", series, bands, from_zero=True)
-    slowest = [(float(row["step"]), value) for row in rows if (value := figure(row, "slowest_rank")) is not None]
-    return [
-        (chart.svg(), "Seconds of a step: the median rank, and between the fastest and the slowest"),
-        (_counts(slowest), "How often each rank was the slowest"),
-    ]
+    return [(chart.svg(), "Seconds of a step: the median rank, and between the fastest and the slowest")]
 
 
-def _counts(slowest: Sequence[Point]) -> str:
-    found: dict[int, int] = {}
-    for _, rank in slowest:
-        found[int(rank)] = found.get(int(rank), 0) + 1
-    points = [(float(rank), float(count)) for rank, count in sorted(found.items())]
-    chart = Chart("Slowest rank", "rank", [Series("steps", points, 1, has_dots=True)], from_zero=True)
-    return chart.svg() if len(points) > 1 else ""
+def slowest_ranks(rows: Sequence[Row]) -> list[tuple[int, int, float]]:
+    """(rank, steps in which it was the slowest, their share), of those that were it most often."""
+    found = Counter(int(rank) for row in rows if (rank := figure(row, "slowest_rank")) is not None and rank >= 0)
+    return [(rank, n, n / found.total()) for rank, n in found.most_common(_SLOWEST)]
 
 
-def memory(rows: Sequence[Row], plan: Mapping[str, Any]) -> Drawn:
+def memory(rows: Sequence[Row], planned_bytes: float | None) -> Drawn:
+    """planned_bytes: of what the device's curve is of."""
     used, host = _points(rows, "memory_gib", "step"), _points(rows, "host_memory_gib", "step")
-    planned = figure(dict(plan), "memory_total")
     series = ([Series("device", used, 4)] if used else []) + ([Series("host", host, 5)] if host else [])
-    levels = [("planned", planned / 2**30)] if used and planned else []
+    levels = [("planned", planned_bytes / 2**30)] if used and planned_bytes else []
     chart = Chart("Memory", "step", series, levels=levels, from_zero=True)
     return [(chart.svg() if series else "", "GiB at most, on the rank that used most")]
 
@@ -136,7 +143,7 @@ def layers(rows: Sequence[Row]) -> Drawn:
 
 
 def _by_name(rows: Sequence[Row], key: str, *, faint: bool, is_log: bool = False) -> str:
-    """A line for each name in a mapping that rows may have; the first eight have colours of their own."""
+    """A line for each name in a mapping that rows may have, in its order; the first eight have colours of their own."""
     found: dict[str, list[Point]] = {}
     for row in rows:
         held: dict[str, Any] = row[key] if isinstance(row.get(key), dict) else {}
@@ -145,7 +152,7 @@ def _by_name(rows: Sequence[Row], key: str, *, faint: bool, is_log: bool = False
                 found.setdefault(str(name), []).append((float(row["tokens_seen"]), value))
     series = [
         Series(name, smoothed(points) if faint else points, i % 8, has_dots=not faint)
-        for i, (name, points) in enumerate(sorted(found.items()))
+        for i, (name, points) in enumerate(found.items())
     ]
     return Chart(key, "tokens seen", series, is_log=is_log).svg() if series else ""
 

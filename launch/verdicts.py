@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launch import words
+from launch.expected import Expected
 from launch.rows import Row, figure
 from launch.run_view import RunView, State
 from train.history import Story
@@ -37,7 +38,7 @@ def verdicts(
     view: RunView,
     stories: Sequence[Story],
     rows: Sequence[Row],
-    plan: Mapping[str, Any],
+    plan: Expected,
     summary: Mapping[str, Any],
     n_incidents: int,
 ) -> list[Verdict]:
@@ -90,11 +91,10 @@ def _baselines(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(name, value) for key, name in named.items() if (value := figure(held, key)) is not None]
 
 
-def _against_plan(view: RunView, rows: Sequence[Row], plan: Mapping[str, Any]) -> Iterator[Verdict]:
+def _against_plan(view: RunView, rows: Sequence[Row], plan: Expected) -> Iterator[Verdict]:
     steps = [one for one in compared(view, rows, plan) if one.name == "time of a step" and one.ratio]
-    is_predicted = plan.get("mfu_is") == "predicted"
-    how = "predicted" if is_predicted else "assumed"
-    late: Judgement = "bad" if is_predicted else "neutral"
+    how = plan.how
+    late: Judgement = "bad" if how == "predicted" else "neutral"
     for one in steps:
         ratio = one.ratio or 1.0
         if ratio > _CLOSE:
@@ -130,21 +130,16 @@ def _steadiness(rows: Sequence[Row], n_incidents: int) -> Iterator[Verdict]:
         yield Verdict("neutral", f"{n_incidents} incident{'s' * (n_incidents > 1)}, told of in a table below")
 
 
-def compared(view: RunView, rows: Sequence[Row], plan: Mapping[str, Any]) -> list[Compared]:
+def compared(view: RunView, rows: Sequence[Row], plan: Expected) -> list[Compared]:
     """Only of what both sides know."""
     steps = [row for row in rows if "loss" in row]
-    total, seconds = figure(dict(plan), "total_steps"), figure(dict(plan), "seconds")
     done = view.done or 0.0
-    pace = seconds / total if seconds and total else None
-    per_step = figure(dict(plan), "tokens_per_step")
-    facts = dict(plan)
-    hours, usd = _times(figure(facts, "device_hours"), done), _times(figure(facts, "cost_usd"), done)
-    rate = per_step / pace if per_step and pace else None
+    hours, usd = _times(plan.device_hours, done), _times(plan.cost_usd, done)
     found = [
-        _one("time of a step", pace, _median(steps, "seconds"), lambda value: f"{value:.3g} s"),
-        _one("tokens per second", rate, _median(steps, "tokens_per_second"), words.number),
-        _one("MFU", figure(facts, "expected_mfu"), _median(steps, "mfu"), words.share),
-        _one("memory of a device", figure(facts, "memory_total"), _gib(steps), words.size),
+        _one("time of a step", plan.step_seconds, _median(steps, "seconds"), lambda value: f"{value:.3g} s"),
+        _one("tokens per second", plan.tokens_per_second, _median(steps, "tokens_per_second"), words.number),
+        _one("MFU", plan.mfu, _median(steps, "mfu"), words.share),
+        _one("most memory in tensors", plan.tensor_bytes, _gib(steps), words.size),
         _one("device-hours so far", hours, view.device_hours, lambda value: f"{value:.4g}"),
         _one("cost so far", usd, view.cost_usd, words.usd),
     ]

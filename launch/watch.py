@@ -48,7 +48,7 @@ def _once(runs: Runs) -> int:
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else _NOT_A_TERMINAL_WIDTH
     views = runs.refresh(wait=True)
-    for line in frame(views, width, 3 + 2 * len(views), time.time(), str(runs.folder), runs.problem):
+    for line in frame(views, width, 3 + 2 * len(views), time.time(), str(runs.folder), runs.problem, keys=""):
         print(ansi(line) if is_terminal else bare(line))
     return 0
 

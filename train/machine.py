@@ -23,17 +23,21 @@ def device_name(device: str) -> str:
     return "CPU process" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
-def _measured(device: str, precision: Precision, size: int = 1024, seconds: float = 0.5) -> float:
-    """FLOP/s of the best of several square matmuls: a lower bound of the peak that is honest about this machine."""
+def _measured(device: str, precision: Precision, seconds: float = 0.5) -> float:
+    """FLOP/s of the best of many square matmuls: a lower bound of the peak, honest about this machine. Large ones
+    to reach a GPU's, small ones to fit between what else runs on a CPU."""
     dtype = torch.float32 if precision == Precision.fp32 else torch.bfloat16
-    a = torch.ones(size, size, dtype=dtype, device=device)
+    operands = [
+        torch.ones(n, n, dtype=dtype, device=device) for n in ((256, 1024) if device == "cpu" else (1024, 8192))
+    ]
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end or best == 0.0:
-        started = time.perf_counter()
-        torch.mm(a, a)
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
+        for a in operands:
+            started = time.perf_counter()
+            torch.mm(a, a)
+            if device != "cpu":
+                torch.cuda.synchronize()
+            best = max(best, 2 * a.shape[0] ** 3 / (time.perf_counter() - started))
     return best
 
 

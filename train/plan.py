@@ -9,7 +9,7 @@ from typing import Any
 from model.arithmetic import activation_bytes, count_parameters, flops_per_token, logit_bytes, state_bytes
 from model.config import ModelConfig
 from train.batch import BatchPlan
-from train.config import TrainConfig
+from train.config import ClusterConfig, TrainConfig
 from train.optimizer_config import OptimizerKind
 from train.parallel_config import AttentionKernel, ParallelConfig, Precision
 
@@ -118,7 +118,6 @@ class Plan:
 
     def to_tree(self) -> dict[str, Any]:
         derived = {name: getattr(self, name) for name in ("flops_full", "flops_causal", "epochs", "fits")}
-        derived["memory_total"] = self.memory.total
         return {"schema_version": 1, **asdict(self), **derived}
 
 
@@ -159,8 +158,14 @@ def make_plan(
         device_hours=device_hours,
         energy_kwh=None if watts is None else device_hours * watts / 1000,
         cost_usd=None if usd is None else usd * device_hours,
-        price={"usd_per_device_hour": usd, "rule": config.cluster.price_rule, "date": config.cluster.price_date},
+        price={"usd_per_device_hour": usd, "rule": _rule(config.cluster), "date": config.cluster.price_date},
     )
+
+
+def _rule(cluster: ClusterConfig) -> str:
+    """Of a price without a rule, that it has none: the default speaks of the price."""
+    is_silent = cluster.usd_per_device_hour is not None and cluster.price_rule == ClusterConfig.price_rule
+    return "cluster.price_rule is not given" if is_silent else cluster.price_rule
 
 
 RESERVE_BYTES = 2 * 2**30
@@ -284,12 +289,17 @@ def summary_rows(plan: Plan) -> dict[str, str]:
         "machine": f"{plan.cluster}: {machine.n_devices} x {machine.device}, "
                    f"{machine.peak_flops_per_second / 1e12:.3g} TFLOP/s ({machine.peak_source})",
         "time": f"{duration(plan.seconds)} at an MFU of {plan.expected_mfu:.0%} ({plan.mfu_is}), "
-                f"{plan.device_hours:.3g} device-hours",
+                f"{counted(plan.device_hours)} device-hours",
         "cost": cost,
     }  # fmt: skip
     if plan.energy_kwh is not None:
-        rows["energy"] = f"{plan.energy_kwh:,.3g} kWh at most, of the GPUs alone"
+        rows["energy"] = f"{counted(plan.energy_kwh)} kWh at most, of the GPUs alone"
     return rows
+
+
+def counted(value: float) -> str:
+    """Three digits at the least, and all of those before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def size(n_bytes: int) -> str:

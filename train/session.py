@@ -6,7 +6,8 @@ What all must decide alike travels with the ranks' reports of each step, or thro
 
 import math
 import socket
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -130,9 +131,9 @@ class Session:
     def sample(self) -> None:
         """What the model writes by now."""
         self._working("evaluate" if self._has_sampled else "first step")
-        self._reports.samples(self.engine.logits, self.step)
+        with self._aside("eval"):
+            self._reports.samples(self.engine.logits, self.step)
         self._has_sampled = True
-        self._watch.charge("eval")
 
     def save_is_due(self) -> bool:
         """By the settings, or because one failed a while ago."""
@@ -142,8 +143,8 @@ class Session:
         """The validation loss. Unless it goes `to_the_end`, a stop ends it without one, and it is made up for later."""
         self._working("evaluate" if self._has_evaluated else "first step")  # which may compile, too
         told = None if to_the_end else self._must_leave
-        result = self._validation.at(self.engine, self.step, told)
-        self._watch.charge("eval")
+        with self._aside("eval"):
+            result = self._validation.at(self.engine, self.step, told)
         if result is None:
             return
         if not math.isfinite(result.val_loss):
@@ -166,16 +167,23 @@ class Session:
         self.finish_save()
         self._reports.sync()
         self._deadline.save_began()
-        self._saver.save(self.step, self.engine.fragments(), self._state())
-        self._watch.charge("checkpoint")
+        with self._aside("checkpoint"):
+            self._saver.save(self.step, self.engine.fragments(), self._state())
 
     def finish_save(self) -> str | None:
         """Waits for a save that runs. Returns why it could not be written, or None."""
         self._watchdog.working("save", self.step)  # in whatever phase it is waited for: it may take longer than a step
-        outcome = self._saver.wait()
-        self._watch.charge("checkpoint")
+        with self._aside("checkpoint"):
+            outcome = self._saver.wait()
         self._note_end(outcome)
         return outcome.problem if outcome else None
+
+    @contextmanager
+    def _aside(self, purpose: str) -> Iterator[None]:
+        """What is no part of a step: its time goes to `purpose`."""
+        with self.engine.clock.aside():
+            yield
+        self._watch.charge(purpose)
 
     def conclude(self) -> int:
         """Ends the run, or leaves it ready to be continued. Returns the exit code."""

@@ -35,6 +35,8 @@ OPTIONAL = {
         "note",
     ),
 }
+ODD = "\0"
+"""no column is called so"""
 MIXTURES = re.compile(
     r"\bmoe\b|mixtral|mixture|experts?\b|\d+x\d+(\.\d+)?b|\ba\d+(\.\d+)?b\b|deepseek[- ]?v[23]", re.IGNORECASE
 )
@@ -85,10 +87,13 @@ def missing_columns(file: Path) -> list[str]:
 
 
 def _cells(file: Path) -> Iterator[dict[str, str]]:
+    """Those of each line, and at ODD why it is no whole one."""
     names, *lines = _lines(file)
     for line in lines:
         if line:
-            yield dict.fromkeys([*OPTIONAL, *names], "") | dict(zip(names, map(str.strip, line), strict=False))
+            cells = dict.fromkeys([*OPTIONAL, *names], "") | dict(zip(names, map(str.strip, line), strict=False))
+            odd = "" if len(line) == len(names) else f"has {len(line)} cells, and the table {len(names)} columns"
+            yield cells | {ODD: odd}
 
 
 def _lines(file: Path) -> list[list[str]]:
@@ -179,6 +184,8 @@ def _whole(cells: dict[str, str], name: str, default: int) -> int:
 
 def _layouts(cells: dict[str, str], stack: Stack) -> tuple[Layout, ...]:
     """Raises ValueError for a row that states too little, or what cannot be."""
+    if cells[ODD]:
+        raise ValueError(cells[ODD])
     if missing := [name for name in ("n_gpus", "layers", "hidden", "seq") if not cells[name]]:
         raise ValueError(f"does not state {', '.join(missing)}")
     if MIXTURES.search(cells["model"]) or _whole(cells, "experts", 0) > 1:

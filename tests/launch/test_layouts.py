@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from conf.compose import App, ConfigError, compose
-from launch.layouts import ROOM, fastest, smallest_changes
+from launch.layouts import ROOM, _layouts, fastest, smallest_changes
 from launch.plan import plan
 from launch.plan_config import PlanConfig
 from launch.predict import Prediction, predict
@@ -142,6 +142,43 @@ def test_a_search_in_which_nothing_fits_says_so():
         match=r"on 64 devices fits with 3% to spare: the one that needs least takes \d+.\d GiB of a device's 4.0",
     ):
         plan(config_of("search=true", "cluster.memory_gib=4"))
+
+
+@pytest.mark.parametrize(
+    ("n_devices", "words"),
+    [
+        (6, "512 does not divide by 3 or 6, .* 6 devices can have; batch.global_batch_size=510 or 516 does, or "
+            "cluster.n_devices=4$"),
+        (1000, "512 does not divide by 125, 250, 500 or 1000, .*; batch.global_batch_size=1000 does, or "
+               "cluster.n_devices=512$"),
+    ],
+)  # fmt: skip
+def test_devices_that_the_batch_does_not_divide_by_are_not_called_too_small(n_devices: int, words: str):
+    with pytest.raises(
+        ConfigError, match=f"no layout on {n_devices} devices can exist: batch.global_batch_size={words}"
+    ):
+        plan(config_of("search=true", f"cluster.n_devices={n_devices}"))
+
+
+def test_another_reason_against_every_layout_is_told_in_the_words_of_its_rule():
+    with pytest.raises(ConfigError, match=r"parallel.hpz_size=7 does not divide 64 data-parallel ranks"):
+        plan(config_of("search=true", "parallel.zero_stage=3", "parallel.hpz_size=7"))
+
+
+def test_sizes_that_are_no_powers_of_two_are_searched_where_the_devices_have_them():
+    nodes = ("cluster.gpus_per_node=6", "cluster.n_devices=6", "model.d_ff=12288", "batch.global_batch_size=480")
+    six = (
+        "model.n_heads=24",
+        "model.n_kv_heads=24",
+        "model.d_model=3072",
+        "data.seq_len=3072",
+        "model.vocab_size=128256",
+    )
+    config = config_of(*nodes, *six)
+    tried = list(_layouts(config.train, machine_of(config)))
+    assert {dict(keys)["parallel.tp_size"] for keys in tried} == {1, 2, 3, 6}
+    assert {5, 6} < {dict(keys)["batch.micro_batch_size"] for keys in tried}
+    assert all(480 % (6 // (keys["parallel.tp_size"] * keys["parallel.sp_size"])) == 0 for keys in map(dict, tried))
 
 
 def test_comparing_and_searching_at_once_is_refused():

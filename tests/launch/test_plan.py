@@ -17,7 +17,7 @@ from tests.runs import cpu_seconds_of_commands
 from train.__main__ import APP
 from train.batch import BatchError
 from train.optimizer_config import OPTIONS
-from train.plan import GIB, Plan, render
+from train.plan import GIB, Plan, render, summary_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 H100 = ("cluster=h100", "run.name=x")
@@ -43,6 +43,30 @@ def test_a_small_plan_by_hand():
     assert plan.seconds == pytest.approx(plan.flops_causal / (8 * 989.4e12 * plan.expected_mfu))
     assert plan.cost_usd == pytest.approx(2.0 * 8 * plan.seconds / 3600)
     assert plan.energy_kwh == pytest.approx(0.7 * 8 * plan.seconds / 3600)
+
+
+def test_large_figures_are_written_out():
+    rows = summary_rows(plan_of("total_tokens=1_000_000_000_000", "model=llama3_8b", "parallel.precision=bf16"))
+    assert "e+" not in rows["time"] + rows["energy"]
+    assert f"{int(float(rows['energy'].split(' ')[0].replace(',', ''))):,} kWh" in rows["energy"]
+
+
+def test_a_price_without_a_rule_is_not_called_no_price():
+    priced = ("cluster.usd_per_device_hour=2.0", "cluster.price_date=2026-11-20")
+    assert "USD (cluster.price_rule is not given, 2026-11-20)" in summary_rows(plan_of(*priced))["cost"]
+    assert "USD (spot, 2026-11-20)" in summary_rows(plan_of(*priced, "cluster.price_rule=spot"))["cost"]
+    assert summary_rows(plan_of())["cost"] == "no price given"
+
+
+def test_a_plan_says_that_masked_documents_make_its_count_too_high(capsys: pytest.CaptureFixture[str]):
+    for masked in (True, False):
+        plan(
+            compose(
+                App("launch_plan", PlanConfig, OPTIONS),
+                [*H100, "parallel.precision=bf16", f"data.mask_documents={str(masked).lower()}"],
+            )
+        )
+        assert ("a run counts inside documents alone" in capsys.readouterr().out) == masked
 
 
 def test_time_is_predicted_where_the_cluster_is_described_and_assumed_elsewhere():

@@ -11,9 +11,11 @@ import pytest
 from conf.errors import ConfigError
 from data_prep.files import DataError
 from launch.charts import Band, Chart, Series, smoothed
+from launch.expected import expected
 from launch.look_config import ReportConfig
 from launch.report import made as page_of
 from launch.report import report
+from launch.report_charts import layers, learning, slowest_ranks
 from launch.run_view import RunView
 from launch.runs import Runs
 from launch.verdicts import compared, verdicts
@@ -163,16 +165,90 @@ def plan(seconds: float, how: str = "predicted") -> dict[str, object]:
 )
 def test_a_plan_is_judged_by_the_time_of_a_step(made: Path, planned: float, how: str, judgement: str, words: str):
     rows = [step_row(step) for step in range(1, 11)]  # of a second each
-    found = verdicts(view_of(made / "runs", "done"), [], rows, plan(planned, how), {}, 0)
+    found = verdicts(view_of(made / "runs", "done"), [], rows, expected(plan(planned, how), {}), {}, 0)
     assert (judgement, words) in [(one.judgement, one.text) for one in found]
 
 
 def test_only_what_both_sides_know_is_compared(made: Path):
     view = view_of(made / "runs", "done")
     rows = [step_row(1, memory_gib=2.0)]
-    assert [one.name for one in compared(view, rows, {})] == []
-    of_memory = compared(view, rows, {"memory": {"weights": 2**30, "update": 2**29}, "memory_total": 2**30})
+    assert [one.name for one in compared(view, rows, expected({}, {}))] == []
+    of_memory = compared(view, rows, expected({"memory": {"weights": 2**30}}, {}))
     assert [(one.planned, one.came, one.ratio) for one in of_memory] == [("1.0 GiB", "2.0 GiB", 2.0)]
+
+
+def test_planned_memory_is_that_of_the_fuller_moment_and_of_tensors_alone():
+    """What the update needs comes when activations are gone; what no allocator counts is in no row."""
+    gib = 2**30
+    parts = {"weights": 4 * gib, "optimizer": 8 * gib, "activations": 6 * gib, "update": 5 * gib, "reserve": 2 * gib}
+    assert expected({"memory": parts}, {}).tensor_bytes == 18 * gib
+    assert expected({"memory": parts | {"update": 7 * gib}}, {}).tensor_bytes == 19 * gib
+    assert expected({"memory": [1]}, {}).tensor_bytes is None
+
+
+def prediction(**changes: object) -> dict[str, object]:
+    parts = {"matmul": 1.5, "attention": 0.5, "pipeline": 0.0, "total": 2.0}
+    memory = {"weights": 2**30, "reserve": 2**31, "total": 3 * 2**30}
+    return {
+        "schema_version": 1, "n_devices": 8, "step_seconds": parts, "tokens_per_second": 4.0, "mfu": 0.5,
+        "memory_bytes": memory,
+    } | changes  # fmt: skip
+
+
+def test_a_prediction_made_before_the_run_stands_in_for_what_the_plan_assumed():
+    planned = plan(100.0, "assumed") | {"machine": {"n_devices": 8}, "device_hours": 10.0, "cost_usd": 30.0}
+    found = expected(planned, prediction())
+    assert (found.how, found.step_seconds, found.tokens_per_second, found.mfu) == ("predicted", 2.0, 4.0, 0.5)
+    assert (found.device_hours, found.cost_usd, found.tensor_bytes) == (20.0, 60.0, 2**30)
+    assert found.step_parts == {"matmul": 1.5, "attention": 0.5}
+    assert expected(planned, {}).step_seconds == 1.0
+
+
+@pytest.mark.parametrize(
+    "held", [{"step_seconds": None}, {"step_seconds": {"total": float("nan")}}, {"step_seconds": 3}]
+)
+def test_a_prediction_that_says_nothing_leaves_the_plan_as_it_is(held: dict[str, object]):
+    planned = plan(100.0, "assumed") | {"machine": {"n_devices": 8}}
+    assert expected(planned, prediction(**held)) == expected(planned, {})
+
+
+def test_a_prediction_for_other_devices_is_named_and_not_compared(runs: Path):
+    planned = json.loads((runs / "done/plan.json").read_text())
+    (runs / "done/prediction.json").write_text(json.dumps(prediction(n_devices=64)))
+    page = checked(page_of(view_of(runs, "done")))
+    assert f"prediction.json is for 64 devices, the run has {planned['machine']['n_devices']}" in page
+    (runs / "done/prediction.json").write_text(json.dumps(prediction(n_devices=planned["machine"]["n_devices"])))
+    page = checked(page_of(view_of(runs, "done")))
+    assert "the predicted step, by part" in page
+    assert "matrix products" in page
+
+
+def test_the_ranks_that_were_slowest_most_often_are_told():
+    rows = [step_row(step, slowest_rank=rank) for step, rank in enumerate((3, 3, 0, 3), start=1)]
+    assert slowest_ranks([*rows, step_row(5, slowest_rank=float("nan"))]) == [(3, 3, 0.75), (0, 1, 0.25)]
+    assert slowest_ranks([step_row(1)]) == []
+
+
+def test_a_plan_that_counts_more_attention_than_the_run_is_told_of(runs: Path):
+    said = "the plan counts attention over whole rows, the run inside documents alone"
+    assert said not in page_of(view_of(runs, "done"))
+    held = (runs / "done/config.yaml").read_text()
+    assert "mask_documents: false" in held
+    (runs / "done/config.yaml").write_text(held.replace("mask_documents: false", "mask_documents: true"))
+    assert said in page_of(view_of(runs, "done"))
+
+
+def test_loss_is_drawn_against_compute_where_rows_tell_it():
+    told, untold = ([step_row(step, **facts) for step in range(1, 9)] for facts in ({"flops_causal": 10**16}, {}))
+    titles = [[name for svg, name in learning(rows, []) if svg] for rows in (told, untold)]
+    assert [any("compute" in name for name in names) for names in titles] == [True, False]
+
+
+def test_layers_are_drawn_in_the_order_of_the_network():
+    names = [f"blocks.{i}" for i in (0, 1, 2, 10)]
+    rows = [step_row(step, weight_norms=dict.fromkeys(names, 1.0)) for step in (1, 2)]
+    drawn = layers(rows)[1][0]
+    assert [drawn.index(f">{name}<") for name in names] == sorted(drawn.index(f">{name}<") for name in names)
 
 
 def test_a_curve_of_many_points_keeps_its_spikes_and_is_cut_off_where_it_leaves_the_frame():

@@ -144,6 +144,7 @@ def test_durations_are_told_in_two_units(seconds: float | None, text: str):
 
 def test_away_from_a_terminal_each_change_is_a_plain_line(made: Path):
     code, printed = finish(start(made, "watch", "once=true", module="launch"))
+    assert "q ends" not in printed, "no key does anything"
     assert code == 0, printed
     assert "\033" not in printed
     assert all(name in printed for name in ("done", "stopped", "hot", "killed"))

@@ -7,7 +7,8 @@ call that returns before its collective is done (async_op) is not counted.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -81,6 +82,31 @@ class CollectiveClock:
 
 CLOCK = CollectiveClock()
 """of this process"""
+
+
+class StepClock:
+    """Seconds from one reading to the next, and those of them in collectives, without what goes on aside."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._before = 0.0
+
+    def read(self) -> tuple[float, float]:
+        """(seconds in collectives, all seconds). Waits as `CollectiveClock.read` does."""
+        in_collectives, now = self._before + CLOCK.read(), time.perf_counter()
+        seconds, self._since, self._before = now - self._since, now, 0.0
+        return in_collectives, seconds
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done within is no part of a step."""
+        self._before += CLOCK.read()
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            CLOCK.read()
+            self._since += time.perf_counter() - began
 
 
 def watch_collectives(device: str) -> None:

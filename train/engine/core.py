@@ -22,7 +22,7 @@ from train.account import NOTHING, Account
 from train.batch import BatchPlan
 from train.config import LossConfig
 from train.engine.build import Initial, logical_name, materialise, on_meta, zero_3
-from train.engine.clock import CLOCK
+from train.engine.clock import StepClock
 from train.engine.exchange import Report, exchange, largest, on_host
 from train.engine.gate import Gate
 from train.engine.in_force import Row, effective_rows, refuse_differences
@@ -178,7 +178,7 @@ class Engine:
         self._gate = Gate(deepspeed_engine.optimizer.optimizer)
         self._norms = LayerNorms(self._state, [name for name, _ in named], grid.world_size, device)
         self._is_checked = False
-        self._reported = time.perf_counter()
+        self.clock = StepClock()
         self.saw_segments = False
         self.progress: Callable[[], None] = lambda: None
         """called before each micro-batch and after its backward, so that who waits for others in an update has given a
@@ -260,8 +260,7 @@ class Engine:
         norm = norm if math.isfinite(norm) else math.inf
         if self._grid.tp_rank:  # the first of a tensor-parallel group answers for what all of them have computed
             own_nats, by_source = 0.0, [0.0] * len(by_source)
-        communication_seconds, now = CLOCK.read(), time.perf_counter()
-        seconds, self._reported = now - self._reported, now
+        communication_seconds, seconds = self.clock.read()
         return Report(
             own_nats, norm, stop, data_seconds, communication_seconds, seconds, tuple(bit_sums), tuple(by_source)
         )

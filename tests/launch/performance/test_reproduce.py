@@ -1,6 +1,7 @@
 """Predictions beside published rows: a handful carried here (rows.csv; each names its source), all of them where the
 tables are."""
 
+import csv
 import dataclasses
 import subprocess
 import sys
@@ -241,3 +242,11 @@ def test_how_sure_a_prediction_is_said_to_be_is_what_the_tables_say():
     unseen = errors(scored(TABLES), "seconds", held_out=True)
     middle, high = quantiles(unseen)
     assert (len(unseen), round(middle, 3), round(high, 3)) == HELD_OUT
+
+
+def test_a_line_that_was_torn_is_named_and_not_taken_for_one_that_states_little(tmp_path: Path):
+    whole, torn = LINES[0], LINES[0].rsplit(",", 3)[0]
+    first, second = read(table(tmp_path, whole, torn))
+    assert first.problem == ""
+    columns = len(next(csv.reader([HEAD])))
+    assert second.problem == f"line 3: has {columns - 3} cells, and the table {columns} columns"
