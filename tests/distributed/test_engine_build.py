@@ -52,6 +52,7 @@ def most_bytes_while_built(stage: int, whole_first: bool = False) -> int:
     alive = []
 
     def look(*arguments):
+        gc.collect()  # what waits in a cycle is freed sooner or later, which is not to decide
         tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and not thing.is_meta]
         alive.append(sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()))
         return numbered(*arguments) if arguments else None
