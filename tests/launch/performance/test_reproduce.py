@@ -193,11 +193,6 @@ def test_a_file_of_another_kind_beside_tables_is_named(tmp_path: Path, capsys: p
     assert "not compared: other.csv: no such table, it lacks the columns hidden, hw" in capsys.readouterr().out
 
 
-def test_a_short_line_is_one_whose_last_cells_are_not_stated(tmp_path: Path):
-    line = next(line for line in LINES if "modded-nanogpt" in line)
-    assert scored(table(tmp_path, line.split(",0.14182,")[0]))[0].seconds is not None
-
-
 def test_the_command_prints_each_table_and_the_totals(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-m", "launch", "plan", f"reproduce={ROWS}"],
