@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,6 +7,9 @@ import pytest
 from tests.corpus import write_corpus
 from tests.runs import finish, start
 from tests.slurm_box import Box, Boxes, NoSlurmError
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell; what is started here inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
