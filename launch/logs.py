@@ -26,7 +26,7 @@ from train.holder import read_holder
 _TAIL_BYTES = 1 << 20
 _POLL_SECONDS, _JUDGED_SECONDS = 0.5, 2.0
 _START = re.compile(r"^\S+ job (?P<job>\d+) on .*, attempt (?P<start>\d+)$")
-"""what each start of a job says first (launch/submit.py)"""
+"""what each start of a job says first (launch/batch_script.py)"""
 
 
 def logs(config: LogsConfig) -> int:

@@ -4,9 +4,7 @@ variables which node it is on, and hurt by a fault before it begins.
 
 import os
 import signal
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults.jobs import end_as_a_command_does
 from tests.runs import tiny
 from train.config import TrainConfig
 from train.parallel import BAD_NODES, become_rank, free_port
@@ -89,23 +88,11 @@ def _rank(
     if slurm:
         os.environ |= {"SLURM_STEP_NODELIST": f"n[1-{nodes}]", "SLURM_STEP_TASKS_PER_NODE": f"{ranks}(x{nodes})"}
     os.chdir(folder)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    code = 1
-    try:
+
+    def hurt_and_run() -> int:
         leave_when_told()
         if fault is not None:
             fault(node, rank)
-        code = run(config)
-    except BaseException as error:
-        code = getattr(error, "exit_code", 1)
-        if not hasattr(error, "exit_code"):
-            traceback.print_exc()
-        elif not (isinstance(error, Exception) and is_said(error)):
-            print(f"error: {error}", file=sys.stderr)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return run(config)
+
+    end_as_a_command_does(log, hurt_and_run, is_said)

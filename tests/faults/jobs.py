@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -87,15 +87,24 @@ def _rank(folder: str, config: TrainConfig, place: tuple[int, int, int], fault: 
     rank, world_size, port = place
     become_rank(rank, world_size, port, "cpu")
     os.chdir(folder)
+
+    def hurt_and_run() -> int:
+        if fault is not None:
+            fault(rank)
+        return run(config)
+
+    end_as_a_command_does(log, hurt_and_run, is_said)
+
+
+def end_as_a_command_does(log: Path | str, task: Callable[[], int], is_said: Callable[[Exception], bool]) -> NoReturn:
+    """Does the task in this process, speaks into `log`, and leaves with the exit code of `conf.compose.entry`."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     code = 1
     try:
-        if fault is not None:
-            fault(rank)
-        code = run(config)
+        code = task()
     except BaseException as error:
         code = getattr(error, "exit_code", 1)
         if not hasattr(error, "exit_code"):
