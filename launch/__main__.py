@@ -5,6 +5,7 @@ python -m launch plan experiment=llama_100m cluster=h100     # on another machin
 python -m launch plan model=llama3_8b cluster=h100 cluster.n_devices=64 search=true       # the fastest layouts that fit
 python -m launch submit experiment=llama_100m run.name=web cluster=h100 slurm.gpus_per_node=1      # a job of Slurm
 python -m launch data out=data/web source=jsonl source.paths=[crawl/] slurm.partition=cpu   # data_prep, by job arrays
+python -m launch fit runs=runs/ at.flops=1e18                # laws of loss from many runs, with intervals
 
 Each takes --help.
 """
@@ -15,7 +16,7 @@ from conf.compose import App, entry
 from data_prep.__main__ import APP as DATA_PREP
 from launch.data_config import LaunchDataConfig
 
-VERBS = ("plan", "submit", "data")
+VERBS = ("plan", "submit", "data", "fit")
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -31,6 +32,8 @@ def main() -> None:
             _plan()
         case "submit":
             _submit()
+        case "fit":
+            _fit()
         case _:
             _data()
 
@@ -53,6 +56,13 @@ def _submit() -> None:
 
     words = sys.argv[1:]
     entry(App("launch_submit", SubmitConfig, OPTIONS), lambda config: submit(config, words))
+
+
+def _fit() -> None:
+    from launch.fit import fit
+    from launch.fit_config import FitConfig
+
+    entry(App("launch_fit", FitConfig, {}), fit)
 
 
 def _data() -> None:
