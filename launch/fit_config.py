@@ -20,7 +20,9 @@ class At:
 
     def problems(self) -> list[str]:
         found = [
-            f"at.{name}={value} must be above 0" for name, value in vars(self).items() if value is not None and value <= 0
+            f"at.{name}={value} must be above 0"
+            for name, value in vars(self).items()
+            if value is not None and value <= 0
         ]
         if (self.n is None) != (self.tokens is None):
             found.append("at.n and at.tokens go together; or give at.flops alone")

@@ -121,8 +121,9 @@ def fit_family(rows: Sequence[Row], settings: Settings, progress: Callable[[int,
     if len(drawn) < settings.resamples:
         raise ConfigError(
             [
-                f"{len(set(at.groups))} independent runs: only {len(drawn)} of {len(drawn) + refused} draws carry a law, "
-                f"so there are no intervals. Add runs of other sizes and lengths, or lower resamples={settings.resamples}"
+                f"{len(set(at.groups))} independent runs: only {len(drawn)} of {len(drawn) + refused} draws carry a "
+                "law, so there are no intervals. Add runs of other sizes and lengths, or lower "
+                f"resamples={settings.resamples}"
             ]
         )
     laws = []
@@ -212,5 +213,7 @@ def _counted(rows: Sequence[Row], counting: Counting, settings: Settings) -> Cou
 
 
 def _joined(laws: Sequence[Law]) -> Law:
-    columns: list[Floats] = [np.concatenate([getattr(law, k) for law in laws]) for k in ("E", "A", "B", "alpha", "beta")]
+    columns: list[Floats] = [
+        np.concatenate([getattr(law, k) for law in laws]) for k in ("E", "A", "B", "alpha", "beta")
+    ]
     return Law(*columns)

@@ -29,11 +29,6 @@ class Interval:
         low, high = (self.low95, self.high95) if percent == 95 else (self.low80, self.high80)
         return low <= value <= high
 
-    @property
-    def width(self) -> float:
-        """Of the 95 % interval, relative to its middle."""
-        return (self.high95 - self.low95) / abs(self.middle) if self.middle else float("inf")
-
 
 def interval(values: Floats) -> Interval:
     """Percentiles of a bootstrap; values that are not finite are as far out as can be."""
@@ -47,7 +42,7 @@ def resamples(groups: Sequence[str], n: Floats, d: Floats, count: int, seed: int
     which = np.array([names.index(group) for group in groups])
     rng, kept, refused = np.random.default_rng(seed), [], 0
     while len(kept) < count and len(kept) + refused < _MOST_DRAWS * count:
-        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[which]
+        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[which].astype(np.float64)
         if _carries_a_law(drawn, n, d):
             kept.append(drawn)
         else:

@@ -35,7 +35,9 @@ def flops_to_reach(law: Law, loss: float, cost: Cost) -> Any:
     return np.where(above > 0, (at_one / np.where(above > 0, above, 1.0)) ** (1 / exponent), np.inf)
 
 
-def compare(first: Law, second: Law, firsts: Law, seconds: Law, costs: tuple[Cost, Cost], losses: Floats) -> list[Ratio]:
+def compare(
+    first: Law, second: Law, firsts: Law, seconds: Law, costs: tuple[Cost, Cost], losses: Floats
+) -> list[Ratio]:
     """`firsts` and `seconds` are the laws of resamples, as many of each."""
     found = []
     for loss in losses:

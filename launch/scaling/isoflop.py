@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from launch.scaling.minimum import Floats
+from launch.scaling.minimum import Floats, Indices
 
 _BETWEEN = 25
 """points of the interpolation from one size to the next"""
@@ -33,7 +33,7 @@ class Power:
     scale: float
 
 
-def budgets(flops: Floats, tolerance: float = 0.1) -> list[tuple[float, Floats]]:
+def budgets(flops: Floats, tolerance: float = 0.1) -> list[tuple[float, Indices]]:
     """(budget, which rows) of rows whose FLOPs agree within the tolerance, cheapest first."""
     order = np.argsort(flops, kind="stable")
     cuts = np.flatnonzero(np.diff(np.log(flops[order])) > tolerance / 2) + 1
@@ -57,7 +57,9 @@ def parabola(flops: float, n: Floats, loss: Floats, noise: float = 0.005, draws:
     return Bottom(flops, float(np.exp(vertex + np.log(n).mean())), max(spread, 1e-6), bottom, flag)
 
 
-def interpolated(flops: float, n: Floats, loss: Floats, noise: float = 0.005, draws: int = 400, seed: int = 0) -> Bottom:
+def interpolated(
+    flops: float, n: Floats, loss: Floats, noise: float = 0.005, draws: int = 400, seed: int = 0
+) -> Bottom:
     """The median bottom of Akima curves through losses with seed noise, as Porian et al. 2024 do (arXiv 2406.19146,
     appendix); its spread is at least a third of the way between two sizes."""
     order = np.argsort(n)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 EXACT = 1e-13
 _MAX_STEPS = 200
@@ -129,7 +130,7 @@ def _residuals(problem: Problem, exponents: Floats) -> tuple[Floats, Floats]:
 def _local(problem: Problem, values: Floats, weights: Floats) -> _Local:
     design, delta = problem.design, problem.delta
     residual, slopes = _residuals(problem, _exponents(problem, values))
-    jacobian = sum(slopes[:, :, k, None] * design[:, k, :] for k in range(design.shape[1]))
+    jacobian = np.matmul(slopes.transpose(1, 0, 2), design).transpose(1, 0, 2)
     pull = weights * np.clip(residual, -delta, delta)
     inside = weights * (np.abs(residual) <= delta)
     curvature = _second_derivatives(problem, pull[:, :, None] * slopes)

@@ -1,4 +1,4 @@
-"""The over-training form: loss by compute C and tokens per parameter M (Gadre et al. 2024, arXiv 2403.08540, section 3).
+"""The over-training form: loss by compute C and tokens per parameter M (Gadre et al. 2024, arXiv 2403.08540, 3).
 
     L = E + (a·M^eta + b·M^-eta)·C^-eta,   C = 6ND, M = D/N
 

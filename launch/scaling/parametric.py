@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from launch.scaling.law import Law
-from launch.scaling.minimum import Floats, Minima, Problem, minimise, objective, residuals
+from launch.scaling.minimum import Floats, Problem, minimise
 from launch.scaling.projection import linear_part
 
 HUBER_DELTA = 1e-3
@@ -81,21 +81,17 @@ def refit(found: Fit, n: Floats, d: Floats, loss: Floats, weights: Floats) -> La
     """One law for each row of `weights` (resamples, rows): how often each row counts. Started from the fit itself and
     from two points beside it; the lowest end is taken."""
     problem = _problem(n, d, loss, found.delta, found.logs, found.shared)
-    centre = _packed(found.constants[None], found.shared)[0]
-    ends: list[Minima] = []
-    for start in _beside(centre, found.shared):
-        ends.append(minimise(problem, np.repeat(start[None], len(weights), axis=0), weights, enough=ENOUGH_FOR_A_RESAMPLE))
-    which = np.stack([end.objective for end in ends]).argmin(axis=0)
-    values = np.stack([end.values for end in ends])[which, np.arange(len(weights))]
+    starts = _beside(_packed(found.constants[None], found.shared)[0])
+    count = len(weights)
+    ends = minimise(
+        problem,
+        np.repeat(starts, count, axis=0),
+        np.tile(weights, (len(starts), 1)),
+        enough=ENOUGH_FOR_A_RESAMPLE,
+    )
+    which = ends.objective.reshape(len(starts), count).argmin(axis=0)
+    values = ends.values.reshape(len(starts), count, -1)[which, np.arange(count)]
     return _laws(n, d, _unpacked(values, found.shared))
-
-
-def objective_of(law: Law, n: Floats, d: Floats, loss: Floats, delta: float = HUBER_DELTA) -> float:
-    """Of any constants, for instance published ones."""
-    problem = _problem(n, d, loss, delta, True, False)
-    x, y = np.log(n).mean(), np.log(d).mean()
-    at = [np.log(law.A) - law.alpha * x, np.log(law.B) - law.beta * y, np.log(law.E), law.alpha, law.beta]
-    return float(objective(problem, np.array([at]), np.ones((1, len(n))))[0])
 
 
 def profile(found: Fit, n: Floats, d: Floats, loss: Floats, constant: str, values: Floats) -> Floats:
@@ -134,7 +130,7 @@ def _starts(n: Floats, d: Floats, loss: Floats) -> Floats:
     return np.concatenate([grid, np.array(list(corners))])
 
 
-def _beside(centre: Floats, shared: bool) -> Floats:
+def _beside(centre: Floats) -> Floats:
     """The centre, and two points with other exponents and another E."""
     moves = np.zeros((3, len(centre)))
     moves[1, _E], moves[2, _E] = -0.2, -1.0

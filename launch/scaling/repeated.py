@@ -18,6 +18,7 @@ from launch.scaling.parametric import HUBER_DELTA
 
 _LEAST, _MOST = 0.1, 1e4
 _GRID = 61
+_FINE = 1201
 _ROUNDS = 25
 ALMOST = 0.005
 """of the objective: half-lives within it fit almost as well"""
@@ -60,9 +61,9 @@ def usable_parameters(law: Law, unique: Number) -> Number:
 
 
 def fit_decay(law: Law, n: Floats, d: Floats, unique: Floats, loss: Floats, delta: float = HUBER_DELTA) -> Decay:
-    """Both half-lives at the lowest Huber sum of log losses; `law` stays. A grid that shrinks around its lowest cell."""
+    """Both half-lives at the lowest Huber sum of log losses; `law` stays. A grid shrinks around its lowest cell; then
+    the range of R*_D is read off a fine grid."""
     centre, width = np.log([_LEAST, _LEAST]) / 2 + np.log([_MOST, _MOST]) / 2, np.log(_MOST / _LEAST) / 2
-    first = _objectives(law, n, d, unique, loss, delta, *_axes(centre, width))
     best = np.inf
     for _ in range(_ROUNDS):
         x, y = _axes(centre, width)
@@ -71,11 +72,11 @@ def fit_decay(law: Law, n: Floats, d: Floats, unique: Floats, loss: Floats, delt
         if found[i, j] <= best:
             best, centre = found[i, j], np.array([x[i], y[j]])
         width *= 0.5
-    along = np.exp(_axes(np.log([_LEAST * _MOST] * 2) / 2, np.log(_MOST / _LEAST) / 2)[0])
-    near = along[first.min(axis=1) <= best * (1 + ALMOST)]
-    low, high = (near.min(), near.max()) if len(near) else (np.exp(centre[0]), np.exp(centre[0]))
     r_d, r_n = (float(value) for value in np.exp(centre))
-    return Decay(Repeated(law, r_d, r_n), float(best), min(float(low), r_d), max(float(high), r_d))
+    along, by_size = np.log(np.geomspace(_LEAST, _MOST, _FINE)), np.log(np.geomspace(_LEAST, _MOST, _GRID))
+    every = _objectives(law, n, d, unique, loss, delta, along, np.append(by_size, centre[1])).min(axis=1)
+    near = np.exp(along[every <= best * (1 + ALMOST)])
+    return Decay(Repeated(law, r_d, r_n), float(best), min([r_d, *near]), max([r_d, *near]))
 
 
 def _axes(centre: Floats, width: float) -> tuple[Floats, Floats]:

@@ -13,13 +13,20 @@ from launch.scaling.repeated import Decay
 from launch.scaling.rows import Counting, Row
 
 _SHOWN_ROWS = 40
-_HEAD = ("", "fitted", "80 % interval", "95 % interval", "")
+_HEAD: tuple[str, ...] = ("", "fitted", "80 % interval", "95 % interval", "")
 
 
 def rows_text(used: Sequence[Row], dropped: Sequence[tuple[str, str]]) -> str:
     """Which rows carry the law, and why each of the others does not."""
     cells = [
-        (row.run, f"{row.n_params_matmul:,}", f"{row.tokens:,}", f"{row.flops_causal:.3g}", f"{row.loss:.4f}", _note(row))
+        (
+            row.run,
+            f"{row.n_params_matmul:,}",
+            f"{row.tokens:,}",
+            f"{row.flops_causal:.3g}",
+            f"{row.loss:.4f}",
+            _note(row),
+        )
         for row in sorted(used, key=lambda row: (row.family, row.n_params_matmul, row.tokens))
     ]
     more = [f"... and {len(cells) - _SHOWN_ROWS} more rows"] if len(cells) > _SHOWN_ROWS else []
@@ -43,7 +50,7 @@ def analysis_text(found: Analysis, counting: Counting) -> str:
 
 
 def prediction_text(one: Prediction) -> str:
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = [_HEAD]
     rows += [_interval_row("N", one.n, one.n_interval, "best size")] if one.n_interval else []
     rows += [_interval_row("tokens", one.d, one.d_interval, "best length")] if one.d_interval else []
     rows += [
@@ -63,7 +70,8 @@ def decay_text(found: Decay, n_rows: int) -> str:
     known = "" if found.identified else " NOT IDENTIFIED: the range has no end."
     return (
         f"repeated text ({n_rows} rows that repeat): half-lives R*_D {found.repeated.r_d:.3g} epochs, "
-        f"R*_N {found.repeated.r_n:.3g}\n  R*_D from {found.low_r_d:.3g} to {found.high_r_d:.3g} fits within .5 %.{known}"
+        f"R*_N {found.repeated.r_n:.3g}\n  R*_D from {found.low_r_d:.3g} to {found.high_r_d:.3g} fits within "
+        f".5 %.{known}"
     )
 
 
@@ -81,7 +89,7 @@ def families_text(first: str, second: str, ratios: Sequence[Ratio]) -> str:
 def _constants(family: Family, counting: Counting) -> str:
     law, laws, lowest = family.fit.law, family.laws, float(family.points.loss.min())
     spans = {name: interval(getattr(laws, name)) for name in ("E", "A", "B", "alpha", "beta")}
-    rows = [_HEAD]
+    rows: list[tuple[str, ...]] = [_HEAD]
     for name, span in spans.items():
         rows.append(_interval_row(name, getattr(law, name), span, _identified(name, span, lowest)))
     rows.append(_interval_row("a", law.n_exponent(family.cost), interval(laws.n_exponent(family.cost)), "N* ~ C^a"))
@@ -161,7 +169,9 @@ def _bottoms(found: Analysis) -> str:
 
 def _countings(found: Analysis) -> str:
     largest = float(found.family.points.flops.max())
-    rows = [("N counts", "alpha", "beta", "E", "a (N*)", "b (D*)", "loss at 10 x the largest budget")]
+    rows: list[tuple[str, ...]] = [
+        ("N counts", "alpha", "beta", "E", "a (N*)", "b (D*)", "loss at 10 x the largest budget")
+    ]
     for one in found.countings:
         law = one.fit.law
         n, d = law.optimum(10 * largest, one.cost)

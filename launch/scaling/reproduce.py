@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from launch.scaling.isoflop import budgets, interpolated, power
+from launch.scaling.law import Law
 from launch.scaling.layout import aligned
 from launch.scaling.overtraining import fit_downstream, fit_overtraining
 from launch.scaling.parametric import fit
@@ -123,7 +124,9 @@ def _chinchilla(table: Table) -> Iterator[Check]:
     ratio = float(best_d / (5.76e23 / 6 / best_d))
     yield Check(table.name, "tokens a parameter", 17.9, ratio, 7.9, "its interval at 5.76e23 FLOPs, 10 to 28")
     agreeing = found.n_agreeing / found.n_starts
-    yield Check(table.name, "starts that agree", 1.0, agreeing, 0.1, f"of {found.n_starts} starts; residuals {found.error:.2%}")
+    yield Check(
+        table.name, "starts that agree", 1.0, agreeing, 0.1, f"of {found.n_starts} starts; residuals {found.error:.2%}"
+    )
 
 
 def _porian(table: Table) -> Iterator[Check]:
@@ -154,7 +157,12 @@ def _gemstones(table: Table) -> Iterator[Check]:
 
 def _gadre(table: Table, tables: list[Table]) -> tuple[list[Check], list[str]]:
     """Fitted rows and held-out rows may be in one table or in several."""
-    rows = {(row["arch"], float(row["chinchilla_multiple"])): row for one in tables if one.kind == "gadre" for row in one.rows}
+    rows = {
+        (row["arch"], float(row["chinchilla_multiple"])): row
+        for one in tables
+        if one.kind == "gadre"
+        for row in one.rows
+    }
     wanted = [(arch, 1.0) for arch in GADRE_SMALL] + [(GADRE_SMALL[0], 16.0)]
     if missing := [f"{arch} at {multiple:g}" for arch, multiple in wanted if (arch, multiple) not in rows]:
         return [], [f"{table.name}: the law needs rows that are not there: {', '.join(missing)}"]
@@ -169,7 +177,9 @@ def _gadre(table: Table, tables: list[Table]) -> tuple[list[Check], list[str]]:
         predicted = float(found.law.loss(float(row["N"]), float(row["D"])))
         what = f"{arch} at {multiple:g}x: error of "
         basis = "its last digit"
-        checks.append(Check(table.name, what + "loss", published_loss, 100 * abs(predicted / loss - 1), 5e-4, basis, " %"))
+        checks.append(
+            Check(table.name, what + "loss", published_loss, 100 * abs(predicted / loss - 1), 5e-4, basis, " %")
+        )
         if ("open_lm_1b", 1.0) in rows:
             fitted = Table(table.name, table.kind, [*small.rows, rows["open_lm_1b", 1.0]])
             tasks = fit_downstream(*fitted.numbers("loss_c4_val", "err_17task"))
@@ -179,11 +189,11 @@ def _gadre(table: Table, tables: list[Table]) -> tuple[list[Check], list[str]]:
     return checks, notes
 
 
-def _gadre_note(table: Table, law, error: float) -> str:
+def _gadre_note(table: Table, law: Law, error: float) -> str:
     named = " and ".join(f"{arch} at {multiple:g}x" for arch, multiple, *_ in GADRE_HELD)
     return (
-        f"{table.name}: fitted on five rows (E {law.E:.4f}, A {law.A:.1f}, B {law.B:.1f}, exponent {law.alpha:.4f}, mean "
-        f"residual {error:.2%}); its published errors are those of {named}, whose rows are not there"
+        f"{table.name}: fitted on five rows (E {law.E:.4f}, A {law.A:.1f}, B {law.B:.1f}, exponent {law.alpha:.4f}, "
+        f"mean residual {error:.2%}); its published errors are those of {named}, whose rows are not there"
     )
 
 

@@ -127,12 +127,6 @@ class Points:
     loss: Floats
     groups: tuple[str, ...]
 
-    def of(self, which: Floats) -> "Points":
-        chosen = np.asarray(which)
-        groups = tuple(self.groups[i] for i in np.arange(len(self.groups))[chosen])
-        columns = (self.n, self.d, self.unique, self.flops, self.loss)
-        return Points(*(column[chosen] for column in columns), groups=groups)
-
 
 def points(rows: Sequence[Row], counting: Counting, convention: Convention) -> Points:
     return Points(
@@ -233,8 +227,11 @@ def _above_neighbours(row: Row, rows: Sequence[Row], margin: float) -> str:
     smaller = [
         other
         for other in rows
-        if other is not row and other.n_params_matmul <= row.n_params_matmul and other.tokens <= row.tokens
-        and other.family == row.family and other.epochs >= row.epochs / 1.05
+        if other is not row
+        and other.n_params_matmul <= row.n_params_matmul
+        and other.tokens <= row.tokens
+        and other.family == row.family
+        and other.epochs >= row.epochs / 1.05
     ]
     best = min(smaller, key=lambda other: other.loss, default=row)
     if row.loss <= best.loss * (1 + margin):

@@ -56,7 +56,7 @@ def read_tables(path: Path) -> tuple[list[Table], list[str]]:
     """(tables of a known kind, what was not read and why). Raises ConfigError when there is none."""
     if not path.exists():
         raise ConfigError(
-            [f"{path} is not there: name a folder of published tables, or one of them, with reproduce=PATH (or tables=)"]
+            [f"{path} is not there: name a folder of published tables, or one of them: reproduce=PATH, or tables=PATH"]
         )
     tables, notes = [], []
     for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
