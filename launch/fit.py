@@ -65,7 +65,7 @@ def _analyse(config: FitConfig, used: list[Row], repeating: list[Row]) -> None:
     found = analyse(families[config.family], settings, _progress)
     print(analysis_text(found, config.counting))
     if config.at.asked:
-        at = predict(found.family, config.at.flops, config.at.n, config.at.tokens, config.seed)
+        at = predict(found.family, config.at.flops, config.at.n_params, config.at.tokens, config.seed)
         print(f"\n{prediction_text(at)}")
     repeated = [row for row in repeating if row.family == config.family]
     if len(repeated) >= _LEAST_REPEATED:

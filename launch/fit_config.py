@@ -7,16 +7,16 @@ from launch.scaling.rows import Convention, Counting, RowRule
 
 @dataclass
 class At:
-    """Where a loss is predicted: at the best size for `flops`, or at `n` and `tokens`."""
+    """Where a loss is predicted: at the best size for `flops`, or at `n_params` and `tokens`."""
 
     flops: float | None = None
-    n: float | None = None
+    n_params: float | None = None
     """in the counting of the fit"""
     tokens: float | None = None
 
     @property
     def asked(self) -> bool:
-        return self.flops is not None or self.n is not None or self.tokens is not None
+        return self.flops is not None or self.n_params is not None or self.tokens is not None
 
     def problems(self) -> list[str]:
         found = [
@@ -24,10 +24,10 @@ class At:
             for name, value in vars(self).items()
             if value is not None and value <= 0
         ]
-        if (self.n is None) != (self.tokens is None):
-            found.append("at.n and at.tokens go together; or give at.flops alone")
-        if self.flops is not None and self.n is not None:
-            found.append("at.flops asks for the best size, at.n and at.tokens state one: give one or the other")
+        if (self.n_params is None) != (self.tokens is None):
+            found.append("at.n_params and at.tokens go together; or give at.flops alone")
+        if self.flops is not None and self.n_params is not None:
+            found.append("at.flops asks for the best size, at.n_params and at.tokens state one: give one or the other")
         return found
 
 

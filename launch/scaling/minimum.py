@@ -18,7 +18,7 @@ Indices = NDArray[np.intp]
 
 EXACT = 1e-13
 _MAX_STEPS = 200
-_HALVINGS = 12
+_HALVINGS = 9
 _ROUNDING = 1e-30  # a sum of squares below this is rounding
 _SMALLEST_CURVATURE = 1e-12  # of the largest
 
@@ -43,6 +43,8 @@ class Minima:
     """(starts, constants)"""
     objective: Floats
     """(starts,)"""
+    finished: NDArray[np.bool_]
+    """(starts,): false where the steps ran out before nothing was to be gained"""
 
 
 @dataclass(frozen=True)
@@ -77,21 +79,17 @@ def minimise(
     lowest = objective(problem, values, counts)
     radius, active = np.full(len(values), 1.0), np.arange(len(values))
     for _ in range(_MAX_STEPS):
-        at = _held(_local(problem, values[active], counts[active]), values[active], problem.floor, fixed)
-        directions, gains = _directions(at)
-        going = gains > enough * lowest[active] + _ROUNDING
+        going, moved, reached = _tried(
+            problem, values[active], counts[active], radius[active], fixed, enough * lowest[active]
+        )
         active = active[going]
         if not len(active):
             break
-        at, counts_now = at.of(going), counts[active]
-        steps = np.stack([_shortened(problem, at, step[going], counts_now, radius[active]) for step in directions])
-        bends = [_solved(at.majorant, _bend(problem, at, step, counts_now)) / 2 for step in steps]
-        moved, reached = _better(problem, values[active], np.concatenate([steps, steps + np.stack(bends)]), counts_now)
         lower = reached < lowest[active]
         values[active[lower]], lowest[active[lower]] = moved[lower], reached[lower]
         radius[active] = np.where(lower, np.minimum(radius[active] * 2, 2.0), radius[active] / 8)
-        active = active[radius[active] > 1e-13]
-    return Minima(values, lowest)
+        active = active[radius[active] > 1e-13]  # below it no step goes down: all that is left is rounding
+    return Minima(values, lowest, ~np.isin(np.arange(len(values)), active))
 
 
 def objective(problem: Problem, values: Floats, weights: Floats) -> Floats:
@@ -109,6 +107,20 @@ def huber(residual: Floats, delta: float) -> Floats:
         return 0.5 * residual**2
     size = np.abs(residual)
     return np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
+
+
+def _tried(
+    problem: Problem, values: Floats, counts: Floats, radius: Floats, fixed: tuple[int, ...], enough: Floats
+) -> tuple[NDArray[np.bool_], Floats, Floats]:
+    """(which starts have something to gain, and of these where the best step leads, and how low)."""
+    at = _held(_local(problem, values, counts), values, problem.floor, fixed)
+    majorant, newton = _factors(at.majorant), _factors(at.newton)
+    directions = [_solved(factors, at.gradient) for factors in (majorant, newton)]
+    going = -np.einsum("sp,sp->s", directions[1], at.gradient) > enough + _ROUNDING
+    at, counts, majorant = at.of(going), counts[going], (majorant[0][going], majorant[1][going])
+    steps = [_shortened(problem, at, step[going], counts, radius[going]) for step in directions]
+    bent = [step + _solved(majorant, _bend(problem, at, step, counts)) / 2 for step in steps]
+    return going, *_better(problem, values[going], np.stack([*steps, *bent]), counts)
 
 
 def _exponents(problem: Problem, values: Floats) -> Floats:
@@ -175,18 +187,18 @@ def _gram(jacobian: Floats, weights: Floats) -> Floats:
     return np.matmul(jacobian.transpose(0, 2, 1) * weights[:, None, :], jacobian)
 
 
-def _directions(at: _Local) -> tuple[list[Floats], Floats]:
-    """(two directions for each start, what a Newton step promises to gain)."""
-    found = [_solved(matrix, at.gradient) for matrix in (at.majorant, at.newton)]
-    return found, -np.einsum("sp,sp->s", found[1], at.gradient)
-
-
-def _solved(matrix: Floats, gradient: Floats) -> Floats:
-    """-|matrix|⁻¹ gradient, with the sign of negative curvature turned: downhill in any case."""
+def _factors(matrix: Floats) -> tuple[Floats, Floats]:
+    """(|eigenvalues|, eigenvectors): where curvature is negative its sign is turned, so that steps lead downhill."""
     sizes, axes = np.linalg.eigh(matrix)
     sizes = np.abs(sizes)
-    sizes = np.maximum(sizes, np.maximum(_SMALLEST_CURVATURE * sizes.max(axis=1, keepdims=True), 1e-300))
-    return -np.einsum("spq,sq->sp", axes, np.einsum("spq,sp->sq", axes, gradient) / sizes)
+    return np.maximum(sizes, np.maximum(_SMALLEST_CURVATURE * sizes.max(axis=1, keepdims=True), 1e-300)), axes
+
+
+def _solved(factors: tuple[Floats, Floats], gradient: Floats) -> Floats:
+    """-|matrix|⁻¹ gradient"""
+    sizes, axes = factors
+    along = np.matmul(axes.transpose(0, 2, 1), gradient[:, :, None]) / sizes[:, :, None]
+    return -np.matmul(axes, along)[:, :, 0]
 
 
 def _bend(problem: Problem, at: _Local, step: Floats, weights: Floats) -> Floats:

@@ -24,8 +24,9 @@ AGREEING = 1e-6
 E_AT_ZERO = 1e-6
 """of the lowest loss: E is not searched below"""
 LEAST_EXPONENT = 0.01
+ENOUGH_FOR_A_START = 1e-9  # of the objective; the best of them goes on to the exact minimum
 ENOUGH_FOR_A_RESAMPLE = 1e-7
-_EXPONENTS = np.geomspace(0.05, 1.5, 9)
+_EXPONENTS = np.geomspace(0.05, 1.5, 7)
 _A, _B, _E, _ALPHA, _BETA = range(5)
 
 
@@ -33,6 +34,8 @@ _A, _B, _E, _ALPHA, _BETA = range(5)
 class Fit:
     law: Law
     objective: float
+    exact: bool
+    """nothing is to be gained there; false where the steps ran out"""
     n_starts: int
     n_agreeing: int
     """starts that reached the objective within AGREEING of the lowest"""
@@ -56,16 +59,18 @@ def fit(
     n: Floats, d: Floats, loss: Floats, *, delta: float = HUBER_DELTA, logs: bool = True, shared: bool = False
 ) -> Fit:
     problem, starts = _problem(n, d, loss, delta, logs, shared), _starts(n, d, loss)
-    reached = minimise(problem, _packed(starts, shared))
+    reached = minimise(problem, _packed(starts, shared), enough=ENOUGH_FOR_A_START)
     best = int(reached.objective.argmin())
-    lowest = float(reached.objective[best])
-    constants = _unpacked(reached.values[best : best + 1], shared)
+    exact = minimise(problem, reached.values[best : best + 1])
+    lowest = float(exact.objective[0])
+    constants = _unpacked(exact.values, shared)
     law = _laws(n, d, constants).at(0)
     distance = reached.objective / max(lowest, 1e-300) - 1
     agreeing = (distance <= AGREEING) | (reached.objective < 1e-18)
     return Fit(
         law=law,
         objective=lowest,
+        exact=bool(exact.finished[0]),
         n_starts=len(starts),
         n_agreeing=int(agreeing.sum()),
         others=tuple(sorted({round(float(value), 6) for value in distance[~agreeing]})[:3]),

@@ -95,7 +95,8 @@ def _constants(family: Family, counting: Counting) -> str:
     rows.append(_interval_row("a", law.n_exponent(family.cost), interval(laws.n_exponent(family.cost)), "N* ~ C^a"))
     rows.append(_interval_row("b", law.d_exponent(family.cost), interval(laws.d_exponent(family.cost)), "D* ~ C^b"))
     fit = family.fit
-    others = f"; others end {', '.join(f'{o:.2g}' for o in fit.others)} higher (relative)" if fit.others else ""
+    others = "" if fit.exact else "; THE MINIMUM WAS NOT REACHED"
+    others += f"; others end {', '.join(f'{o:.2g}' for o in fit.others)} higher (relative)" if fit.others else ""
     groups = len(set(family.points.groups))
     refused = f", {family.n_refused} draws could not carry a law" if family.n_refused else ""
     return "\n".join(
@@ -122,7 +123,7 @@ def _identified(name: str, span: Interval, lowest: float) -> str:
 def _profiles(found: Analysis) -> str:
     lines = ["how much worse the best fit gets with one constant held there (of the objective)"]
     for name, values in found.profiles.items():
-        cells = [(f"{value:.4g}", f"{rise:+.1%}") for value, rise in values]
+        cells = [(f"{value:.4g}", f"{max(rise, 0.0):+.1%}") for value, rise in values]
         lines.append(aligned([(f"  {name}", *(v for v, _ in cells)), ("", *(r for _, r in cells))], right=range(1, 9)))
     return "\n".join(lines)
 

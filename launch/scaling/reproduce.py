@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from launch.scaling.bootstrap import interval, resamples
 from launch.scaling.isoflop import budgets, interpolated, power
 from launch.scaling.law import Law
 from launch.scaling.layout import aligned
 from launch.scaling.overtraining import fit_downstream, fit_overtraining
-from launch.scaling.parametric import fit
+from launch.scaling.parametric import fit, refit
 from launch.scaling.shapes import chinchilla_parameters, mpt_flops_per_token, open_lm_parameters
 from launch.scaling.tables import Table, read_tables
 
@@ -32,6 +33,8 @@ GADRE_HELD = (("open_lm_1b", 32.0, 0.7103, 3.6365), ("open_lm_7b", 1.0, 0.7320, 
 """(network, multiple of 20 tokens a parameter, published error of loss, of the mean of 17 tasks; in %), RedPajama"""
 OLMO_13B = (13202396160.0, 5.0e12)
 """N and D of OLMo 2 13B"""
+
+_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def check(table: Table, tables: list[Table]) -> tuple[list[Check], list[str]]:
     """(comparisons, what could not be compared and why)."""
     match table.kind:
         case "chinchilla points":
-            return list(_chinchilla(table)), []
+            return list(_chinchilla(table)), _spread(table)
         case "porian":
             return list(_porian(table)), _missing_steps(table)
         case "gemstones":
@@ -113,7 +116,8 @@ def _chinchilla(table: Table) -> Iterator[Check]:
     kept = np.argsort(loss)[: len(n) - 5] if len(n) >= 245 else np.arange(len(n))
     found = fit(n[kept], d[kept], loss[kept])
     _, best_d = found.law.optimum(5.76e23)
-    basis = "its last digit" if whole else f"2 standard errors of the source: {len(kept)} of its 240 rows are here"
+    basis = "its last digit" if whole else f"2 standard errors of the source; {len(kept)} of its 240 rows are here"
+    basis += f", {found.n_agreeing} of {found.n_starts} starts agree"
     for what, value, published, exact, error in (
         ("E", found.law.E, 1.8172, 6e-4, 0.03),
         ("alpha", found.law.alpha, 0.3473, 6e-4, 0.02),
@@ -123,10 +127,17 @@ def _chinchilla(table: Table) -> Iterator[Check]:
     yield Check(table.name, "a of N* ~ C^a", 0.514, found.law.n_exponent(), 0.02, "its 80 % interval, .494 to .541")
     ratio = float(best_d / (5.76e23 / 6 / best_d))
     yield Check(table.name, "tokens a parameter", 17.9, ratio, 7.9, "its interval at 5.76e23 FLOPs, 10 to 28")
-    agreeing = found.n_agreeing / found.n_starts
-    yield Check(
-        table.name, "starts that agree", 1.0, agreeing, 0.1, f"of {found.n_starts} starts; residuals {found.error:.2%}"
-    )
+
+
+def _spread(table: Table) -> list[str]:
+    """How sure these rows are of the constants."""
+    n, d, loss = table.numbers("N", "D", "loss")
+    drawn, _ = resamples([str(i) for i in range(len(n))], n, d, _RESAMPLES, seed=0)
+    laws = refit(fit(n, d, loss), n, d, loss, drawn)
+    spans = {"E": laws.E, "alpha": laws.alpha, "beta": laws.beta, "a": laws.n_exponent()}
+    found = {name: interval(values) for name, values in spans.items()}
+    texts = [f"{name} {span.low95:.3f} to {span.high95:.3f}" for name, span in found.items()]
+    return [f"{table.name}: 95 % intervals of its {len(n)} rows: {', '.join(texts)}"]
 
 
 def _porian(table: Table) -> Iterator[Check]:
@@ -136,7 +147,7 @@ def _porian(table: Table) -> Iterator[Check]:
             flops, n, loss = part.numbers("C", "N", "loss")
             bottoms = [interpolated(budget, n[which], loss[which], draws=1000) for budget, which in budgets(flops)]
             unused = sum(bool(bottom.flag) for bottom in bottoms)
-            basis = f"asked for; {len(bottoms)} budgets, {unused} with the bottom at an edge"
+            basis = f"about its 95 % interval; {len(bottoms)} budgets, {unused} with the bottom at an edge"
             yield Check(table.name, f"a, {changed}", published, power(bottoms).exponent, 0.01, basis)
 
 
@@ -231,18 +242,18 @@ def _counts(table: Table) -> Iterator[Check]:
     match table.kind:
         case "chinchilla shapes":
             published, *shape = table.numbers("params_reported", "d_model", "ffn", "kv_size", "heads", "layers")
-            counted, percent, what = chinchilla_parameters(*shape), 1.0, "parameters"
+            counted, percent, what, basis = chinchilla_parameters(*shape), 1.0, "parameters", "printed in millions"
         case "open_lm":
             published, *shape = table.numbers("params_total", "width", "depth", "vocab")
-            counted, percent, what = open_lm_parameters(*shape), 0.0, "parameters"
+            counted, percent, what, basis = open_lm_parameters(*shape), 0.0, "parameters", "exact"
         case "dclm":
             published, n, d = table.numbers("flops", "N", "D")
-            counted, percent, what = 6 * n * d, 4.0, "FLOPs as 6ND"
+            counted, percent, what, basis = 6 * n * d, 4.0, "FLOPs as 6ND", "printed with two digits"
         case _:
             yield from _throughput(table)
             return
     worst = 100 * float(np.abs(counted / published - 1).max())
-    yield Check(table.name, f"{what}, worst of {len(published)}", 0.0, worst, percent, "asked for", " %")
+    yield Check(table.name, f"{what}, worst of {len(published)}", 0.0, worst, percent, basis, " %")
 
 
 def _throughput(table: Table) -> Iterator[Check]:
@@ -254,4 +265,4 @@ def _throughput(table: Table) -> Iterator[Check]:
         assert flops is not None
         off.append(abs(100 * flops * float(row["tok_per_s_gpu"]) / 312e12 / float(row["mfu"]) - 1))
     met = 100 * float(np.mean(np.array(off) <= 0.01))
-    yield Check(table.name, f"MFU within 1 %, of {len(rows)} rows", 100.0, met, 0.0, "asked for", " %")
+    yield Check(table.name, f"MFU within 1 %, of {len(rows)} rows", 100.0, met, 0.0, "every row", " %")

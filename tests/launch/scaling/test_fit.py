@@ -90,7 +90,7 @@ def test_rows_that_cannot_be_compared_or_fitted_are_refused(tmp_path: Path):
     [
         ([], "given: none of them"),
         (["runs=a", "ledger=b"], "given: runs= and ledger="),
-        (["runs=a", "at.n=1e9"], "at.n and at.tokens go together"),
+        (["runs=a", "at.n_params=1e9"], "at.n_params and at.tokens go together"),
         (["runs=a", "resamples=3"], "resamples=3 must be 40"),
         (["runs=a", "loss=train_loss"], "val_loss or bits_per_byte"),
         (["runs=a", "rows.max_epochs=0.5"], "rows.max_epochs=0.5 must be at least 1"),

@@ -107,8 +107,9 @@ def test_chinchilla_points_of_a_known_law_miss_the_published_one(tmp_path: Path)
     n, d = np.exp(rng.uniform(17, 24, 60)), np.exp(rng.uniform(21, 27, 60))
     lines = [f"{6 * a * b},{a},{b},{law.loss(a, b)}" for a, b in zip(n, d, strict=True)]
     (tmp_path / "points.csv").write_text("\n".join(["C,N,D,loss", *lines]) + "\n")
-    found, _ = checks(tmp_path)
+    found, notes = checks(tmp_path)
     assert found["E"].obtained == pytest.approx(1.9, abs=1e-3)
+    assert "95 % intervals of its 60 rows: E 1.9" in notes[0]
     assert "60 of its 240 rows" in found["E"].basis
     assert not found["E"].passes
 
