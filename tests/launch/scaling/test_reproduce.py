@@ -36,7 +36,7 @@ def test_carried_rows_give_the_published_numbers(capsys: pytest.CaptureFixture[s
 def test_all_published_tables_are_met():
     found, _ = checks(TABLES)
     assert [one.what for one in found.values() if not one.passes] == []
-    assert len(found) > 20
+    assert len(found) >= 20
     for what, published in (("as Kaplan", 0.835), ("head counted", 0.706), ("short warm-up", 0.602)):
         assert found[f"a, {what}"].obtained == pytest.approx(published, abs=0.01)
     assert found["E"].obtained == pytest.approx(1.7839, abs=1e-3)  # of the 234 rows that this copy has
