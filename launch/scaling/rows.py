@@ -176,9 +176,13 @@ def refuse_too_few(rows: Sequence[Row], n: Floats, d: Floats) -> None:
             f"{len(rows)} usable rows; E + A/N^alpha + B/D^beta has five constants and needs at least {LEAST_ROWS}"
         )
     if sizes < LEAST_VALUES:
-        problems.append(f"all rows are of {sizes} sizes; at least {LEAST_VALUES} are needed to tell E from A and alpha")
+        problems.append(
+            f"all rows are of {_so_many(sizes, 'size')}; {LEAST_VALUES} are needed to tell E from A and alpha"
+        )
     if lengths < LEAST_VALUES:
-        problems.append(f"all rows have {lengths} token counts; at least {LEAST_VALUES} are needed for B and beta")
+        problems.append(
+            f"all rows have {_so_many(lengths, 'token count')}; {LEAST_VALUES} are needed to tell E from B and beta"
+        )
     if problems:
         raise ConfigError(problems)
 
@@ -190,12 +194,12 @@ def distinct(values: Floats) -> int:
 
 
 def _reason(row: Row, rule: RowRule) -> str:
-    if row.verdict == Verdict.diverged or not math.isfinite(row.loss):
-        return f"diverged (loss {row.loss:.4g})"
-    if row.loss <= 0:
-        return f"loss {row.loss:.4g} is not above 0"
+    if row.verdict == Verdict.diverged:
+        return "diverged"
     if row.verdict == Verdict.partial or not row.schedule_finished:
         return "its schedule does not end there"
+    if not 0 < row.loss < math.inf:
+        return f"its loss is {row.loss:.4g}: diverged, or never measured"
     if reason := _impossible(row):
         return reason
     if not fnmatchcase(row.run, rule.name):
@@ -244,6 +248,10 @@ def _above_neighbours(row: Row, rows: Sequence[Row], margin: float) -> str:
 
 def _identity(row: Row, what: str) -> str | None:
     return row.tokenizer if what == "tokenizers" else row.validation
+
+
+def _so_many(count: int, what: str) -> str:
+    return f"one {what}" if count == 1 else f"{count} {what}s"
 
 
 def _short(value: str | None) -> str:

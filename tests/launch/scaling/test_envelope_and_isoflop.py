@@ -58,7 +58,7 @@ def test_a_parabola_finds_its_own_bottom():
 
 def test_a_bottom_beyond_the_sizes_tried_is_flagged_and_not_used():
     n = np.geomspace(1e7, 1e8, 5)
-    beyond = parabola(1e19, n, 3 + 0.05 * (np.log(n) - np.log(3e8)) ** 2)
+    beyond = parabola(1e22, n, 3 + 0.05 * (np.log(n) - np.log(3e8)) ** 2)
     assert "edge" in beyond.flag
     assert "opens downwards" in parabola(1e19, n, 3 - 0.05 * (np.log(n) - np.log(3e7)) ** 2).flag
     assert "edge" in interpolated(1e19, n, 3 + 0.05 * (np.log(n) - np.log(3e8)) ** 2).flag

@@ -42,7 +42,8 @@ def test_rows_that_are_no_fair_points_are_dropped_with_the_reason():
     found = reasons(rows)
     assert set(found) == {"hot", "partial", "nan", "diverged", "repeats"}
     assert "schedule does not end" in found["hot"]
-    assert "diverged" in found["nan"]
+    assert found["diverged"] == "diverged"
+    assert found["nan"] == "its loss is nan: diverged, or never measured"
     assert "10 epochs" in found["repeats"]
 
 
@@ -102,9 +103,9 @@ def test_too_few_rows_sizes_or_lengths_are_refused():
 
     assert "2 usable rows" in problems([row(), row(n=10**9)])
     one_size = problems([row(d=k * 10**9) for k in range(1, 9)])
-    assert "all rows are of 1 sizes" in one_size
-    assert "token counts" not in one_size
-    assert "token counts" in problems([row(n=k * 10**8) for k in range(1, 9)])
+    assert "all rows are of one size;" in one_size
+    assert "token count" not in one_size
+    assert "all rows have one token count;" in problems([row(n=k * 10**8) for k in range(1, 9)])
 
 
 def test_rows_are_read_from_the_folders_of_runs(tmp_path: Path):
@@ -119,6 +120,14 @@ def test_rows_are_read_from_the_folders_of_runs(tmp_path: Path):
     assert odd[0][0].endswith("broken")
     with pytest.raises(ConfigError, match=r"no summary\.json"):
         rows_of_runs(tmp_path / "a" / "none", "val_loss")
+
+
+def test_what_is_read_is_what_a_run_writes():
+    """The keys of `summary.json` by their names in the file that writes it."""
+    written = (Path(__file__).resolve().parents[3] / "train" / "summary.py").read_text()
+    read = summary("a", 10**8, 10**10)
+    for key in [*read, *read["data"]]:
+        assert f'"{key}"' in written, key
 
 
 def test_lines_that_are_no_rows_are_named(tmp_path: Path):
