@@ -87,7 +87,7 @@ class Row:
 
     @property
     def epochs(self) -> float:
-        return 1.0 if self.unique_tokens is None else self.tokens / self.unique_tokens
+        return self.tokens / self.unique_tokens if self.unique_tokens else 1.0
 
 
 @dataclass
