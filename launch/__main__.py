@@ -10,6 +10,7 @@ python -m launch status run=hello                            # the same once; of
 python -m launch logs run=hello follow=true                  # what it printed, and prints, over restarts
 python -m launch report run=hello                            # a page: curves, plan against what came, incidents
 python -m launch doctor                                      # what this machine can do, and what to mend
+python -m launch fit runs=runs/ at.flops=1e18                # laws of loss from many runs, with intervals
 
 Each takes --help.
 """
@@ -27,7 +28,7 @@ except ModuleNotFoundError as error:
     leave_without(error)
 
 LOOKS = ("status", "logs", "watch", "report")
-VERBS = ("plan", "submit", "data", *LOOKS, "doctor")
+VERBS = ("plan", "submit", "data", "fit", *LOOKS, "doctor")
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -50,6 +51,8 @@ def _do(verb: str) -> None:
             _plan()
         case "submit":
             _submit()
+        case "fit":
+            _fit()
         case "data":
             _data()
         case "doctor":
@@ -82,6 +85,13 @@ def _doctor() -> None:
     from launch.doctor import DoctorCommand, doctor
 
     entry(App("launch_doctor", DoctorCommand, {}), doctor)
+
+
+def _fit() -> None:
+    from launch.fit import fit
+    from launch.fit_config import FitConfig
+
+    entry(App("launch_fit", FitConfig, {}), fit)
 
 
 def _data() -> None:
