@@ -32,15 +32,9 @@ class At:
 
 
 @dataclass
-class FitConfig:
-    runs: str | None = None
-    """folder of runs: every summary.json below it is a row"""
-    ledger: str | None = None
-    """file of JSON lines, a row a line, with the keys of summary.json"""
-    reproduce: str | None = None
-    """refit published tables instead: `all` of those in `tables`, or a folder or a file of them"""
-    tables: str = "../shared/data/scaling"
-    """where `reproduce=all` looks"""
+class FitChoice:
+    """How rows become a law: to be settled before a held-out run is looked at."""
+
     loss: str = "val_loss"
     """val_loss (nats per token) or bits_per_byte"""
     counting: Counting = Counting.matmul
@@ -54,18 +48,34 @@ class FitConfig:
     family: str = "transformer"
     """the one whose law is shown; others are compared with it"""
     rows: RowRule = field(default_factory=RowRule)
-    at: At = field(default_factory=At)
 
     def problems(self) -> list[str]:
-        found = []
-        asked = [f"{name}=" for name in ("runs", "ledger", "reproduce") if getattr(self, name) is not None]
-        if len(asked) != 1:
-            given = " and ".join(asked) or "none of them"
-            found.append(f"give one of runs=FOLDER, ledger=FILE and reproduce=all; given: {given}")
+        found: list[str] = []
         if self.loss not in ("val_loss", "bits_per_byte"):
             found.append(f"loss={self.loss}: val_loss or bits_per_byte")
         if self.delta <= 0:
             found.append(f"delta={self.delta} must be above 0; 1e-3 is usual, 1 means squares of log losses")
         if not 40 <= self.resamples <= 20_000:
             found.append(f"resamples={self.resamples} must be 40 to 20000: the ends of a 95 % interval need 40")
+        return found
+
+
+@dataclass
+class FitConfig(FitChoice):
+    runs: str | None = None
+    """folder of runs: every summary.json below it is a row"""
+    ledger: str | None = None
+    """file of JSON lines, a row a line, with the keys of summary.json"""
+    reproduce: str | None = None
+    """refit published tables instead: `all` of those in `tables`, or a folder or a file of them"""
+    tables: str = "../shared/data/scaling"
+    """where `reproduce=all` looks"""
+    at: At = field(default_factory=At)
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        asked = [f"{name}=" for name in ("runs", "ledger", "reproduce") if getattr(self, name) is not None]
+        if len(asked) != 1:
+            given = " and ".join(asked) or "none of them"
+            found.append(f"give one of runs=FOLDER, ledger=FILE and reproduce=all; given: {given}")
         return found

@@ -37,6 +37,8 @@ class RunConfig:
     """a run folder whose holder, on another machine, has given no sign of life for so long may be taken over"""
     max_idle_starts: int = 5
     """starts in a row that reached no new step, after which the next one ends at once with exit code 6"""
+    labels: dict[str, str] = field(default_factory=dict[str, str])
+    """words of your own for tables of many runs, such as {family: transformer}; kept in summary.json"""
 
     def problems(self) -> list[str]:
         found: list[str] = []
@@ -59,6 +61,9 @@ class RunConfig:
             found.append(f"run.max_idle_starts={self.max_idle_starts} must be at least 1")
         if self.start_from == "":
             found.append("run.start_from is empty: name a folder of weights, or null to draw them")
+        for name, value in self.labels.items():
+            if not name or len(value) > 64 or not f"{name}{value}".isprintable():
+                found.append(f"run.labels: {name!r}={value!r} must be a name and at most 64 printable letters")
         return found
 
 
@@ -324,6 +329,8 @@ FREE_TO_CHANGE = (
     "run.time_limit_seconds",
     "run.lease_seconds",
     "run.max_idle_starts",
+    "run.labels",
+    "run.labels.*",
     "data.folder",  # the data itself is recognised by the digest of its shards
     "data.sources.*.folder",
     "data.pack_folder",

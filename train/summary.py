@@ -1,6 +1,8 @@
 """summary.json: the outcome of a run in one file, for the ledger and for people. Rewritten at every checkpoint."""
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 import time
@@ -16,6 +18,7 @@ from train.metrics import DeviceSeconds, Metrics
 from train.plan import Plan
 from train.run_folder import config_sha256
 from train.setup import Setup
+from train.stream import shards_of
 
 SCHEMA_VERSION = 1
 _STEPS_AVERAGED = 20  # a single step's loss is noise; so is its speed
@@ -84,15 +87,29 @@ def summarize(
         "mfu": metrics.mean_of_last_steps("mfu", _STEPS_AVERAGED),
         "schedule_finished": step == plan.total_steps,
         "seed": config.run.seed,
+        "labels": dict(config.run.labels),
         "data": {
             "manifest_sha256": manifest.sha256 if len(setup.corpora) == 1 else None,
             "tokenizer_sha256": manifest.tokenizer_sha256,
+            "validation_sha256": _validation_sha256(setup),
             "phases": len(setup.phases),
         },
         "config_sha256": config_sha256(config),
         **provenance,
         "restarts": restarts,
     }
+
+
+def _validation_sha256(setup: Setup) -> str:
+    """Of what val_loss is measured on: losses of runs that differ in it are no points of one curve."""
+    data = setup.config.data
+    shards = [
+        shard.bin_sha256
+        for corpus in setup.corpora
+        for shard in shards_of(corpus.manifest, "val", corpus.config.source)
+    ]
+    asked = [data.seq_len, setup.config.evaluation.max_sequences, data.mask_documents, *shards]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _sources(setup: Setup, step: int) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def row_of(summary: dict[str, Any], loss: str = "val_loss") -> Row:
         verdict=_verdict(summary),
         tokenizer=summary.get("tokenizer_sha256") or data.get("tokenizer_sha256"),
         validation=_validation(summary, data),
-        family=str(summary.get("family") or "transformer"),
+        family=str(summary.get("family") or (summary.get("labels") or {}).get("family") or "transformer"),
     )
 
 
