@@ -10,6 +10,7 @@ from itertools import groupby
 
 from data_prep.files import publish_json, write_error
 from train.attempt import Attempt, Identity, has_saved, next_number, open_attempt, reached_before, refuse_idle
+from train.branch import adopt
 from train.checkpoint.folders import remove_leftovers, set_aside
 from train.checkpoint.peers import Peers
 from train.checkpoint.reader import Checkpoint
@@ -43,6 +44,7 @@ def claim(setup: Setup, plan: Plan, peers: Peers, skips: Skips) -> tuple[Checkpo
     folder.attempt = attempt = open_attempt(folder.attempts, number)
     with attempt.naming_failures(peers.rank, me.host, lambda: (0, "start")):
         skips.read()
+        on_first(peers, lambda: _adopt(setup, number))
         found, passed = newest_valid(folder.checkpoints, peers, refused=skips.refused)
         on_first(peers, lambda: _refuse_strangers(setup, found))
         require_room(folder.checkpoints, checkpoint_bytes(setup.config), peers, number)
@@ -99,6 +101,20 @@ def _take(setup: Setup, plan: Plan, me: Identity, hosts: list[str]) -> int:
     except OSError as error:
         raise CheckpointError(f"checkpoints could not be saved: {write_error(error, folder.checkpoints)}") from None
     return number
+
+
+def _adopt(setup: Setup, number: int) -> None:
+    """Begins from a checkpoint of another run, where that is so."""
+    if setup.origin is None:
+        return
+    folder, config = setup.folder, setup.config
+    own = {
+        "config_sha256": config_sha256(config),
+        "rest_sha256": rest_sha256(config),
+        "branch": setup.origin.branch.to_tree(),
+    }
+    adopt(setup.origin, folder.checkpoints, folder.metrics_jsonl, own, number)
+    folder.note("branched", origin=str(setup.origin.run), step=setup.origin.step)
 
 
 def reached(folder: RunFolder) -> int:

@@ -30,6 +30,9 @@ class RunConfig:
     """stop after this many steps, with a checkpoint, as if the time were up; null means go on to the end"""
     start_from: str | None = None
     """a folder of weights (`python -m train.convert`) that the first step starts from; null means they are drawn"""
+    branch_from: str | None = None
+    """the folder of a run that was the same so far, but for its length and the end of its schedule: goes on from its
+    newest checkpoint with equal learning rates until there, and ends as it would have alone; see train/branch.py"""
     time_limit_seconds: float | None = None
     """save and stop in time for this, counted from the start of the process; null means the limit of the Slurm job, if
     it is one"""
@@ -61,6 +64,8 @@ class RunConfig:
             found.append(f"run.max_idle_starts={self.max_idle_starts} must be at least 1")
         if self.start_from == "":
             found.append("run.start_from is empty: name a folder of weights, or null to draw them")
+        if self.branch_from == "":
+            found.append("run.branch_from is empty: name the folder of a run, or null to begin at step 0")
         for name, value in self.labels.items():
             if not name or len(value) > 64 or not f"{name}{value}".isprintable():
                 found.append(f"run.labels: {name!r}={value!r} must be a name and at most 64 printable letters")
@@ -122,6 +127,8 @@ class CheckpointConfig:
     """older checkpoints are removed after a new one is complete"""
     keep_every_steps: int | None = None
     """those of every multiple of this step are never removed"""
+    keep_steps: list[int] = field(default_factory=list[int])
+    """a checkpoint after each of these steps too, never removed: for runs that branch from there"""
     keep_best: bool = False
     """never removes the one with the lowest validation loss, among those made at a step with an evaluation"""
 
@@ -134,6 +141,8 @@ class CheckpointConfig:
                 f"checkpoint.keep_last={self.keep_last} must be at least 2: with a single one, a fault while it is "
                 "replaced would leave none"
             )
+        if any(step < 1 for step in self.keep_steps) or len(set(self.keep_steps)) < len(self.keep_steps):
+            found.append(f"checkpoint.keep_steps={self.keep_steps} must be different steps, counted from 1")
         if self.keep_every_steps is not None and self.every_steps >= 1:
             found += self._spacing_problems(self.keep_every_steps)
         return found
@@ -329,8 +338,8 @@ FREE_TO_CHANGE = (
     "run.time_limit_seconds",
     "run.lease_seconds",
     "run.max_idle_starts",
-    "run.labels",
     "run.labels.*",
+    "run.branch_from",  # what a run ends with does not depend on it
     "data.folder",  # the data itself is recognised by the digest of its shards
     "data.sources.*.folder",
     "data.pack_folder",

@@ -19,7 +19,7 @@ from train.failure import first_failure
 from train.holder import read_ended, read_holder
 from train.metrics_file import is_step, last_step, read_rows
 
-USUAL = ("started", "first_step", "saved", "stopped", "finished", "failed")
+USUAL = ("started", "branched", "first_step", "saved", "stopped", "finished", "failed")
 """events of every attempt, which the table of attempts tells of"""
 _COUNTS = ("attempt", "step", "world_size", "repeated_steps")
 
@@ -59,7 +59,7 @@ class History:
     """events that are not usual"""
     n_saved: int
     step_seconds: float
-    """of the steps of the curve, each once"""
+    """of the steps of the curve that the run made itself, each once"""
     n_steps: int
     """so many of them were learnt from"""
 
@@ -118,9 +118,11 @@ def read_stories(run: Path) -> list[Story]:
 def read_history(run: Path) -> History:
     events = read_events(run)
     rows = read_rows(run / "metrics.jsonl")
-    steps = [row for row in rows if is_step(row)]
+    stories = _stories(run, events)
+    begun = (stories[0].from_step or 0) if stories else 0  # what comes before is another run's work
+    steps = [row for row in rows if is_step(row) and row["step"] > begun]
     return History(
-        attempts=_stories(run, events),
+        attempts=stories,
         notes=[event for event in events if event["event"] not in USUAL],
         n_saved=sum(event["event"] == "saved" for event in events),
         step_seconds=sum(row.get("seconds", 0.0) for row in steps),

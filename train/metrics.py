@@ -147,10 +147,9 @@ class Metrics:
         """The newest value of `key`, or None."""
         return next((row[key] for row in reversed(self.file.rows) if key in row), None)
 
-    @property
-    def step_seconds(self) -> float:
-        """Of the steps of the curve, each once."""
-        return sum(row.get("seconds", 0.0) for row in self.file.rows)
+    def step_seconds(self, after_step: int) -> float:
+        """Of the later steps of the curve, each once."""
+        return sum(row.get("seconds", 0.0) for row in self.file.rows if row["step"] > after_step)
 
     def mean_of_last_steps(self, key: str, count: int) -> float | None:
         values = [row[key] for row in self.file.rows if key in row][-count:]

@@ -61,10 +61,16 @@ class Reports:
         )
         repeated = self.rewind(step, spent)
         if folder.attempt is not None:  # what earlier attempts have spent after their last checkpoint, and on it
-            spent.idle += max(0.0, device_seconds_before(folder.path, folder.attempt.number) - spent.total)
+            before = device_seconds_before(folder.path, folder.attempt.number) + self._branched_seconds()
+            spent.idle += max(0.0, before - spent.total)
         self.note("started", step=step, world_size=self._setup.grid.world_size, repeated_steps=repeated)
         if step:
             self.say(f"resumed at step {step} of {self._setup.batch.total_steps}")
+
+    def _branched_seconds(self) -> float:
+        """Another run's, which the totals hold too."""
+        branch = self._setup.branch
+        return 0.0 if branch is None else sum(branch.device_seconds.values())
 
     def rewind(self, step: int, spent: DeviceSeconds) -> int:
         """Forgets the rows after `step`: they will be made again. Returns the number of steps."""

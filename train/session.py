@@ -137,7 +137,8 @@ class Session:
 
     def save_is_due(self) -> bool:
         """By the settings, or because one failed a while ago."""
-        return self.is_due(self._config.checkpoint.every_steps) or self._saver.retry_is_due(self.step)
+        rule = self._config.checkpoint
+        return self.is_due(rule.every_steps) or self.step in rule.keep_steps or self._saver.retry_is_due(self.step)
 
     def evaluate(self, *, to_the_end: bool = False) -> None:
         """The validation loss. Unless it goes `to_the_end`, a stop ends it without one, and it is made up for later."""

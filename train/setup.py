@@ -14,6 +14,7 @@ from conf.errors import ConfigError
 from data_prep.files import DataError
 from data_prep.manifest import Manifest
 from train.batch import BatchError, BatchPlan, solve_batch
+from train.branch import Branch, Origin, find_origin
 from train.config import TrainConfig
 from train.corpus import Corpus, load_corpora
 from train.data_config import DataConfig, Packing
@@ -42,6 +43,10 @@ class Setup:
     """the last one is to go on with"""
     resumes: tuple[int, tuple[Phase, ...]] | None
     """(step, phases) of the checkpoint that the run continues from, if it is whole"""
+    origin: Origin | None
+    """the checkpoint of another run that this start begins from"""
+    branch: Branch | None
+    """what the run has from another one"""
     packs: Packs
     folder: RunFolder
 
@@ -78,6 +83,7 @@ class Setup:
             "world_size": self.grid.world_size,
             "config_sha256": config_sha256(self.config),
             "rest_sha256": rest_sha256(self.config),
+            "branch": self.branch and self.branch.to_tree(),
             "data": {
                 "tokenizer_sha256": self.manifest.tokenizer_sha256,
                 "phases": [phase.to_tree() for phase in self.phases],
@@ -137,14 +143,19 @@ def check(config: TrainConfig, grid: RankGrid) -> Setup:
     if problems:
         raise ConfigError(problems)
     packs = Packs(config.data.pack_folder, makes=grid.is_first, verify=grid.is_first)
-    resumes = _resumes(folder)
+    held = folder.newest_state()
+    origin = find_origin(config) if held is None and config.run.branch_from is not None else None
+    branch = origin.branch if origin else Branch.of(held[1]) if held else None
+    resumes = _resumes((origin.step, origin.state) if origin else held)
     if resumes is None and config.run.start_from is not None:
         _check_start(config, corpora[0].manifest.tokenizer_sha256, grid)
     phases = _phases(config, corpora, packs, resumes)
     batch = _batch(config, grid, phases[-1])
     if over := over_the_cap(phases[-1], batch.total_steps, config.run.seed):
         raise ConfigError(over)
-    return Setup(config, grid, batch, tuple(corpora), tuple(phases), resumes, packs, folder)
+    if late := [step for step in config.checkpoint.keep_steps if step > batch.total_steps]:
+        raise ConfigError([f"checkpoint.keep_steps={late}: the run has {batch.total_steps} steps"])
+    return Setup(config, grid, batch, tuple(corpora), tuple(phases), resumes, origin, branch, packs, folder)
 
 
 def _check_start(config: TrainConfig, tokenizer_sha256: str, grid: RankGrid) -> None:
@@ -196,12 +207,8 @@ def _batch(config: TrainConfig, grid: RankGrid, phase: Phase | None) -> BatchPla
     )
 
 
-def _resumes(folder: RunFolder) -> tuple[int, tuple[Phase, ...]] | None:
-    newest = folder.newest_state()
-    if newest is None:
-        return None
-    step, state = newest
-    return step, phases_of(state)
+def _resumes(held: tuple[int, dict[str, Any]] | None) -> tuple[int, tuple[Phase, ...]] | None:
+    return None if held is None else (held[0], phases_of(held[1]))
 
 
 def phases_of(state: dict[str, Any]) -> tuple[Phase, ...]:
@@ -257,6 +264,10 @@ def introduce(setup: Setup, plan: Plan) -> str:
     rows["ranks"] = grid.describe().replace("\n", "\n              ")
     if setup.starts_from is not None:
         rows["start"] = f"weights of {setup.starts_from}"
+    if setup.branch is not None:
+        rows["branch"] = f"the first {setup.branch.step:,} steps are those of {setup.branch.run}"
+    elif config.run.branch_from is not None:
+        rows["branch"] = f"none: the run began by itself, and {config.run.branch_from} is not asked for anything"
     lines = [f"run {setup.folder.path}", render(plan), *(f"  {name:<11} {text}" for name, text in rows.items())]
     return "\n".join(lines)
 

@@ -49,7 +49,8 @@ def summarize(
     flops: of the steps learnt from, each once. What was left out, computed a second time or thrown away by a kill does
     not count; the time that it took does, in device_hours.
     """
-    config, manifest = setup.config, setup.manifest
+    config, manifest, branch = setup.config, setup.manifest, setup.branch
+    own_seconds = metrics.step_seconds(branch.step if branch else 0)
     tokens_seen = setup.batch.tokens_seen(step)
     sources = _sources(setup, step)
     usd = config.cluster.usd_per_device_hour
@@ -75,7 +76,7 @@ def summarize(
         "n_devices": plan.machine.n_devices,
         "device_hours": spent.hours(),
         "device_time_ratio": device_time_ratio(spent.train, spent.total),
-        "effective_time_ratio": effective_time_ratio(metrics.step_seconds, first_start(setup.folder.path), time.time()),
+        "effective_time_ratio": effective_time_ratio(own_seconds, first_start(setup.folder.path), time.time()),
         "cost_usd": None if usd is None else usd * spent.total / 3600,
         "price": plan.price,
         "train_loss": metrics.mean_of_last_steps("loss", _STEPS_AVERAGED),
@@ -88,6 +89,7 @@ def summarize(
         "schedule_finished": step == plan.total_steps,
         "seed": config.run.seed,
         "labels": dict(config.run.labels),
+        "branch": branch and branch.summary(),
         "data": {
             "manifest_sha256": manifest.sha256 if len(setup.corpora) == 1 else None,
             "tokenizer_sha256": manifest.tokenizer_sha256,

@@ -47,13 +47,15 @@ def not_kept(val_losses: Mapping[int, float | None], saved_step: int, rule: Chec
     """Which of the checkpoints to remove after the save of `saved_step`, in the order in which to do it.
 
     val_losses: step → validation loss, None where none was made at that step. Kept are the newest `keep_last` up to
-    `saved_step`, every multiple of `keep_every_steps`, and with `keep_best` the one of the lowest validation loss (the
-    later of equals). Later ones go first: the run went back behind them, and they are not of its curve.
+    `saved_step`, every multiple of `keep_every_steps`, `keep_steps`, and with `keep_best` the one of the lowest
+    validation loss (the later of equals). Later ones go first: the run went back behind them, and they are not of its
+    curve.
     """
     earlier = sorted((step for step in val_losses if step <= saved_step), reverse=True)
     kept = set(earlier[: rule.keep_last])
     if rule.keep_every_steps is not None:
         kept |= {step for step in earlier if step % rule.keep_every_steps == 0}
+    kept |= set(rule.keep_steps)
     measured = [(loss, -step) for step in earlier if (loss := val_losses[step]) is not None]
     if rule.keep_best and measured:
         kept.add(-min(measured)[1])
