@@ -10,6 +10,7 @@ python -m launch status run=hello                            # the same once; of
 python -m launch logs run=hello follow=true                  # what it printed, and prints, over restarts
 python -m launch report run=hello                            # a page: curves, plan against what came, incidents
 python -m launch doctor                                      # what this machine can do, and what to mend
+python -m launch sweep sweep=demo data.folder=data/site start=true       # many runs, their law, a forecast scored
 python -m launch fit runs=runs/ at.flops=1e18                # laws of loss from many runs, with intervals
 
 Each takes --help.
@@ -28,7 +29,7 @@ except ModuleNotFoundError as error:
     leave_without(error)
 
 LOOKS = ("status", "logs", "watch", "report")
-VERBS = ("plan", "submit", "data", "fit", *LOOKS, "doctor")
+VERBS = ("plan", "submit", "data", "sweep", "fit", *LOOKS, "doctor")
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -51,6 +52,8 @@ def _do(verb: str) -> None:
             _plan()
         case "submit":
             _submit()
+        case "sweep":
+            _sweep()
         case "fit":
             _fit()
         case "data":
@@ -85,6 +88,16 @@ def _doctor() -> None:
     from launch.doctor import DoctorCommand, doctor
 
     entry(App("launch_doctor", DoctorCommand, {}), doctor)
+
+
+def _sweep() -> None:
+    from launch.sweep.command import sweep
+    from launch.sweep.config import CELL, SweepConfig
+    from train.optimizer_config import OPTIONS
+
+    if not any(word.lstrip("+").startswith("run.name=") for word in sys.argv):
+        sys.argv.append(f"run.name={CELL}")  # each cell has a name of its own
+    entry(App("launch_sweep", SweepConfig, OPTIONS), sweep)
 
 
 def _fit() -> None:
