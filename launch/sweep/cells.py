@@ -106,14 +106,24 @@ def cells(config: SweepConfig) -> tuple[list[Cell], list[tuple[str, str]]]:
     made = [cell for points in alike.values() if not points[0].held_out for cell in _chain(config, points)]
     shortest = min(cell.tokens for cell in made)
     made += [cell for points in alike.values() if points[0].held_out for cell in _chain(config, points, shortest)]
-    least = config.sweep.steps_at_least
-    short = [
-        (cell.name, f"{cell.steps} steps, below sweep.steps_at_least={least}") for cell in made if cell.steps < least
-    ]
-    kept = [cell for cell in made if cell.steps >= least]
+    silly = [(cell.name, why) for cell in made if (why := _silly(config, cell))]
+    kept = [cell for cell in made if not _silly(config, cell)]
     _refuse_twins(kept)
     kept = [_unless_lost(cell, kept) for cell in kept]
-    return sorted(kept, key=lambda cell: (cell.held_out, cell.own_flops_causal, cell.name)), short
+    return sorted(kept, key=lambda cell: (cell.held_out, cell.own_flops_causal, cell.name)), silly
+
+
+def _silly(config: SweepConfig, cell: Cell) -> str:
+    """Why a cell would tell nothing; "" if it would."""
+    axes, ratio = config.sweep, cell.tokens / cell.counts.n_params_matmul
+    least, most = axes.least_tokens_per_param, axes.most_tokens_per_param
+    if cell.steps < axes.steps_at_least:
+        return f"{cell.steps} steps, below sweep.steps_at_least={axes.steps_at_least}"
+    if least is not None and ratio < least:
+        return f"{ratio:.3g} tokens per parameter, below sweep.least_tokens_per_param={least:g}"
+    if most is not None and ratio > most:
+        return f"{ratio:.3g} tokens per parameter, above sweep.most_tokens_per_param={most:g}"
+    return ""
 
 
 def _points(config: SweepConfig) -> Iterator[Point]:
@@ -272,7 +282,8 @@ def _data(point: Point):
 def shaped(base: ModelConfig, shape: Shape) -> ModelConfig:
     """The base model in another size: what the shape leaves out keeps its proportions."""
     heads = shape.n_heads or max(1, round(shape.d_model / base.head_width))
-    kv_heads = shape.n_kv_heads or max(1, heads * base.n_kv_heads // base.n_heads)
+    at_most = max(1, heads * base.n_kv_heads // base.n_heads)
+    kv_heads = shape.n_kv_heads or max(k for k in range(1, at_most + 1) if heads % k == 0)
     ff = shape.d_ff or max(8, round(shape.d_model * base.d_ff / base.d_model / 8) * 8)
     return dataclasses.replace(
         base,

@@ -28,7 +28,7 @@ class Shape:
     n_heads: int | None = None
     """null: heads as wide as those of the base model"""
     n_kv_heads: int | None = None
-    """null: as large a part of n_heads as in the base model"""
+    """null: as large a part of n_heads as in the base model, or what is next below it and divides them"""
     d_ff: int | None = None
     """null: as many times d_model as in the base model, to the nearest multiple of 8"""
     seeds: list[int] = field(default_factory=list[int])
@@ -73,7 +73,9 @@ class AxesConfig:
     flops: list[float] = field(default_factory=list[float])
     """budgets of compute (causal): every shape is trained for as many tokens as each pays for (isoFLOP)"""
     steps_at_least: int = 100
-    """a cell of fewer steps is left out of the plan, and named"""
+    """cells of fewer steps are no part of the plan, and named; so with the next two"""
+    least_tokens_per_param: float | None = None
+    most_tokens_per_param: float | None = None
     unique_tokens: list[int] = field(default_factory=lambda: [0])
     """a cell sees only so many different tokens, and repeats them; 0 means all there are"""
     lr_factors: list[float] = field(default_factory=lambda: [1.0])
@@ -115,7 +117,7 @@ class AxesConfig:
         for name in ("jobs", "steps_at_least"):
             if getattr(self, name) < 1:
                 found.append(f"sweep.{name}={getattr(self, name)} must be at least 1")
-        for name in ("max_device_hours", "max_usd"):
+        for name in ("max_device_hours", "max_usd", "least_tokens_per_param", "most_tokens_per_param"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 found.append(f"sweep.{name}={getattr(self, name)} must be above 0, or null")
         return found
