@@ -321,9 +321,9 @@ def _name(config: SweepConfig, point: Point, tokens: int) -> str:
     if len(axes.unique_tokens) > 1 and not point.held_out:
         parts.append("all" if not point.unique_tokens else f"u{_short(point.unique_tokens)}")
     if len(axes.lr_factors) > 1 and not point.held_out:
-        parts.append(f"lr{point.lr_factor:g}")
+        parts.append(f"lr{_factor(point.lr_factor)}")
     if len(axes.batch_factors) > 1 and not point.held_out:
-        parts.append(f"b{point.batch_factor:g}")
+        parts.append(f"b{_factor(point.batch_factor)}")
     return "-".join([*parts, f"s{point.seed}", *(["held-out"] if point.held_out else [])])
 
 
@@ -333,6 +333,10 @@ def _short(count: int) -> str:
         if count >= unit * 0.9995:
             return f"{float(f'{count / unit:.3g}'):g}{letter}"
     return str(count)
+
+
+def _factor(value: float) -> str:
+    return f"{value:g}".replace("+", "")
 
 
 def _sizes(shape: Shape) -> tuple[object, ...]:
