@@ -10,6 +10,7 @@ python -m launch status run=hello                            # the same once; of
 python -m launch logs run=hello follow=true                  # what it printed, and prints, over restarts
 python -m launch report run=hello                            # a page: curves, plan against what came, incidents
 python -m launch doctor                                      # what this machine can do, and what to mend
+python -m launch ledger runs=runs/                           # a row a run: FLOPs, tokens, cost, loss, verdict
 python -m launch fit runs=runs/ at.flops=1e18                # laws of loss from many runs, with intervals
 
 Each takes --help.
@@ -28,7 +29,7 @@ except ModuleNotFoundError as error:
     leave_without(error)
 
 LOOKS = ("status", "logs", "watch", "report")
-VERBS = ("plan", "submit", "data", "fit", *LOOKS, "doctor")
+VERBS = ("plan", "submit", "data", "ledger", "fit", *LOOKS, "doctor")
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -51,6 +52,8 @@ def _do(verb: str) -> None:
             _plan()
         case "submit":
             _submit()
+        case "ledger":
+            _ledger()
         case "fit":
             _fit()
         case "data":
@@ -85,6 +88,13 @@ def _doctor() -> None:
     from launch.doctor import DoctorCommand, doctor
 
     entry(App("launch_doctor", DoctorCommand, {}), doctor)
+
+
+def _ledger() -> None:
+    from launch.ledger import ledger
+    from launch.ledger_config import LedgerConfig
+
+    entry(App("launch_ledger", LedgerConfig, {}), ledger)
 
 
 def _fit() -> None:
