@@ -41,6 +41,8 @@ def collect(folder: Path) -> tuple[list[LedgerRow], list[tuple[str, str]]]:
     """(a row of each run below, by FLOPs; (run folder, why it is no row)). Raises ConfigError if there are no runs."""
     rows: list[LedgerRow] = []
     odd: list[tuple[str, str]] = []
+    if not folder.is_dir():
+        raise ConfigError([f"runs={folder} is no folder"])
     for run in _run_folders(folder, odd):
         try:
             rows.append(row_of_folder(run))
@@ -133,21 +135,28 @@ def _kept(target: Path, rows: Sequence[LedgerRow], odd: Sequence[tuple[str, str]
 
 
 def _earlier(target: Path) -> tuple[list[LedgerRow], list[str]]:
-    """From the first of its files that is whole. Raises ConfigError if there are some, and none is."""
+    """The rows of all its files together, and what is wrong with some. Raises ConfigError if there are files, and none
+    of them is whole."""
     files = [file for ending in ENDINGS if (file := beside(target, ending)).exists()]
+    found: dict[tuple[str, str], LedgerRow] = {}
     problems: list[str] = []
+    n_whole = 0
     for file in files:
-        try:
-            rows, odd = read_known(file)
-        except ConfigError as error:
-            problems += error.problems
-            continue
-        if not odd:
-            return rows, [f"damaged, so {file.name} was read instead: {problem}" for problem in problems]
-        problems += [f"{where}: {reason}" for where, reason in odd]
-    if problems:
-        advice = (
-            f"the ledger {target} cannot be read, and its rows would be lost: move it away, or name another one by to="
-        )
+        rows, odd = _known(file)
+        problems += odd
+        n_whole += not odd
+        if n_whole > 1 and (more := [row.run_name for row in rows if row.identity not in found]):
+            problems.append(f"{file.name} has rows that are not in the files before it, which are kept: {more}")
+        found = {row.identity: row for row in rows} | found
+    if files and not n_whole:
+        advice = f"the ledger {target} is damaged, and its rows would be lost: move it away, or name another one by to="
         raise ConfigError([advice, *problems])
-    return [], []
+    return list(found.values()), [f"the ledger as it was: {problem}" for problem in problems]
+
+
+def _known(file: Path) -> tuple[list[LedgerRow], list[str]]:
+    try:
+        rows, odd = read_known(file)
+    except ConfigError as error:
+        return [], error.problems
+    return rows, [f"{where}: {reason}" for where, reason in odd]

@@ -146,6 +146,8 @@ def _from_csv(content: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
     try:
         reader = csv.reader(io.StringIO(content.decode(), newline=""), strict=True)
         head = next(reader, [])
+        if "schema_version" not in head:
+            yield 1, "no names of a ledger's columns"
         for cells in reader:
             if len(cells) == len(head):
                 yield reader.line_num, _parsed(dict(zip(head, cells, strict=True)))
@@ -194,10 +196,12 @@ def _from_parquet(file: Path, content: bytes) -> Iterator[tuple[int, dict[str, A
     import pyarrow.parquet as pq
 
     try:
-        records = pq.read_table(io.BytesIO(content)).to_pylist()
+        table = pq.read_table(io.BytesIO(content))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ConfigError([f"ledger={file} is no Parquet file, or a damaged one: {error}"]) from None
-    for number, record in enumerate(records, 1):
+    if "schema_version" not in table.column_names:
+        raise ConfigError([f"ledger={file} has no column schema_version: it is no ledger"])
+    for number, record in enumerate(table.to_pylist(), 1):
         labels = record.get("labels")
         yield number, record | ({"labels": _labels(labels)} if "labels" in record else {})
 

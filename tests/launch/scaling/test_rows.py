@@ -118,7 +118,7 @@ def test_rows_are_read_from_the_folders_of_runs(tmp_path: Path):
     assert [one.run for one in rows] == ["a", "b/c"]
     assert dataclasses.replace(rows[0], run="x", group="x") == row("x")
     assert odd[0][0].endswith("broken")
-    with pytest.raises(ConfigError, match="no run below it"):
+    with pytest.raises(ConfigError, match="is no folder"):
         rows_of_runs(tmp_path / "a" / "none", "val_loss")
 
 
