@@ -46,8 +46,11 @@ def collect(folder: Path) -> tuple[list[LedgerRow], list[tuple[str, str]]]:
     for run in _run_folders(folder, odd):
         try:
             rows.append(row_of_folder(run))
-        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-            odd.append((str(run), f"lacks {error}" if isinstance(error, KeyError) else str(error)))
+        except ValueError as error:
+            odd.append((str(run), str(error)))
+        except (LookupError, TypeError, AttributeError, ArithmeticError, OSError) as error:
+            lacking = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            odd.append((str(run), f"its files are not as a run writes them: {lacking}"))
     if not rows and not odd:
         raise ConfigError([f"runs={folder}: no run below it; name the folder that holds the runs' folders"])
     rows, copies = _without_copies(rows)

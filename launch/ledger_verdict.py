@@ -37,10 +37,16 @@ _SIGMA = 1.4826
 def judge(summary: dict[str, Any], losses: str, ending: str) -> tuple[Verdict, str]:
     """(verdict, why). losses: what is wrong with how they ended; ending: of the last attempt, in words."""
     status, where = summary["status"], f"at step {summary.get('step')} of {summary.get('total_steps')}"
-    if status == "diverged":
-        return Verdict.diverged, "; ".join(part for part in (f"it says so {where}", ending) if part)
-    if status != "finished":
-        return Verdict.partial, f"{status} {where}" + (f": {ending}" if ending else "")
+    ended = f": {ending.removeprefix('failed: ')}" if ending else ""
+    match status:
+        case "finished":
+            pass
+        case "diverged":
+            return Verdict.diverged, f"stopped as diverged {where}{ended}"
+        case "running":  # so says a process that could not say more, too
+            return Verdict.partial, f"not finished {where}{ended}"
+        case _:
+            return Verdict.partial, f"{status} {where}{ended}"
     if not summary["schedule_finished"]:
         return Verdict.partial, f"its schedule does not end {where}"
     loss = figure(summary, "val_loss")
@@ -81,8 +87,8 @@ def spike(curve: Sequence[float], last: Sequence[float]) -> str:
 
 
 def _losses(rows: Sequence[Row]) -> list[float]:
-    """NaN where there is no number; steps that were left out have none."""
-    return [loss for row in rows if (loss := figure(row, "loss")) is not None]
+    """NaN too; steps that were left out have none."""
+    return [float(row["loss"]) for row in rows if isinstance(row.get("loss"), int | float)]
 
 
 def _noise(losses: Sequence[float]) -> float:

@@ -501,4 +501,4 @@ def test_edge_rows_are_used_by_a_fit_and_shown_as_such(tmp_path: Path, capsys: p
     assert (len(used), dropped) == (3, [])
     with pytest.raises(ConfigError, match="3 usable rows"):
         fit(compose(App("launch_fit", FitConfig, {}), [f"ledger={tmp_path / 'l.csv'}"]))
-    assert "edge of those tried" in capsys.readouterr().out
+    assert "the best of those tried, at their edge" in capsys.readouterr().out
