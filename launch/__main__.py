@@ -11,6 +11,7 @@ python -m launch logs run=hello follow=true                  # what it printed, 
 python -m launch report run=hello                            # a page: curves, plan against what came, incidents
 python -m launch doctor                                      # what this machine can do, and what to mend
 python -m launch sweep sweep=demo data.folder=data/site start=true       # many runs, their law, a forecast scored
+python -m launch ledger runs=runs/                           # a row a run: FLOPs, tokens, cost, loss, verdict
 python -m launch fit runs=runs/ at.flops=1e18                # laws of loss from many runs, with intervals
 
 Each takes --help.
@@ -29,7 +30,7 @@ except ModuleNotFoundError as error:
     leave_without(error)
 
 LOOKS = ("status", "logs", "watch", "report")
-VERBS = ("plan", "submit", "data", "sweep", "fit", *LOOKS, "doctor")
+VERBS = ("plan", "submit", "data", "sweep", "ledger", "fit", "forecast", "advise", *LOOKS, "doctor")
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -54,6 +55,8 @@ def _do(verb: str) -> None:
             _submit()
         case "sweep":
             _sweep()
+        case "ledger":
+            _ledger()
         case "fit":
             _fit()
         case "data":
@@ -98,6 +101,13 @@ def _sweep() -> None:
     if not any(word.lstrip("+").startswith("run.name=") for word in sys.argv):
         sys.argv.append(f"run.name={CELL}")  # each cell has a name of its own
     entry(App("launch_sweep", SweepConfig, OPTIONS), sweep)
+
+
+def _ledger() -> None:
+    from launch.ledger import ledger
+    from launch.ledger_config import LedgerConfig
+
+    entry(App("launch_ledger", LedgerConfig, {}), ledger)
 
 
 def _fit() -> None:

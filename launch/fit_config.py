@@ -65,7 +65,7 @@ class FitConfig(FitChoice):
     runs: str | None = None
     """folder of runs: every summary.json below it is a row"""
     ledger: str | None = None
-    """file of JSON lines, a row a line, with the keys of summary.json"""
+    """what `launch ledger` wrote: its .jsonl, .csv or .parquet"""
     reproduce: str | None = None
     """refit published tables instead: `all` of those in `tables`, or a folder or a file of them"""
     tables: str = "../shared/data/scaling"

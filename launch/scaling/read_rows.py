@@ -1,106 +1,56 @@
-"""Reads rows from the folders of runs or from a ledger.
+"""Rows for the fits, from the folders of runs or from a ledger: the same rows either way.
 
-In: a folder of runs (each with its summary.json), or a file of JSON lines with the same keys, one run a line. Out:
-rows, and for each summary that is none the reason. A ledger may add `group` (runs that share a trunk), `family`,
-`verdict` and `validation_sha256`.
+In: a folder of runs, a ledger (JSON lines, CSV or Parquet), or one summary. Out: rows, and for each folder or line that
+is none the reason. Runs are read as `launch ledger` reads them, so a verdict does not depend on the way.
 """
 
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conf.errors import ConfigError
-from launch.scaling.rows import Row, Verdict
-
-SCHEMA_VERSION = 1
-_LOSSES = {"val_loss": "val_loss_stderr", "bits_per_byte": None}
+from launch.ledger import collect
+from launch.ledger_files import read_known
+from launch.ledger_row import LedgerRow
+from launch.ledger_run import row_of_summary
+from launch.scaling.rows import Row
 
 
 def rows_of_runs(folder: Path, loss: str) -> tuple[list[Row], list[tuple[str, str]]]:
-    """(rows, (file, why it is no row)). Raises ConfigError if there is no summary."""
-    files = sorted(folder.glob("**/summary.json"))
-    if not files:
-        raise ConfigError([f"runs={folder}: no summary.json below it; name the folder that holds the runs' folders"])
-    return _read([(str(file.parent), file.read_text(encoding="utf-8")) for file in files], loss)
+    """(rows, (folder, why it is no row)). Raises ConfigError if there is no run."""
+    rows, odd = collect(folder)
+    return [row_of_ledger(row, loss) for row in rows], odd
 
 
 def rows_of_ledger(file: Path, loss: str) -> tuple[list[Row], list[tuple[str, str]]]:
     """(rows, (line, why it is no row)). Raises ConfigError if the file cannot be read or is of another version."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"ledger={file} cannot be read: {error}"]) from None
-    return _read([(f"{file.name}, line {i}", line) for i, line in enumerate(lines, 1) if line.strip()], loss)
-
-
-def _read(texts: list[tuple[str, str]], loss: str) -> tuple[list[Row], list[tuple[str, str]]]:
-    rows, odd, versions = [], [], []
-    for where, text in texts:
-        try:
-            found = json.loads(text)
-            if not isinstance(found, dict):
-                raise ValueError("no JSON object")
-            version = found.get("schema_version")
-            if version != SCHEMA_VERSION:
-                versions.append(f"{where}: schema version {version}, this program reads {SCHEMA_VERSION}")
-                continue
-            rows.append(row_of(found, loss))
-        except (ValueError, KeyError, TypeError) as error:
-            missing = f"lacks {error.args[0]}" if isinstance(error, KeyError) else str(error)
-            odd.append((where, missing))
-    if versions:
-        raise ConfigError(versions)
-    return rows, odd
+    rows, odd = read_known(file)
+    return [row_of_ledger(row, loss) for row in rows], odd
 
 
 def row_of(summary: dict[str, Any], loss: str = "val_loss") -> Row:
-    """Raises KeyError, ValueError or TypeError for what is no summary of a run."""
-    data = summary.get("data") or {}
-    stderr = _LOSSES[loss]
+    """Of a summary alone: how its losses ended is not looked at. Raises ValueError for what is no summary of a run."""
+    return row_of_ledger(row_of_summary(summary), loss)
+
+
+def row_of_ledger(row: LedgerRow, loss: str = "val_loss") -> Row:
+    """loss: val_loss or bits_per_byte; NaN where there is none."""
+    value = getattr(row, loss)
     return Row(
-        run=str(summary["run_name"]),
-        group=str(summary.get("group") or summary["run_name"]),
-        n_params=int(summary["n_params"]),
-        n_params_matmul=int(summary["n_params_matmul"]),
-        n_params_non_embedding=int(summary["n_params_non_embedding"]),
-        tokens=int(summary["tokens_seen"]),
-        unique_tokens=None if summary.get("unique_tokens") is None else int(summary["unique_tokens"]),
-        flops_full=float(summary["flops_full"]),
-        flops_causal=float(summary["flops_causal"]),
-        loss=_number(summary[loss]),
-        stderr=None if stderr is None or summary.get(stderr) is None else float(summary[stderr]),
-        schedule_finished=bool(summary["schedule_finished"]),
-        seed=summary.get("seed"),
-        verdict=_verdict(summary),
-        tokenizer=summary.get("tokenizer_sha256") or data.get("tokenizer_sha256"),
-        validation=_validation(summary, data),
-        family=str(summary.get("family") or (summary.get("labels") or {}).get("family") or "transformer"),
+        run=row.run_name,
+        group=row.group,
+        n_params=row.n_params,
+        n_params_matmul=row.n_params_matmul,
+        n_params_non_embedding=row.n_params_non_embedding,
+        tokens=row.tokens_seen,
+        unique_tokens=row.unique_tokens,
+        flops_full=row.flops_full,
+        flops_causal=row.flops_causal,
+        loss=math.nan if value is None else value,
+        stderr=row.val_loss_stderr if loss == "val_loss" else None,
+        schedule_finished=row.schedule_finished,
+        seed=row.seed,
+        verdict=row.verdict,
+        tokenizer=row.tokenizer_sha256,
+        validation=row.validation_sha256 or row.manifest_sha256,
+        family=row.family,
     )
-
-
-def _number(value: Any) -> float:
-    """Not finite for what was never measured, so that the row is dropped with that reason."""
-    return math.nan if value is None else float(value)
-
-
-def _verdict(summary: dict[str, Any]) -> Verdict:
-    if summary.get("verdict"):
-        return Verdict(summary["verdict"])
-    match summary["status"]:
-        case "finished":
-            return Verdict.ok
-        case "diverged":
-            return Verdict.diverged
-        case _:
-            return Verdict.partial
-
-
-def _validation(summary: dict[str, Any], data: dict[str, Any]) -> str | None:
-    stated = summary.get("validation_sha256") or data.get("validation_sha256") or data.get("manifest_sha256")
-    return stated or "+".join(_digests(summary)) or None
-
-
-def _digests(summary: dict[str, Any]) -> Iterator[str]:
-    yield from sorted(str(source["digest"]) for source in (summary.get("sources") or {}).values())

@@ -193,5 +193,5 @@ def _span(low: float, high: float) -> str:
 
 
 def _note(row: Row) -> str:
-    edge = "learning rate at the edge of those tried" if row.verdict == "edge" else ""
+    edge = "the best of those tried, at their edge" if row.verdict == "edge" else ""
     return "; ".join(part for part in (row.family if row.family != "transformer" else "", edge) if part)

@@ -45,7 +45,7 @@ class Verdict(StrEnum):
     ok = "ok"
     diverged = "diverged"
     edge = "edge"
-    """its learning rate is the best tried, at the edge of what was tried"""
+    """its learning rate or batch is the best tried, at the edge of what was tried"""
     partial = "partial"
 
 

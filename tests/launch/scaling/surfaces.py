@@ -1,11 +1,14 @@
 """Losses from a known law, so that what a fit says can be compared with the truth."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from launch.ledger_row import facts_of
+from launch.ledger_run import row_of_summary
 from launch.scaling.law import Law
 from launch.scaling.minimum import Floats
 from launch.scaling.rows import Row, Verdict
@@ -74,6 +77,12 @@ def summary(run: str, n: int, d: int, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
-def ledger(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+def ledger(path: Path, summaries: list[dict[str, Any]]) -> Path:
+    """The lines of a ledger; beside the keys of a summary, `group`, `family` and `verdict` may be said."""
+    more = ("group", "family", "verdict")
+    rows = [
+        dataclasses.replace(row_of_summary(one), **{name: one[name] for name in more if name in one})
+        for one in summaries
+    ]
+    path.write_text("".join(json.dumps(facts_of(row)) + "\n" for row in rows))
     return path
