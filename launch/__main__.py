@@ -11,6 +11,7 @@ python -m launch logs run=hello follow=true                  # what it printed, 
 python -m launch report run=hello                            # a page: curves, plan against what came, incidents
 python -m launch doctor                                      # what this machine can do, and what to mend
 python -m launch fit runs=runs/ at.flops=1e18                # laws of loss from many runs, with intervals
+python -m launch advise runs=runs/ budget.flops=1e18         # what to train for a budget, or to reach a loss
 
 Each takes --help.
 """
@@ -28,7 +29,7 @@ except ModuleNotFoundError as error:
     leave_without(error)
 
 LOOKS = ("status", "logs", "watch", "report")
-VERBS = ("plan", "submit", "data", "fit", *LOOKS, "doctor")
+VERBS = ("plan", "submit", "data", "fit", "advise", *LOOKS, "doctor")
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -53,6 +54,8 @@ def _do(verb: str) -> None:
             _submit()
         case "fit":
             _fit()
+        case "advise":
+            _advise()
         case "data":
             _data()
         case "doctor":
@@ -92,6 +95,19 @@ def _fit() -> None:
     from launch.fit_config import FitConfig
 
     entry(App("launch_fit", FitConfig, {}), fit)
+
+
+def _advise() -> None:
+    words = sys.argv[1:]
+    if not any(word.lstrip("+").startswith("run.name=") for word in words):
+        words.append("run.name=advised")
+        sys.argv.append(words[-1])
+
+    from launch.advise import advise
+    from launch.advise_config import AdviseConfig
+    from train.optimizer_config import OPTIONS
+
+    entry(App("launch_advise", AdviseConfig, OPTIONS), lambda config: advise(config, words))
 
 
 def _data() -> None:
