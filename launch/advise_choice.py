@@ -69,19 +69,27 @@ class Choice:
     reach: Reach | None = None
 
 
-def ground_of(config: AdviseConfig) -> Ground:
-    known = evidence(config)
-    rule = depth_rule([(one.d_model, one.n_layers) for one in known.sampled], config.shape.aspect)
-    shapes = shapes_of(config.train, rule, config.fit.counting, config.fit.flops)
+def ground_of(config: AdviseConfig, known: Evidence | None = None) -> Ground:
+    """What can be refused at once is, before laws are fitted."""
     ranks_a_row = config.parallel.tp_size * config.parallel.sp_size
     machine = find_machine(config.cluster, config.parallel.precision, ranks_a_row)
+    if config.search and hardware_for(config.train, machine) is None:
+        raise ConfigError([f"search=true compares predicted times, and this cluster's cannot be: {HOW_TO_DESCRIBE}"])
+    there_are = _unique_tokens(config)
+    known = known or evidence(config)
+    rule = depth_rule([(one.d_model, one.n_layers) for one in known.sampled], config.shape.aspect)
+    shapes = shapes_of(config.train, rule, config.fit.counting, config.fit.flops)
+    return Ground(config, known, shapes, machine, Supply(there_are, known.wear.r_d, known.wear.r_n), rule.source)
+
+
+def _unique_tokens(config: AdviseConfig) -> float:
+    """Infinite where nobody said."""
     there_are = config.supply if config.supply is not None else train_tokens(config.data)
     step = config.batch.global_batch_size * config.data.seq_len
     if there_are is not None and there_are < step:
         key = "supply" if config.supply is not None else "the train split"
         raise ConfigError([f"{key}: {there_are:,} unique tokens are less than one step of {step:,}; get more text"])
-    supply = Supply(float("inf") if there_are is None else float(there_are), known.wear.r_d, known.wear.r_n)
-    return Ground(config, known, shapes, machine, supply, rule.source)
+    return float("inf") if there_are is None else float(there_are)
 
 
 def chosen(ground: Ground) -> Choice:
@@ -202,11 +210,9 @@ def _with_layout(ground: Ground, choice: Choice) -> Choice:
 
 
 def _fastest(ground: Ground, index: int) -> Change:
-    """Raises ConfigError where no time can be predicted, or nothing fits."""
+    """Raises ConfigError where nothing fits."""
     model, machine = ground.shapes[index].model, ground.machine
     config = replace(ground.config.train, model=model)
-    if hardware_for(config, machine) is None:
-        raise ConfigError([f"search=true compares predicted times, and this cluster's cannot be: {HOW_TO_DESCRIBE}"])
     found = fastest(config, machine)
     if not found.n_tried:
         raise ConfigError([f"no layout on {machine.n_devices} devices can exist: {why_none(config, machine)}"])

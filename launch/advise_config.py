@@ -31,7 +31,7 @@ class BudgetConfig:
 
     def problems(self) -> list[str]:
         found = [
-            f"budget.{name}={getattr(self, name)} must be above 0" for name in self.asked if not self._is_fine(name)
+            f"budget.{name}={getattr(self, name)} must be above 0" for name in self.asked if getattr(self, name) <= 0
         ]
         if len(self.asked) != 1:
             given = " and ".join(f"budget.{name}=" for name in self.asked) or "none of them"
@@ -40,9 +40,6 @@ class BudgetConfig:
                 f"reach a loss; given: {given}"
             )
         return found
-
-    def _is_fine(self, name: str) -> bool:
-        return 0 < getattr(self, name) < float("inf")
 
 
 @dataclass
@@ -88,7 +85,7 @@ class AdviseConfig(TrainConfig):
             found.append("budget.usd at cluster.usd_per_device_hour=0 buys anything: ask with budget.device_hours")
         if self.supply is not None and self.supply < 1:
             found.append(f"supply={self.supply} must be at least 1 token, or null")
-        if not 1 <= self.extrapolate < float("inf"):
+        if self.extrapolate < 1:
             found.append(f"extrapolate={self.extrapolate} is a factor of at least 1")
         return found
 

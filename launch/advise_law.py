@@ -21,6 +21,7 @@ from launch.scaling.repeated import Repeated, worth
 _LOG_BUDGETS = (np.log(1e3), np.log(1e40))
 _HALVINGS = 60
 _COARSE = 1.05  # shapes for the resamples of a search: sizes this far apart
+_NEAR, _AROUND, _SIZES = 4.0, 100.0, 921  # sizes between real ones: a hundredth apart
 _AT_AN_END = 0.05  # of the resamples, nearest to an end of the interval
 
 
@@ -80,7 +81,7 @@ class Regret:
     """Loss given away if a resample's law is the true one: that of the advised run less that of its own best."""
 
     n: Interval
-    """best sizes of the resamples"""
+    """best sizes of the resamples, between real ones too"""
     d: Interval
     """and their lengths"""
     if_low: float
@@ -92,19 +93,40 @@ class Regret:
 
 
 def regret(laws: Law, supply: Supply, shapes: Candidates, budget: float, advised: int) -> Regret:
-    tokens = shapes.tokens(budget)
-    every = supply.loss(_column(laws), shapes.n[None, :], tokens[None, :])
+    """Each resample's best is sought among the real shapes, and among sizes between them at the cost of their
+    neighbours: where real ones are far apart, the same one would be best for all, and nothing seem uncertain."""
+    tokens, column = shapes.tokens(budget), _column(laws)
+    real = supply.loss(column, shapes.n[None, :], tokens[None, :])
+    n, d = _between(shapes, budget, advised)
+    every = supply.loss(column, n[None, :], d[None, :])
     own = every.argmin(axis=1)
-    lost = every[:, advised] - every[np.arange(len(own)), own]
-    sizes = interval(shapes.n[own])
+    lost = real[:, advised] - np.minimum(real.min(axis=1), every.min(axis=1))
+    sizes = interval(n[own])
     return Regret(
         n=sizes,
-        d=interval(tokens[own]),
-        if_low=_near(lost, shapes.n[own], sizes.low80),
-        if_high=_near(lost, shapes.n[own], sizes.high80),
+        d=interval(d[own]),
+        if_low=_near(lost, n[own], sizes.low80),
+        if_high=_near(lost, n[own], sizes.high80),
         median=float(np.median(lost)),
         high90=float(np.quantile(lost, 0.9)),
     )
+
+
+def _between(shapes: Candidates, budget: float, advised: int) -> tuple[Floats, Floats]:
+    """(sizes, their tokens) around the advised one, at a cost that is a power of the size, as near it."""
+    middle = float(shapes.n[advised])
+    priced = np.isfinite(shapes.cost)
+    near = priced & (np.abs(np.log(shapes.n / middle)) < np.log(_NEAR))
+    power = _cost_power(shapes.n[near], shapes.cost[near])
+    n = np.geomspace(middle / _AROUND, middle * _AROUND, _SIZES)
+    return n, budget / (shapes.cost[advised] * (n / middle) ** power)
+
+
+def _cost_power(n: Floats, cost: Floats) -> float:
+    """p of cost ~ n^p; 1, as in 6ND, where fewer than two sizes tell."""
+    x = np.log(n) - np.log(n).mean()
+    spread = float(x @ x)
+    return float(x @ np.log(cost) / spread) if spread > 1e-9 else 1.0
 
 
 def _near(lost: Floats, sizes: Floats, end: float) -> float:

@@ -65,9 +65,12 @@ class Advice:
         return self.tokens / self.supply.tokens if np.isfinite(self.supply.tokens) else None
 
 
-def advice(config: AdviseConfig) -> Advice:
-    """Raises ConfigError, BatchError for a layout that cannot be, DataError for data that cannot be read."""
-    ground = ground_of(config)
+def advice(config: AdviseConfig, known: Evidence | None = None) -> Advice:
+    """known: what the rows say, where it was worked out before, as for several budgets by one law.
+
+    Raises ConfigError, BatchError for a layout that cannot be, DataError for data that cannot be read.
+    """
+    ground = ground_of(config, known)
     return _advice(ground, chosen(ground))
 
 

@@ -10,6 +10,7 @@ from textwrap import fill
 from launch.advise_made import Advice
 from launch.scaling.bootstrap import Interval
 from launch.scaling.layout import aligned
+from launch.scaling.repeated import worth
 from train.config import Device
 from train.plan import GIB, counted, duration, size
 
@@ -57,7 +58,9 @@ def _run(found: Advice) -> list[tuple[str, str]]:
     supply = "unique tokens not known: taken as never repeated (no manifest at data.folder; supply=TOKENS says it)"
     if found.epochs is not None:
         supply = f"{found.epochs:.3g} of the {found.supply.tokens:,.0f} unique tokens there are"
-        supply += f"; {found.evidence.wear.source}" if found.epochs > 1 else ""
+        if found.epochs > 1:
+            fresh = float(worth(float(found.tokens), found.supply.tokens, found.supply.r_d))
+            supply += f"; they are worth {fresh:,.0f} fresh ones by {found.evidence.wear.source}"
     return [
         ("shape", f"{model.n_layers} layers x {model.d_model}, {model.n_heads} heads of {model.head_width}{keys}, "
                   f"MLP {model.d_ff}; {found.depth}"),
@@ -73,6 +76,7 @@ def _run(found: Advice) -> list[tuple[str, str]]:
 def _sure(found: Advice) -> str:
     """Numbers with intervals, then what they are worth."""
     lost, unit = found.regret, found.asked.fit.loss
+    scatter = found.loss * float(found.evidence.family.fit.residuals.std())
     rows: list[tuple[str, ...]] = [("", "advised", "80 % interval", "95 % interval", "")]
     rows.append(_row(unit, found.loss, found.loss_interval, "of the law", ".4f"))
     rows.append(_row(unit, found.loss, found.run_interval, "of one run: with the noise of runs", ".4f"))
@@ -95,7 +99,7 @@ def _sure(found: Advice) -> str:
         [
             ("regret", f"{lost.median:.2g} of loss given away by the median resample, below {lost.high90:.2g} by nine "
                        f"of ten; {lost.if_low:.2g} if the best N is {lost.n.low80:.3g}, {lost.if_high:.2g} if it is "
-                       f"{lost.n.high80:.3g}"),
+                       f"{lost.n.high80:.3g}. Runs scatter by {scatter:.2g} around the law"),
             ("distance", f"OUTSIDE of what was sampled, allowed by extrapolate={found.asked.extrapolate:g}: "
                          f"{'; '.join(found.outside.where)}" if found.outside.where else "inside what was sampled"),
         ]
