@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from textwrap import fill
 
 from launch.advise_made import Advice
-from launch.scaling.bootstrap import Interval
+from launch.scaling.bootstrap import Interval, interval
 from launch.scaling.layout import aligned
 from launch.scaling.repeated import worth
 from train.config import Device
@@ -16,6 +16,7 @@ from train.plan import GIB, counted, duration, size
 
 WIDTH = 118
 _SHOWN_CHANGES = 3
+_ZERO = 0.01  # of the lowest loss, as `launch fit` calls E not identified
 
 
 def advice_text(found: Advice, words: Sequence[str]) -> str:
@@ -80,8 +81,8 @@ def _sure(found: Advice) -> str:
     rows: list[tuple[str, ...]] = [("", "advised", "80 % interval", "95 % interval", "")]
     rows.append(_row(unit, found.loss, found.loss_interval, "of the law", ".4f"))
     rows.append(_row(unit, found.loss, found.run_interval, "of one run: with the noise of runs", ".4f"))
-    rows.append(_row("best N", found.shape.n, lost.n, "by the resampled laws", ".3g"))
-    rows.append(_row("best tokens", float(found.tokens), lost.d, "by the resampled laws", ".3g"))
+    rows.append(_row("best N", found.shape.n, lost.n, "of the resampled laws, between real sizes too", ".3g"))
+    rows.append(_row("best tokens", float(found.tokens), lost.d, "of the resampled laws", ".3g"))
     if found.reach is not None:
         note = "to reach the loss"
         if found.reach.reached < 1:
@@ -151,6 +152,9 @@ def _notes(found: Advice) -> str:
         ("taken", f"learning rate {config.optimizer.peak_lr:g} and warm-up over {config.schedule.warmup_tokens:,} "
                   "tokens are as given: the law holds for runs as well tuned for their size as the rows were"),
     ]  # fmt: skip
+    family = found.evidence.family
+    if interval(family.laws.E).low95 < _ZERO * float(family.points.loss.min()):
+        rows.append(("BEWARE", "the rows do not identify E (zero fits as well): beyond them the law may fall too fast"))
     for key, ours, theirs in (
         ("data.seq_len", config.data.seq_len, {one.seq_len for one in sampled}),
         ("model.vocab_size", config.model.vocab_size, {one.vocab_size for one in sampled}),
@@ -168,7 +172,11 @@ def _commands(found: Advice, words: Sequence[str]) -> str:
     per_node = min(n, cluster.gpus_per_node or n)
     typed = " ".join(shlex.quote(word) for word in words)
     start = "python -m train" if n == 1 else f"torchrun --nproc-per-node {per_node} -m train"
-    lines = ["to train it"] + ([f"  {start} {typed}"] if n == per_node else [])
+    fits = found.prediction.plan.fits is not False
+    head = (
+        "to train it" if fits else "to train it, once it fits: a change as above, or search=true for the fastest layout"
+    )
+    lines = [head] + ([f"  {start} {typed}"] if n == per_node else [])
     if cluster.device == Device.cuda:
         job = f"job.nodes={-(-n // per_node)} job.ranks_per_node={per_node} job.gpus_per_node={per_node}"
         lines.append(f"  python -m launch submit {typed} {job}")

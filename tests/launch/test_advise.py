@@ -1,5 +1,6 @@
 """`launch advise`: what to train for a budget, against a surface whose law is known, over real shapes."""
 
+import json
 import math
 import re
 import shlex
@@ -357,6 +358,21 @@ def test_the_data_at_hand_says_how_much_text_there_is_and_must_be_of_the_same_to
     assert found.supply.tokens == sum(shard.tokens for shard in manifest.shards_of("train"))
 
 
+def test_folders_of_runs_and_their_ledger_say_the_same(rows: Path, tmp_path: Path, known: Evidence):
+    for one in sweep():
+        folder = tmp_path / "runs" / one["run_name"]
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps(one))
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "summary.json").write_text("[1]")
+    ours = evidence(compose(APP, [*BASE, f"runs={tmp_path / 'runs'}", "budget.flops=1e14"]))
+    assert ours.family.fit.law.alpha == pytest.approx(known.family.fit.law.alpha, rel=1e-6)
+    assert {(one.d_model, one.n_layers, one.seq_len, one.vocab_size) for one in ours.sampled} == {
+        (*shape, SEQ, 512) for shape in SHAPES
+    }
+    assert "broken" in ours.dropped[0][0]
+
+
 def test_rows_that_carry_no_advice_are_refused(rows: Path, tmp_path: Path, config: AdviseConfig):
     silent = ledger(tmp_path / "s.jsonl", [{k: v for k, v in one.items() if k != "model"} for one in sweep()])
     with pytest.raises(ConfigError, match=r"shape.aspect=D_MODEL/N_LAYERS"):
@@ -364,7 +380,7 @@ def test_rows_that_carry_no_advice_are_refused(rows: Path, tmp_path: Path, confi
     two = ledger(tmp_path / "two.jsonl", sweep()[:2])
     with pytest.raises(ConfigError, match="2 usable rows"):
         advice(replace(config, ledger=str(two)))
-    with pytest.raises(ConfigError, match=r"no summary.json below it"):
+    with pytest.raises(ConfigError, match=r"runs=.*none"):
         advice(replace(config, ledger=None, runs=str(tmp_path / "none")))
 
 
