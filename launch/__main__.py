@@ -13,6 +13,7 @@ python -m launch doctor                                      # what this machine
 python -m launch sweep sweep=demo data.folder=data/site start=true       # many runs, their law, a forecast scored
 python -m launch ledger runs=runs/                           # a row a run: FLOPs, tokens, cost, loss, verdict
 python -m launch fit runs=runs/ at.flops=1e18                # laws of loss from many runs, with intervals
+python -m launch advise runs=runs/ budget.flops=1e18         # what to train for a budget, or to reach a loss
 
 Each takes --help.
 """
@@ -59,6 +60,8 @@ def _do(verb: str) -> None:
             _ledger()
         case "fit":
             _fit()
+        case "advise":
+            _advise()
         case "data":
             _data()
         case "doctor":
@@ -115,6 +118,19 @@ def _fit() -> None:
     from launch.fit_config import FitConfig
 
     entry(App("launch_fit", FitConfig, {}), fit)
+
+
+def _advise() -> None:
+    words = sys.argv[1:]
+    if not any(word.lstrip("+").startswith("run.name=") for word in words):
+        words.append("run.name=advised")
+        sys.argv.append(words[-1])
+
+    from launch.advise import advise
+    from launch.advise_config import AdviseConfig
+    from train.optimizer_config import OPTIONS
+
+    entry(App("launch_advise", AdviseConfig, OPTIONS), lambda config: advise(config, words))
 
 
 def _data() -> None:

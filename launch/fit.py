@@ -32,7 +32,7 @@ def fit(config: FitConfig) -> int:
     used, dropped = split(rows, config.rows)
     _show_rows(used, [*odd, *((row.run, reason) for row, reason in dropped)])
     refuse_mixtures(used)
-    _analyse(config, used, _repeating(rows, used, config.rows))
+    _analyse(config, used, repeating(rows, used, config.rows))
     return 0
 
 
@@ -51,31 +51,31 @@ def _show_rows(used: list[Row], dropped: list[tuple[str, str]]) -> None:
     print(rows_text(used, dropped), end="\n\n", flush=True)
 
 
-def _repeating(rows: list[Row], used: list[Row], rule: RowRule) -> list[Row]:
+def repeating(rows: list[Row], used: list[Row], rule: RowRule) -> list[Row]:
     """Those that are left out only because they repeat their text."""
     names = {id(row) for row in used}
     return [row for row in split(rows, replace(rule, max_epochs=np.inf))[0] if id(row) not in names]
 
 
-def _analyse(config: FitConfig, used: list[Row], repeating: list[Row]) -> None:
+def _analyse(config: FitConfig, used: list[Row], repeats: list[Row]) -> None:
     settings = Settings(config.counting, config.flops, config.delta, config.resamples, config.seed)
     families = {name: [row for row in used if row.family == name] for name in sorted({row.family for row in used})}
     if config.family not in families:
         raise ConfigError([f"family={config.family}: the rows are of {', '.join(families)}"])
-    found = analyse(families[config.family], settings, _progress)
+    found = analyse(families[config.family], settings, progress)
     print(analysis_text(found, config.counting))
     if config.at.asked:
         at = predict(found.family, config.at.flops, config.at.n_params, config.at.tokens, config.seed)
         print(f"\n{prediction_text(at)}")
-    repeated = [row for row in repeating if row.family == config.family]
+    repeated = [row for row in repeats if row.family == config.family]
     if len(repeated) >= _LEAST_REPEATED:
         print(f"\n{decay_text(decay(found.family, repeated, settings), len(repeated))}")
     for name, rows in families.items():
         if name != config.family:
-            other = fit_family(rows, settings, _progress)
+            other = fit_family(rows, settings, progress)
             print(f"\n{families_text(config.family, name, compare_families(found.family, other))}")
 
 
-def _progress(done: int, of: int) -> None:
+def progress(done: int, of: int) -> None:
     if sys.stderr.isatty():
         print(f"\rresamples {done} of {of} " + ("\n" if done == of else ""), end="", file=sys.stderr, flush=True)

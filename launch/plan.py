@@ -33,7 +33,7 @@ def plan(config: PlanConfig) -> None:
 
 def planned(config: TrainConfig) -> Prediction:
     """Raises ConfigError or BatchError for a layout that cannot be."""
-    return predict(config, _machine(config), _train_tokens(config.data))
+    return predict(config, _machine(config), train_tokens(config.data))
 
 
 def _machine(config: TrainConfig) -> Machine:
@@ -66,8 +66,8 @@ def _search_table(config: TrainConfig) -> str:
     return search_table(found)
 
 
-def _train_tokens(data: DataConfig) -> int | None:
-    """None while a dataset is missing. Raises DataError if there is one that cannot be read."""
+def train_tokens(data: DataConfig) -> int | None:
+    """Of the train splits: None while a dataset is missing. Raises DataError if there is one that cannot be read."""
     total = 0
     for source in data.mixture.values():
         folder = Path(source.folder)
