@@ -221,7 +221,7 @@ train_cells() {
         [ -z "$told" ] || { code=143; return; }
         "cell_$i"
         if is_lost "$name"; then
-            echo "$name: ended for good in an earlier attempt of this job"
+            echo "$name: lost in an earlier attempt of this job"
             continue
         elif [ -n "$from" ] && is_lost "$from"; then
             echo "$name: not trained, since it begins from $from"
@@ -243,7 +243,7 @@ train_cells() {
     code=0
     [ -s "$lost" ] || return
     read -r _ code <"$lost"
-    echo "ended, but for what another start would not change:" $(cut -d' ' -f1 -- "$lost")
+    echo "all is done, but for what is lost:" $(cut -d' ' -f1 -- "$lost")
     exit "$code"
 }
 case $code in 0 | [2-6]) train_cells ;; esac

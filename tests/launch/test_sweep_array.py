@@ -171,7 +171,7 @@ def test_a_cell_that_ended_for_good_takes_along_only_those_that_begin_from_it(tm
     assert f"a: ended with exit code {code}, which another start would not change" in printed
     assert "b: not trained, since it begins from a\n" in printed
     assert "d: not trained, since it begins from b\n" in printed  # as it begins from one that begins from a
-    assert printed.endswith("another start would not change: a b d\n")
+    assert printed.endswith("all is done, but for what is lost: a b d\n")
 
 
 def test_an_element_that_must_leave_starts_no_further_cell_and_only_it_goes_back_into_the_queue(tmp_path: Path):
