@@ -18,7 +18,6 @@ from pathlib import Path
 
 from conf.errors import ConfigError
 from data_prep.files import DataError, publish_bytes
-from data_prep.jobs import in_ranges
 from launch import slurm
 from launch.batch_script import REQUEUED, Body, directives, filled, quoted
 from launch.job import python_path
@@ -104,8 +103,7 @@ def array_script(array: SweepArray) -> str:
 def options(array: SweepArray) -> list[str]:
     """Of sbatch."""
     limit = "" if array.at_once is None else f"%{array.at_once}"
-    elements = in_ranges(range(len(array.elements)))
-    return [f"--array={elements}{limit}", *directives(array.name, array.job, array.queue)]
+    return [f"--array=0-{len(array.elements) - 1}{limit}", *directives(array.name, array.job, array.queue)]
 
 
 def cells_file(array: SweepArray, element: int) -> str:
