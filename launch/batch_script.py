@@ -1,6 +1,7 @@
-"""The batch script of a run under Slurm, for a person to read.
+"""The batch script of a run under Slurm, or of one element of a sweep's array, for a person to read.
 
-In: the configuration and the words for the ranks. Out: bash. One srun starts all ranks; where they meet follows from
+In: the configuration and the words for the ranks; for an array what is different there (launch/sweep_array.py). Out:
+bash. One srun starts all ranks; where they meet follows from
 Slurm's own variables, so no torchrun and no agent of its stands between Slurm's signals and the ranks. Before it, an
 srun of train.preflight looks at the nodes; those it names are left out from then on. When the ranks have saved and left
 (143), or one of them was killed, the script puts its job back into the queue, or leaves the run to the next job of its
@@ -9,36 +10,91 @@ chain; an end that another start would not change (2 to 6) is the end of the job
 
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from launch import slurm
 from launch.job import Job
 from launch.submit_config import JobConfig, SubmitConfig, TrainJobConfig
 
 
+@dataclass(frozen=True)
+class Body:
+    """What a script trains, in bash."""
+
+    what: str
+    verb: str
+    """of launch, which writes it"""
+    runs: str
+    """sets `run` and `words`, those of the first run where there are several"""
+    train: str
+    """trains, if the preflight has set `code` to 0, and sets it anew"""
+    job: str
+    """by which Slurm knows this job, and no other"""
+    here: str
+    """path of the job's own files, but for their endings"""
+    passed: str
+    """file that holds nodes which have passed the preflight"""
+    n_trainings: str
+    """how often ranks train in one attempt, at most"""
+    idle_file: str
+    finished: str = ""
+    withdraw: str = ""
+    rest: str = ""
+    again: str = ""
+
+
 def script(config: SubmitConfig, job: Job) -> str:
     """Quoted for bash wherever a person's words stand; they are data to it, whatever they spell."""
     is_chain = config.slurm.chain > 1
-    path = slurm.python_path(job.python_path)
-    return SCRIPT.format(
+    body = Body(
         what=f"Trains the run {config.run.name} on {config.job.nodes} nodes x {config.job.ranks_per_node} ranks.",
-        directives="\n".join(f"#SBATCH {word}" for word in directives(job.name, config.job, config.slurm)),
-        work=shlex.quote(str(job.work)),
-        run=shlex.quote(str(job.run)),
-        python=shlex.quote(sys.executable),
-        python_path="".join(f"{line}\n" for line in path),
-        words="\n".join(f"    {shlex.quote(word)}" for word in job.words),
-        finished=FINISHED.format(name=config.run.name) if is_chain else "",
-        steps=2 if config.job.preflight else 1,
-        cpus=config.slurm.cpus_per_task,
-        gpus="" if config.job.gpus_per_node is None else " --gpu-bind=none",
-        preflight=PREFLIGHT if config.job.preflight else "code=0\n",
+        verb="submit",
+        runs=f"run={shlex.quote(str(job.run))}\nwords=(\n{quoted(job.words)})\n",
+        train=TRAIN,
+        job="$SLURM_JOB_ID",
+        here="$run/slurm/$SLURM_JOB_ID",
+        passed="$run/slurm/passed",
+        n_trainings="1",
         idle_file='"$run/slurm/chain.idle"' if is_chain else '"$here.idle"',
-        idle=config.run.max_idle_starts,
-        in_order=IN_ORDER if config.job.preflight else "",
+        finished=FINISHED.format(name=config.run.name) if is_chain else "",
         withdraw=WITHDRAW if is_chain else "",
-        again=(CHAINED if is_chain else REQUEUED).format(name=job.name),
         rest=REST.format(name=job.name) if is_chain else "",
+        again=CHAINED if is_chain else REQUEUED,
     )
+    found = directives(job.name, config.job, config.slurm)
+    return filled(body, config.job, config.slurm, found, job.work, job.python_path, config.run.max_idle_starts)
+
+
+def filled(
+    body: Body,
+    job: JobConfig,
+    queue: TrainJobConfig,
+    options: list[str],
+    work: Path,
+    python_path: Path | None,
+    idle: int,
+) -> str:
+    """options: of sbatch. work: where the command was typed. idle: run.max_idle_starts."""
+    return SCRIPT.format(
+        **vars(body),
+        directives="\n".join(f"#SBATCH {word}" for word in options),
+        work=shlex.quote(str(work)),
+        python=shlex.quote(sys.executable),
+        python_path="".join(f"{line}\n" for line in slurm.python_path(python_path)),
+        steps=f"({body.n_trainings} + 1)" if job.preflight else body.n_trainings,
+        cpus=queue.cpus_per_task,
+        gpus="" if job.gpus_per_node is None else " --gpu-bind=none",
+        preflight=PREFLIGHT.replace("PASSED", body.passed) if job.preflight else "code=0\n",
+        idle=idle,
+        in_order=IN_ORDER if job.preflight else "",
+    )
+
+
+def quoted(words: Sequence[str]) -> str:
+    """Lines of an array of bash."""
+    return "".join(f"    {shlex.quote(word)}\n" for word in words)
 
 
 def directives(name: str, job: JobConfig, queue: TrainJobConfig) -> list[str]:
@@ -52,17 +108,13 @@ def directives(name: str, job: JobConfig, queue: TrainJobConfig) -> list[str]:
 SCRIPT = """\
 #!/bin/bash
 # {what} Sent or started again, it goes on from what is saved.
-# Written by `python -m launch submit`.
+# Written by `python -m launch {verb}`.
 {directives}
 
 set -uo pipefail
 cd -- {work} || exit 2
-run={run}
 python={python}
-{python_path}words=(
-{words}
-)
-
+{python_path}{runs}
 # A signal to this script goes on to the ranks; to srun itself SIGTERM would mean to kill them.
 step= told=
 tell() {{ told=1; [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null; }}
@@ -70,7 +122,8 @@ trap tell TERM USR1 USR2
 
 attempt=$((${{SLURM_RESTART_COUNT:-0}} + 1))  # the variable is not there at first
 unset SLURM_EXPORT_ENV                      # else srun would drop what is exported here
-here=$run/slurm/$SLURM_JOB_ID
+job={job}
+here={here}
 echo "$(date +%FT%T) job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, attempt $attempt"
 {finished}
 # What it was started with: this script, and the variables that say how and where, but no secrets.
@@ -98,6 +151,7 @@ for ((i = (attempt - 1) % 10 * {steps}; i > 0; i--)); do SLURM_OVERLAP=1 srun --
 ranks() {{
     local module=$1
     shift
+    rm -f -- "$CRISOL_EXIT_WORD"
     MASTER_PORT=$("$python" -c 'from train.parallel import free_port; print(free_port())') || exit 2
     srun "$@" --distribution=block --cpus-per-task={cpus} --cpu-bind=none{gpus} --export=ALL \\
         "$python" -m "$module" "${{words[@]}}" &
@@ -109,8 +163,7 @@ ranks() {{
     [ ! -r "$CRISOL_EXIT_WORD" ] || read -r code <"$CRISOL_EXIT_WORD"
 }}
 
-{preflight}[ "$code" != 0 ] || ranks train --kill-on-bad-exit=1 --wait=60
-trap '' TERM USR1 USR2
+{preflight}{train}trap '' TERM USR1 USR2
 
 # Not RUNNING: it was cancelled, is at its time limit, or Slurm requeues it by itself. More restarts than this attempt
 # knows of: its node was cut off, and the job runs elsewhere. A controller that does not answer is asked again.
@@ -118,7 +171,7 @@ still_runs() {{
     local pause shown=
     for pause in 0 5 15 40; do
         sleep "$pause"
-        shown=$(scontrol show job --oneliner "$SLURM_JOB_ID") && break
+        shown=$(scontrol show job --oneliner "$job") && break
     done
     [[ $shown == *" JobState=RUNNING "*" Restarts=$((attempt - 1)) "* ]]
 }}
@@ -154,6 +207,10 @@ fi
 {again}exit "$code"
 """
 
+TRAIN = """\
+[ "$code" != 0 ] || ranks train --kill-on-bad-exit=1 --wait=60
+"""
+
 FINISHED = """\
 if [ "$run/summary.json" -nt "$run/slurm/job.sh" ] && grep -q '"status": "finished"' "$run/summary.json"; then
     echo "an earlier job of the chain has finished the run {name}: nothing is left to do"
@@ -165,7 +222,7 @@ PREFLIGHT = """\
 # Not where the attempt before ran on the same nodes, and left them in order this hour: they are as they were. A bad one
 # must not stop the others from saying what they see, even if its rank dies at once; nor must one that hangs keep the
 # job for long.
-passed=$run/slurm/passed
+passed=PASSED
 if [ "$(find "$passed" -mmin -60 -exec cat -- {} ';' 2>/dev/null)" = "$SLURM_JOB_NODELIST" ]; then
     echo "preflight: these nodes passed it, and the attempt before left them in order"
     code=0
@@ -203,8 +260,8 @@ WITHDRAW = "withdraw; "
 REQUEUED = """\
 if still_runs; then
     echo "exit code $code: back into the queue, to go on from what is saved"
-    if scontrol requeue "$SLURM_JOB_ID"; then
-        leave_out "$SLURM_JOB_ID"
+    if scontrol requeue "$job"; then
+        leave_out "$job"
     else
         echo "it could not be requeued: send it again, it goes on from what is saved (or with slurm.chain)"
     fi

@@ -32,5 +32,10 @@ class Job:
         run = (Path(config.run.folder) / config.run.name).absolute()
         name = f"{config.run.name}-{hashlib.sha256(str(run).encode()).hexdigest()[:6]}"
         kept = tuple(word for word in words if not OWN_WORD.fullmatch(word))
-        installed = ROOT in (Path.cwd(), Path(sysconfig.get_path("purelib")).resolve())
-        return Job(kept, name, run, Path.cwd(), None if installed else ROOT)
+        return Job(kept, name, run, Path.cwd(), python_path())
+
+
+def python_path() -> Path | None:
+    """What PYTHONPATH has to begin with in a job that is started where this command was typed; None where it finds the
+    project by itself."""
+    return None if ROOT in (Path.cwd(), Path(sysconfig.get_path("purelib")).resolve()) else ROOT

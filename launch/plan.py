@@ -67,7 +67,8 @@ def _search_table(config: TrainConfig) -> str:
 
 
 def train_tokens(data: DataConfig) -> int | None:
-    """Of the train splits: None while a dataset is missing. Raises DataError if there is one that cannot be read."""
+    """That the run may see; None while a dataset is missing. Raises DataError if there is one that cannot be read,
+    ConfigError if it holds fewer than data.unique_tokens."""
     total = 0
     for source in data.mixture.values():
         folder = Path(source.folder)
@@ -75,4 +76,6 @@ def train_tokens(data: DataConfig) -> int | None:
             return None
         shards = Manifest.load(folder).shards_of("train")
         total += sum(s.tokens for s in shards if source.source in (None, s.source))
-    return total
+    if problems := data.too_many(total):
+        raise ConfigError(problems)
+    return data.unique_tokens or total

@@ -43,6 +43,9 @@ class DataConfig:
     """in order of from_tokens"""
     seq_len: int = 256
     """T: predictions per training row; T + 1 ids are read for it"""
+    unique_tokens: int | None = None
+    """the run sees only so many different tokens of the train split, and repeats them: whole rows, drawn at random by
+    run.seed, a smaller number of them contained in a larger one. null: all of the split"""
     packing: Packing = Packing.concat
     """rows cut from documents end to end, or whole documents fitted into rows"""
     mask_documents: bool = False
@@ -65,7 +68,54 @@ class DataConfig:
             found.append("data needs one of the two: data.folder, or data.sources (with data.folder=null)")
         if self.folder == "":
             found.append("data.folder is empty: name the folder of a dataset, the one that holds manifest.json")
-        return found + self._source_problems() + self._schedule_problems()
+        return found + self._unique_problems() + self._source_problems() + self._schedule_problems()
+
+    def rows_in(self, tokens: int) -> int:
+        """Whole rows of a split of so many tokens; each takes one more id than it has predictions."""
+        return max(0, tokens - 1) // self.seq_len
+
+    def too_many(self, train_tokens: int) -> list[str]:
+        """What is wrong with unique_tokens where the train split holds `train_tokens`."""
+        rows = self.rows_in(train_tokens)
+        if self.unique_tokens is None or self.unique_tokens <= rows * self.seq_len:
+            return []
+        return [
+            f"data.unique_tokens={self.unique_tokens:_} is more than there is: the train split holds {train_tokens:_} "
+            f"tokens, which are {rows:_} whole rows of data.seq_len={self.seq_len}; the most is "
+            f"data.unique_tokens={rows * self.seq_len:_}, and null takes all of the split"
+        ]
+
+    def _unique_problems(self) -> list[str]:
+        if self.unique_tokens is None or self.seq_len < 2:
+            return []
+        asked, found = f"data.unique_tokens={self.unique_tokens:_}", list[str]()
+        below = self.unique_tokens // self.seq_len * self.seq_len
+        if below < self.seq_len:
+            found.append(
+                f"{asked} is less than one row of data.seq_len={self.seq_len}, which is the least there can be"
+            )
+        elif below != self.unique_tokens:
+            found.append(
+                f"{asked} is no whole number of rows of data.seq_len={self.seq_len}; nearest are {below:_} and "
+                f"{below + self.seq_len:_}"
+            )
+        if len(self.mixture) > 1:
+            found.append(
+                f"{asked} is drawn from one source, and data.sources has {len(self.mixture)}: "
+                f"{', '.join(self.mixture)}. Prepare their text as one dataset, or drop unique_tokens (a part of one "
+                "of them is a dataset of its own)"
+            )
+        if self.packing == Packing.best_fit:
+            found.append(
+                f"{asked} does not go with data.packing=best_fit, whose rows hold different numbers of tokens, and "
+                "padding; use data.packing=concat"
+            )
+        if self.rebase:
+            found.append(
+                f"{asked} does not go with data.rebase=true: the rows of a draw stay the same for the whole run. Drop "
+                "one of the two, or choose another run.name"
+            )
+        return found
 
     def _source_problems(self) -> list[str]:
         found: list[str] = []

@@ -181,10 +181,10 @@ class Once:
             held = self._epochs.get(source.digest)
             if held is None or held[0] != (number, epoch):
                 self._finish(source, order, held)
-                held = (number, epoch), np.zeros(stretch.epoch_slots // stretch.block + 1, np.int64)
+                held = (number, epoch), np.zeros(stretch.source_slots // stretch.block + 1, np.int64)
                 self._epochs[source.digest] = held
             inside = (begin - stretch.begins) % stretch.block
-            block = (position - inside) % stretch.epoch_slots // stretch.block
+            block = (position - inside) % stretch.source_slots // stretch.block
             held[1][block] += length
             if held[1][block] > stretch.block:
                 self._problems.append(f"uses a row of the source {source.name} a second time in epoch {epoch}")

@@ -47,6 +47,12 @@ class Source:
     shards: tuple[str, ...] = ()
     """short digests of its shards' tokens: by them a source is known again inside another one"""
 
+    @property
+    def unique_tokens(self) -> int:
+        """All that an epoch of it has."""
+        last = self.stretches[-1]
+        return self.tokens if last.drawn_from is None else last.epoch_slots
+
     def order(self, seed: int) -> Order:
         return Order(self.stretches, seed, self.ordinal)
 
@@ -148,6 +154,11 @@ def rebased(
             "source differently, and a part of the epoch in hand would be repeated or left out. Keep it, or choose "
             "another run.name."
         )
+    if any(source.stretches[-1].drawn_from is not None for source in last.sources):
+        raise DataError(
+            f"this run draws its rows from a part of its data (data.unique_tokens={last.sources[0].unique_tokens:_}), "
+            "which stays the same for the whole run: data.rebase=true cannot change it. Choose another run.name."
+        )
     consumed = dict(zip((source.digest for source in last.sources), last.consumed_at(step), strict=True))
     known = {source.digest: source for source in last.sources}
     n_known = max(source.ordinal for source in last.sources) + 1
@@ -218,8 +229,8 @@ def over_the_cap(phase: Phase, total_steps: int, seed: int) -> list[str]:
         steps = int(phase.mixture.sample_of(i, np.array([room]))[0]) // phase.global_batch_size
         found.append(
             f"data.sources.{source.name}.max_epochs={source.max_epochs:g}, but the run would read it {epochs:.3f} "
-            f"times: it holds {source.tokens:_} tokens and is to give {counts[i]:_} of the {n_samples:_} rows of "
-            f"{phase.seq_len} to come. What fits: total_tokens={phase.tokens_seen(phase.first_step + steps):_}, a "
+            f"times: it holds {source.unique_tokens:_} tokens and is to give {counts[i]:_} of the {n_samples:_} rows "
+            f"of {phase.seq_len} to come. What fits: total_tokens={phase.tokens_seen(phase.first_step + steps):_}, a "
             f"weight of at most {room / n_samples:.4%} of the sum, or max_epochs={math.ceil(epochs * 1000) / 1000:g}"
         )
     return found
@@ -241,9 +252,15 @@ def _new_source(corpus: Corpus, ordinal: int, consumed: int, data: DataConfig, e
         tokens=n_tokens,
         max_epochs=corpus.config.max_epochs,
         consumed=consumed,
-        stretches=(Stretch(begins=0, shift=0, block=data.seq_len, epoch_slots=epoch_slots),),
+        stretches=(_stretch(data, n_tokens, epoch_slots),),
         shards=tuple(shard.bin_sha256[:16] for shard in shards_of(corpus.manifest, "train", corpus.config.source)),
     )
+
+
+def _stretch(data: DataConfig, n_tokens: int, epoch_slots: int) -> Stretch:
+    if data.unique_tokens is None:
+        return Stretch(begins=0, shift=0, block=data.seq_len, epoch_slots=epoch_slots)
+    return Stretch(0, 0, data.seq_len, epoch_slots=data.unique_tokens, drawn_from=data.rows_in(n_tokens))
 
 
 def _phase(

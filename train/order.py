@@ -8,6 +8,9 @@ the slot number that the next block begins at, and a source's whole state is tha
 
 When the row length changes, the epoch in hand is finished in its old blocks (rows of the new length are cut from their
 sequence), and from its end on a new `Stretch` has blocks of the new length: nothing is repeated, nothing dropped.
+
+An epoch may also be a *draw*: some of the source's whole blocks, the same ones in every epoch, chosen by a permutation
+of their own.
 """
 
 import bisect
@@ -33,10 +36,17 @@ class Stretch:
     block: int
     """slots of one block"""
     epoch_slots: int
+    drawn_from: int | None = None
+    """the source's whole blocks, of which the epoch's are drawn; None where an epoch is all of the source"""
 
     @property
     def first_slot(self) -> int:
         return self.begins - self.shift
+
+    @property
+    def source_slots(self) -> int:
+        """Positions are below this."""
+        return self.epoch_slots if self.drawn_from is None else self.drawn_from * self.block
 
     def first_block(self, epoch: int) -> int:
         """The first block, counted from the stretch's own beginning, that begins in this epoch or later."""
@@ -70,12 +80,13 @@ class Order:
         self.stretches = tuple(stretches)
         self._seed, self._ordinal = seed, ordinal
         self._begins = [stretch.begins for stretch in self.stretches]
+        self._draw_key = key_of(f"{seed}/draw/{ordinal}")
 
     def runs(self, consumed: Int64Array, count: int) -> tuple[Int64Array, Int64Array, Int64Array]:
         """The next `count` slots after each of the given counts, as runs of neighbours.
 
-        Returns (row, position, length) of each run, in order: `row` indexes `consumed`, `position` is the slot in its
-        epoch at which the run begins. A run may go over the end of the epoch, round to its beginning.
+        Returns (row, position, length) of each run, in order: `row` indexes `consumed`, `position` is the slot of the
+        source at which the run begins. A run may go over the end of the epoch, round to its beginning.
         """
         cuts: list[int] = []
         rows: list[int] = []
@@ -91,7 +102,7 @@ class Order:
         return np.array(rows, np.int64), self.positions(np.array(cuts, np.int64)), np.array(lengths, np.int64)
 
     def positions(self, consumed: Int64Array) -> Int64Array:
-        """The slot, within its epoch, that is used when `consumed` slots were used before it."""
+        """The slot of the source that is used when `consumed` slots were used before it."""
         out = np.empty_like(consumed)
         of_stretch = np.searchsorted(self._begins, consumed, side="right") - 1
         for i in np.unique(of_stretch):
@@ -100,10 +111,15 @@ class Order:
         return out
 
     def uses(self, stretch_number: int, epoch: int, start: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """Where slots start ... start + count - 1 of an epoch are used inside one stretch, run by run:
+        """Where slots start ... start + count - 1 of the source are used in one epoch of one stretch, run by run:
         (slots consumed before, slots from `start` to the run, length). The inverse of `positions`."""
+        for slot, skipped, length in self._in_epoch(self.stretches[stretch_number], start, count):
+            for consumed, offset, run in self._uses(stretch_number, epoch, slot, length):
+                yield consumed, skipped + offset, run
+
+    def _uses(self, stretch_number: int, epoch: int, slot: int, count: int) -> Iterator[tuple[int, int, int]]:
         stretch = self.stretches[stretch_number]
-        first = epoch * stretch.epoch_slots + start
+        first = epoch * stretch.epoch_slots + slot
         end = self._begins[stretch_number + 1] - stretch.shift if stretch_number + 1 < len(self._begins) else None
         at, stop = max(first, stretch.first_slot), min(first + count, first + count if end is None else end)
         while at < stop:
@@ -134,7 +150,28 @@ class Order:
             inside = epochs == epoch
             first, size, key = self._epoch(stretch, epoch)
             blocks[inside] = permute(blocks[inside] - first, size, key) + first
-        return (stretch.first_slot + blocks * stretch.block + offsets) % stretch.epoch_slots
+        return self._of_source(stretch, (stretch.first_slot + blocks * stretch.block + offsets) % stretch.epoch_slots)
+
+    def _of_source(self, stretch: Stretch, slots: Int64Array) -> Int64Array:
+        """Slots of an epoch → of the source. Block i of a draw is image i of a permutation of the source's blocks that
+        no epoch changes: so a smaller draw is contained in a larger one."""
+        if stretch.drawn_from is None:
+            return slots
+        blocks, offsets = np.divmod(slots, stretch.block)
+        return permute(blocks, stretch.drawn_from, self._draw_key) * stretch.block + offsets
+
+    def _in_epoch(self, stretch: Stretch, start: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """The inverse: of slots start ... start + count - 1 of the source, those that an epoch has, run by run: (slot
+        of the epoch, slots from `start` to the run, length)."""
+        if stretch.drawn_from is None:
+            yield start, 0, count
+            return
+        size, stop = stretch.block, min(start + count, stretch.drawn_from * stretch.block)
+        blocks = np.arange(start // size, -(-stop // size), dtype=np.int64)
+        for block, drawn in zip(blocks.tolist(), unpermute(blocks, stretch.drawn_from, self._draw_key), strict=True):
+            at, end = max(start, block * size), min(stop, (block + 1) * size)
+            if drawn * size < stretch.epoch_slots:
+                yield int(drawn) * size + at - block * size, at - start, end - at
 
     def _consumed(self, stretch: Stretch, slots: Int64Array) -> Int64Array:
         blocks, offsets = np.divmod(slots - stretch.first_slot, stretch.block)
@@ -197,6 +234,9 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def order_key(seed: int, epoch: int, ordinal: int = 0) -> tuple[int, ...]:
-    text = f"{seed}/{epoch}/{ordinal}" if ordinal else f"{seed}/{epoch}"
+    return key_of(f"{seed}/{epoch}/{ordinal}" if ordinal else f"{seed}/{epoch}")
+
+
+def key_of(text: str) -> tuple[int, ...]:
     digest = hashlib.sha512(text.encode()).digest()
     return tuple(int.from_bytes(digest[8 * i : 8 * i + 8], "little") for i in range(_ROUNDS))

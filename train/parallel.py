@@ -166,8 +166,10 @@ class SlurmJob:
 
 
 def slurm_job() -> SlurmJob | None:
-    """The job that this process is part of."""
+    """The job that this process is part of. The last element of an array has the array's own number in SLURM_JOB_ID."""
     number, ends = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_JOB_END_TIME", "")
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        number = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return None if number is None else SlurmJob(number, float(ends) if ends.isdigit() else None)
 
 

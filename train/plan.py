@@ -86,7 +86,7 @@ class Plan:
     tokens_planned: int
     tokens_per_step: int
     train_tokens: int | None
-    """tokens of the train split; None before the data is prepared"""
+    """tokens of the train split that the run may see; None before the data is prepared"""
     memory: MemoryPlan
     cluster: str
     machine: Machine

@@ -73,7 +73,8 @@ class Setup:
 
     @property
     def train_tokens(self) -> int:
-        return sum(corpus.tokens("train") for corpus in self.corpora)
+        """Those that the run may see: an epoch."""
+        return self.config.data.unique_tokens or sum(corpus.tokens("train") for corpus in self.corpora)
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint of `step` tells of the run that it belongs to."""
@@ -140,6 +141,7 @@ def check(config: TrainConfig, grid: RankGrid) -> Setup:
             f"model.vocab_size={config.model.vocab_size} has no row for every id: {corpora[0].folder} was made with a "
             f"vocabulary of {vocab_size}; set model.vocab_size={vocab_size}"
         )
+    problems += config.data.too_many(corpora[0].tokens("train"))
     if problems:
         raise ConfigError(problems)
     packs = Packs(config.data.pack_folder, makes=grid.is_first, verify=grid.is_first)
@@ -277,9 +279,12 @@ def _described(setup: Setup) -> list[str]:
     phase, total = setup.phase, setup.batch.total_steps
     used = dict(zip((source.digest for source in phase.sources), phase.consumed_at(total), strict=True))
     orders = {source.digest: source.order(setup.config.run.seed) for source in phase.sources}
+    drawn = setup.config.data.unique_tokens
+    part = "" if drawn is None else f"{drawn:,} of them, drawn at random (data.unique_tokens), and repeated: "
     lines = [
         f"{corpus.folder}: {corpus.tokens('train'):,} train and {corpus.tokens('val'):,} val tokens, vocabulary "
-        f"{corpus.manifest.vocab_size:,}; {orders[corpus.digest].epochs(used[corpus.digest]):.3g} epochs by the end"
+        f"{corpus.manifest.vocab_size:,}; "
+        f"{part}{orders[corpus.digest].epochs(used[corpus.digest]):.3g} epochs by the end"
         for corpus in setup.corpora
     ]
     if setup.rebases:

@@ -124,7 +124,7 @@ def _sources(setup: Setup, step: int) -> dict[str, Any]:
             "digest": source.digest,
             "tokens": source.tokens,
             "tokens_seen": used,
-            "unique_tokens": min(used, source.tokens),
+            "unique_tokens": min(used, source.unique_tokens),
             "epochs": epochs,
         }
     return found

@@ -212,12 +212,17 @@ def _found(config: TrainConfig, phases: Sequence[Phase]) -> list[Corpus]:
 
 
 def _run(command: TraceCommand) -> None:
-    trace, _, corpora = open_trace(Path(command.run))
+    trace, config, corpora = open_trace(Path(command.run))
     if command.step is not None:
         uses = list(trace.step(command.step))
     else:
         shard, _, number = (command.document or "").rpartition(":")
         uses = trace.document(shard, int(number))
+    if not uses:
+        unique = config.data.unique_tokens
+        why = "" if unique is None else f": it draws only a part of the rows (data.unique_tokens={unique:_})"
+        print(f"no row of the run holds this document{why}")
+        return
     columns = ["step", "row", "position", "tokens", "source", "document", "its tokens", "input"]
     lines = [
         [

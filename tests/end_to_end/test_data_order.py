@@ -134,3 +134,33 @@ def test_a_rebase_never_begins_before_a_damaged_checkpoint_unasked(here: Path, m
     assert code == 0, message
     state = read(here / "runs" / "hurt" / "checkpoints" / "step-00000011" / "state.json")
     assert [phase["first_step"] for phase in state["data"]["phases"]] == [0, 10]
+
+
+def test_a_run_that_repeats_a_part_of_its_data_goes_on_bit_for_bit_and_is_accounted_for(here: Path):
+    """Of 60 rows that it sees, 160 are read; stopped in the middle of an epoch, and on two ranks."""
+    words = (*SHORT, "data.unique_tokens=1_920")
+    code, printed = outcome(here, *words, "run.name=whole")
+    assert code == 0, printed
+    assert "2.67 epochs of 1,920" in printed
+    assert "1,920 of them, drawn at random (data.unique_tokens), and repeated: 2.67 epochs by the end" in printed
+    assert outcome(here, *words, "run.name=parts", "run.stop_at_step=11")[0] == 0
+    assert outcome(here, *words, "run.name=parts")[0] == 0
+    assert outcome(here, *words, "run.name=two", "batch.micro_batch_size=2", ranks=2)[0] == 0
+    runs = {name: here / "runs" / name for name in ("whole", "parts", "two")}
+    assert curve(runs["whole"]) == curve(runs["parts"])
+    assert hashes(runs["whole"]) == hashes(runs["parts"]) == hashes(runs["two"])
+    summary = read(runs["parts"] / "summary.json")
+    assert (summary["tokens_seen"], summary["unique_tokens"], summary["epochs"]) == (5120, 1920, 5120 / 1920)
+    assert summary["sources"]["data"]["unique_tokens"] == 1920
+    assert summary["sources"]["data"]["tokens"] > 5120
+    assert read(runs["whole"] / "plan.json")["epochs"] == 5120 / 1920
+    code, printed = finish(start(here, "run=runs/parts", module="train.audit"))
+    assert (code, "it balances" in printed) == (0, True), printed
+    for other in ("data.unique_tokens=1_952", "data.unique_tokens=null"):
+        code, message = outcome(here, *words, other, "run.name=whole")
+        assert (code, "already holds another run" in message) == (2, True)
+    code, printed = finish(start(here, "run=runs/whole", "step=20", module="train.trace"))
+    assert code == 0, printed
+    document = table(printed)[0]["document"]
+    code, printed = finish(start(here, "run=runs/whole", f"document={document}", module="train.trace"))
+    assert "20" in {line["step"] for line in table(printed)}

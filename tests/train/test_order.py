@@ -1,12 +1,13 @@
 """The order inside a source: a permutation computed both ways; a change of row length that loses nothing."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 
-from train.order import Order, Stretch, changed, order_key, permute, unpermute
+from train.order import Order, Stretch, changed, key_of, order_key, permute, unpermute
 
 KEY = order_key(seed=0, epoch=0)
 SIZES = [1, 2, 3, 4, 5, 63, 64, 65, 1000, 4099, 1_000_003]
@@ -143,3 +144,95 @@ def test_the_uses_of_a_slot_are_where_it_is_used():
     positions = order.positions(np.array([consumed for consumed, _ in found], np.int64))
     assert positions.tolist() == [slot % 53 for _, slot in found]
     assert len({consumed for consumed, _ in found}) == len(found) == 4 * 36
+
+
+# --- a draw: only some of the source's rows, in every epoch the same ones
+
+
+def drawn(n_tokens: int, seq_len: int, kept: int) -> tuple[Stretch, ...]:
+    return (Stretch(0, 0, seq_len, epoch_slots=kept * seq_len, drawn_from=(n_tokens - 1) // seq_len),)
+
+
+DRAWS = [(1000, 10, 1), (1000, 10, 7), (997, 13, 40), (1000, 10, 99), (8, 7, 1)]
+
+
+def rows_by_five_lines(n_tokens: int, seq_len: int, kept: int, epoch: int, seed: int) -> list[int]:
+    """Where the rows of an epoch begin: the reference, without a stretch or a stream."""
+    n_rows = (n_tokens - 1) // seq_len
+    rows = permute(np.arange(n_rows, dtype=np.int64), n_rows, key_of(f"{seed}/draw/0"))[:kept]
+    shuffled = permute(np.arange(kept, dtype=np.int64), kept, order_key(seed, epoch))
+    return (rows[shuffled] * seq_len).tolist()
+
+
+@pytest.mark.parametrize(("n_tokens", "seq_len", "kept"), DRAWS)
+def test_a_draw_is_that_of_the_five_line_reference_in_every_epoch(n_tokens: int, seq_len: int, kept: int):
+    order = Order(drawn(n_tokens, seq_len, kept), seed=5)
+    for epoch in range(4):
+        consumed = (epoch * kept + np.arange(kept, dtype=np.int64)) * seq_len
+        assert order.positions(consumed).tolist() == rows_by_five_lines(n_tokens, seq_len, kept, epoch, seed=5)
+        assert order.epochs(int(consumed[-1]) + seq_len) == epoch + 1
+
+
+@pytest.mark.parametrize(("n_tokens", "seq_len", "kept"), DRAWS)
+def test_every_epoch_of_a_draw_uses_each_of_its_slots_once_and_no_other(n_tokens: int, seq_len: int, kept: int):
+    order = Order(drawn(n_tokens, seq_len, kept), seed=5)
+    size = kept * seq_len
+    for epochs in (1, 2, 5):
+        counts = np.bincount(order.positions(np.arange(epochs * size, dtype=np.int64)), minlength=n_tokens)
+        assert sorted(np.unique(counts)) == ([0, epochs] if size < n_tokens else [epochs])
+        assert (counts > 0).sum() == size
+        assert counts[(n_tokens - 1) // seq_len * seq_len :].sum() == 0  # no row runs over the end of the source
+
+
+def test_a_smaller_draw_is_contained_in_a_larger_one_and_another_seed_draws_others():
+    def rows(kept: int, seed: int) -> set[int]:
+        order = Order(drawn(10_000, 10, kept), seed)
+        return set(order.positions(np.arange(kept, dtype=np.int64) * 10).tolist())
+
+    draws = [rows(kept, 5) for kept in (1, 10, 100, 500, 999)]
+    for smaller, larger in itertools.pairwise(draws):
+        assert smaller < larger
+    assert len(rows(100, 5) & rows(100, 6)) < 30  # of two independent tenths one row in ten is in both
+    assert abs(np.mean(list(draws[3])) - 5000) < 500  # from the whole source: the standard error of the mean is 91
+
+
+def test_the_order_inside_a_draw_is_not_that_of_the_draw():
+    """Rows of a smaller draw are spread over an epoch of a larger one."""
+    order = Order(drawn(10_000, 10, 500), seed=5)
+    ten = set(Order(drawn(10_000, 10, 10), seed=5).positions(np.arange(10, dtype=np.int64) * 10).tolist())
+    for epoch in range(3):
+        rows = order.positions((epoch * 500 + np.arange(500, dtype=np.int64)) * 10).tolist()
+        places = [at for at, row in enumerate(rows) if row in ten]
+        assert len(places) == 10
+        assert max(places) - min(places) > 150
+
+
+@pytest.mark.parametrize(("n_tokens", "seq_len", "kept"), DRAWS)
+def test_the_uses_of_a_slot_of_a_draw_are_where_it_is_used(n_tokens: int, seq_len: int, kept: int):
+    order = Order(drawn(n_tokens, seq_len, kept), seed=3)
+    found = {
+        (consumed + i, offset + i)
+        for epoch in range(3)
+        for consumed, offset, length in order.uses(0, epoch, 0, n_tokens)
+        for i in range(length)
+    }
+    positions = order.positions(np.arange(3 * kept * seq_len, dtype=np.int64))
+    assert found == set(enumerate(positions.tolist()))
+    parts = [
+        (consumed, start + offset, length)
+        for start in range(0, n_tokens, 17)
+        for consumed, offset, length in order.uses(0, 1, start, min(17, n_tokens - start))
+    ]
+    assert sum(length for _, _, length in parts) == kept * seq_len
+    for consumed, slot, length in parts:
+        assert positions[consumed : consumed + length].tolist() == list(range(slot, slot + length))
+
+
+def test_a_draw_from_a_trillion_needs_no_table():
+    order = Order((Stretch(0, 0, 2048, epoch_slots=10**6 * 2048, drawn_from=10**12 // 2048),), seed=1)
+    consumed = np.arange(3 * 10**6, 3 * 10**6 + 1000, dtype=np.int64) * 2048
+    positions = order.positions(consumed)
+    assert len(np.unique(positions)) == 1000
+    assert positions.max() > 10**11
+    (use,) = order.uses(0, 3, int(positions[7]), 2048)
+    assert use == (int(consumed[7]), 0, 2048)

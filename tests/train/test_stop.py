@@ -172,6 +172,16 @@ def test_squeue_is_asked_where_the_environment_is_silent(
     assert (limit.seconds_left(), limit.problem) == (pytest.approx(left, abs=30), None)
 
 
+def test_an_element_of_an_array_asks_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The last one has the array's number, by which squeue would tell of all elements."""
+    _squeue(tmp_path, monkeypatch, 'case "$*" in *--jobs=17_3\\ *) echo 10:00 ;; *) echo 10:00; echo 5:00 ;; esac')
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    limit = TimeLimit.find(None, time.monotonic())
+    assert (limit.seconds_left(), limit.problem) == (pytest.approx(600, abs=30), None)
+    assert limit.source == "the time limit of Slurm job 17_3"
+
+
 @pytest.mark.parametrize("answer", ["exit 1", "echo INVALID", "echo slurm_load_jobs error"])
 def test_a_limit_that_cannot_be_found_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str):
     _squeue(tmp_path, monkeypatch, answer)
