@@ -11,6 +11,7 @@ python -m launch logs run=hello follow=true                  # what it printed, 
 python -m launch report run=hello                            # a page: curves, plan against what came, incidents
 python -m launch doctor                                      # what this machine can do, and what to mend
 python -m launch fit runs=runs/ at.flops=1e18                # laws of loss from many runs, with intervals
+python -m launch forecast sweep=sweeps/demo                  # its sealed forecasts and their scores; was any altered?
 
 Each takes --help.
 """
@@ -28,7 +29,7 @@ except ModuleNotFoundError as error:
     leave_without(error)
 
 LOOKS = ("status", "logs", "watch", "report")
-VERBS = ("plan", "submit", "data", "fit", *LOOKS, "doctor")
+VERBS = ("plan", "submit", "data", "fit", "forecast", *LOOKS, "doctor")
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -53,6 +54,8 @@ def _do(verb: str) -> None:
             _submit()
         case "fit":
             _fit()
+        case "forecast":
+            _forecast()
         case "data":
             _data()
         case "doctor":
@@ -92,6 +95,12 @@ def _fit() -> None:
     from launch.fit_config import FitConfig
 
     entry(App("launch_fit", FitConfig, {}), fit)
+
+
+def _forecast() -> None:
+    from launch.forecast_text import ForecastConfig, forecast
+
+    entry(App("launch_forecast", ForecastConfig, {}), forecast)
 
 
 def _data() -> None:

@@ -51,6 +51,7 @@ ALSO = {
     "launch/page.py": {"data_prep.inspection.style"},
     "launch/report_charts.py": RUN_FILES,
     "launch/verdicts.py": RUN_FILES,
+    "launch/forecast_score.py": {"train.history"},
     "launch/logs.py": RUN_FILES,
     "launch/report.py": RUN_FILES | {"train.run_folder"},
     "launch/run_files.py": {"train.attempt"},
