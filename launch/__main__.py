@@ -14,6 +14,7 @@ python -m launch sweep sweep=demo data.folder=data/site start=true       # many 
 python -m launch ledger runs=runs/                           # a row a run: FLOPs, tokens, cost, loss, verdict
 python -m launch fit runs=runs/ at.flops=1e18                # laws of loss from many runs, with intervals
 python -m launch advise runs=runs/ budget.flops=1e18         # what to train for a budget, or to reach a loss
+python -m launch forecast sweep=sweeps/demo                  # its sealed forecasts and their scores; was any altered?
 
 Each takes --help.
 """
@@ -62,6 +63,8 @@ def _do(verb: str) -> None:
             _fit()
         case "advise":
             _advise()
+        case "forecast":
+            _forecast()
         case "data":
             _data()
         case "doctor":
@@ -131,6 +134,12 @@ def _advise() -> None:
     from train.optimizer_config import OPTIONS
 
     entry(App("launch_advise", AdviseConfig, OPTIONS), lambda config: advise(config, words))
+
+
+def _forecast() -> None:
+    from launch.forecast_text import ForecastConfig, forecast
+
+    entry(App("launch_forecast", ForecastConfig, {}), forecast)
 
 
 def _data() -> None:

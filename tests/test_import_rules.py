@@ -56,6 +56,7 @@ ALSO = {
     "launch/sweep/runner.py": {"train.errors", "train.metrics_file"},
     "launch/sweep/states.py": {"train.checkpoint.folders", "train.run_folder"},
     "launch/ledger_run.py": RUN_FILES | {"train.run_folder"},
+    "launch/forecast_score.py": {"train.history"},
     "launch/logs.py": RUN_FILES,
     "launch/report.py": RUN_FILES | {"train.run_folder"},
     "launch/run_files.py": {"train.attempt"},

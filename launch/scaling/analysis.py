@@ -20,6 +20,7 @@ from launch.scaling.parametric import Fit, fit, profile, refit
 from launch.scaling.projection import project
 from launch.scaling.repeated import Decay, fit_decay
 from launch.scaling.rows import Convention, Counting, Points, Row, points, refuse_too_few
+from launch.scaling.scatter import seed_spread
 
 N_CONSTANTS = 5
 DEFAULT_SEED_NOISE = 0.005
@@ -183,12 +184,8 @@ def decay(family: Family, rows: Sequence[Row], settings: Settings) -> Decay:
 
 def seed_noise(rows: Sequence[Row]) -> float | None:
     """Pooled over cells that were run with several seeds."""
-    cells: dict[tuple[int, int, str], list[float]] = {}
-    for row in rows:
-        cells.setdefault((row.n_params, row.tokens, row.family), []).append(np.log(row.loss))
-    repeated = [cell for cell in cells.values() if len(cell) > 1]
-    freedom = sum(len(cell) - 1 for cell in repeated)
-    return float(np.sqrt(sum(np.var(cell) * len(cell) for cell in repeated) / freedom)) if freedom else None
+    spread = seed_spread(rows)
+    return spread.sd if spread else None
 
 
 def _envelope(at: Points) -> Envelope | str:

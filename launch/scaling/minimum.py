@@ -28,7 +28,7 @@ class Problem:
     design: Floats
     """(rows, terms, constants)"""
     target: Floats
-    """(rows,): losses, or their logarithms"""
+    """(rows,): losses, or their logarithms; or (starts, rows), for each start its own"""
     logs: bool
     """residuals are those of the logarithms: ln(sum of terms) - target; else of the sum itself"""
     delta: float
@@ -75,12 +75,14 @@ def minimise(
     """weights: (starts, rows), how often each row counts; the constants numbered in `fixed` stay as they start; ends
     where another step would lower the objective by less than the share `enough`."""
     values = np.maximum(np.array(starts, dtype=np.float64), problem.floor)
-    counts = np.ones((len(values), len(problem.target))) if weights is None else np.asarray(weights, dtype=np.float64)
+    counts = (
+        np.ones((len(values), problem.target.shape[-1])) if weights is None else np.asarray(weights, dtype=np.float64)
+    )
     lowest = objective(problem, values, counts)
     radius, active = np.full(len(values), 1.0), np.arange(len(values))
     for _ in range(_MAX_STEPS):
         going, moved, reached = _tried(
-            problem, values[active], counts[active], radius[active], fixed, enough * lowest[active]
+            _of(problem, active), values[active], counts[active], radius[active], fixed, enough * lowest[active]
         )
         active = active[going]
         if not len(active):
@@ -117,10 +119,16 @@ def _tried(
     majorant, newton = _factors(at.majorant), _factors(at.newton)
     directions = [_solved(factors, at.gradient) for factors in (majorant, newton)]
     going = -np.einsum("sp,sp->s", directions[1], at.gradient) > enough + _ROUNDING
-    at, counts, majorant = at.of(going), counts[going], (majorant[0][going], majorant[1][going])
+    problem, at, counts = _of(problem, going), at.of(going), counts[going]
+    majorant = majorant[0][going], majorant[1][going]
     steps = [_shortened(problem, at, step[going], counts, radius[going]) for step in directions]
     bent = [step + _solved(majorant, _bend(problem, at, step, counts)) / 2 for step in steps]
     return going, *_better(problem, values[going], np.stack([*steps, *bent]), counts)
+
+
+def _of(problem: Problem, which: Indices | NDArray[np.bool_]) -> Problem:
+    """For some of the starts."""
+    return problem if problem.target.ndim == 1 else replace(problem, target=problem.target[which])
 
 
 def _exponents(problem: Problem, values: Floats) -> Floats:

@@ -9,7 +9,7 @@ delta=infinity is least squares of the losses themselves.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,6 +26,8 @@ E_AT_ZERO = 1e-6
 LEAST_EXPONENT = 0.01
 ENOUGH_FOR_A_START = 1e-9  # of the objective; the best of them goes on to the exact minimum
 ENOUGH_FOR_A_RESAMPLE = 1e-7
+ENOUGH_FOR_AN_OUTCOME = 1e-5
+_N_BESIDE = 3
 _EXPONENTS = np.geomspace(0.05, 1.5, 7)
 _A, _B, _E, _ALPHA, _BETA = range(5)
 
@@ -83,20 +85,16 @@ def fit(
 
 
 def refit(found: Fit, n: Floats, d: Floats, loss: Floats, weights: Floats) -> Law:
-    """One law for each row of `weights` (resamples, rows): how often each row counts. Started from the fit itself and
-    from two points beside it; the lowest end is taken."""
+    """One law for each row of `weights` (resamples, rows): how often each row counts."""
     problem = _problem(n, d, loss, found.delta, found.logs, found.shared)
-    starts = _beside(_packed(found.constants[None], found.shared)[0])
-    count = len(weights)
-    ends = minimise(
-        problem,
-        np.repeat(starts, count, axis=0),
-        np.tile(weights, (len(starts), 1)),
-        enough=ENOUGH_FOR_A_RESAMPLE,
-    )
-    which = ends.objective.reshape(len(starts), count).argmin(axis=0)
-    values = ends.values.reshape(len(starts), count, -1)[which, np.arange(count)]
-    return _laws(n, d, _unpacked(values, found.shared))
+    return _laws(n, d, _lowest(found, problem, len(weights), weights, ENOUGH_FOR_A_RESAMPLE))
+
+
+def refit_losses(found: Fit, n: Floats, d: Floats, losses: Floats) -> Law:
+    """One law for each row of `losses` (outcomes, rows): what other outcomes of the same runs would have given."""
+    problem = _problem(n, d, losses.min(axis=0), found.delta, found.logs, found.shared)
+    targets = np.tile(np.log(losses) if found.logs else losses, (_N_BESIDE, 1))
+    return _laws(n, d, _lowest(found, replace(problem, target=targets), len(losses), None, ENOUGH_FOR_AN_OUTCOME))
 
 
 def profile(found: Fit, n: Floats, d: Floats, loss: Floats, constant: str, values: Floats) -> Floats:
@@ -135,9 +133,18 @@ def _starts(n: Floats, d: Floats, loss: Floats) -> Floats:
     return np.concatenate([grid, np.array(list(corners))])
 
 
+def _lowest(found: Fit, problem: Problem, count: int, weights: Floats | None, enough: float) -> Floats:
+    """(count, 5): constants of the lowest end of each, started from the fit itself and from two points beside it."""
+    starts = _beside(_packed(found.constants[None], found.shared)[0])
+    counts = None if weights is None else np.tile(weights, (_N_BESIDE, 1))
+    ends = minimise(problem, np.repeat(starts, count, axis=0), counts, enough=enough)
+    which = ends.objective.reshape(_N_BESIDE, count).argmin(axis=0)
+    return _unpacked(ends.values.reshape(_N_BESIDE, count, -1)[which, np.arange(count)], found.shared)
+
+
 def _beside(centre: Floats) -> Floats:
     """The centre, and two points with other exponents and another E."""
-    moves = np.zeros((3, len(centre)))
+    moves = np.zeros((_N_BESIDE, len(centre)))
     moves[1, _E], moves[2, _E] = -0.2, -1.0
     moves[1, _ALPHA:] = 0.1
     moves[2, _ALPHA:] = -0.3 * centre[_ALPHA:]

@@ -141,9 +141,12 @@ def test_a_summary_says_how_the_run_ended():
 
 
 def test_noise_between_seeds_is_pooled_over_cells():
-    rows = [row(f"{n}-{s}", n=n, loss=3.0 * math.exp(s)) for n in (10**8, 10**9) for s in (-0.01, 0.01)]
+    seeds = ((1, -0.01), (2, 0.01))
+    rows = [row(f"{n}-{s}", n=n, loss=3.0 * math.exp(x), seed=s) for n in (10**8, 10**9) for s, x in seeds]
     assert seed_noise(rows) == pytest.approx(0.01 * math.sqrt(2))
     assert seed_noise([row(), row(n=10**9)]) is None
+    rates = [row("slow"), row("fast", loss=4.0)]
+    assert seed_noise([*rows, *rates]) == seed_noise(rows), "of one seed: they differ in something else"
 
 
 def test_how_far_a_target_lies_outside_is_told():
