@@ -46,7 +46,7 @@ def hint(row: Row, found: Findings, more: str = "") -> str:
 
 
 def loss_curves(sweep: Sweep, curves: Sequence[Curve], found: Findings) -> Picture:
-    rows = [cell.row for cell in sweep.cells if cell.row is not None and np.isfinite(cell.row.loss)]
+    rows = [cell.row for cell in sweep.measured if cell.row is not None]
     sizes = _distinct(
         [curve.n for curve in curves] + [row.size(found.choice.counting, found.choice.flops) for row in rows]
     )
@@ -227,8 +227,8 @@ def profiles(found: Findings) -> list[Picture]:
 def _ends(sweep: Sweep, found: Findings) -> list[Layer]:
     used = {row.run for row in found.used}
     kinds: dict[str, list[tuple[float, float, str]]] = {"used": [], "not used": [], "held out": []}
-    for cell in sweep.cells:
-        if (row := cell.row) is not None and np.isfinite(row.loss):
+    for cell in sweep.measured:
+        if (row := cell.row) is not None:
             kind = "held out" if cell.held_out else "used" if row.run in used else "not used"
             kinds[kind].append((_flops(row, found), row.loss, hint(row, found)))
     looks = {"used": ("ink", "circle", 3.2), "not used": ("quiet", "ring", 3.2), "held out": ("warn", "diamond", 5.5)}
@@ -258,7 +258,7 @@ def _contours(law: Law, d_ends: tuple[float, float], n_ends: tuple[float, float]
     layers: list[Layer] = [Area(whole, "h0", f"above {levels[0]:.4g}")]
     notes: list[Layer] = []
     for i, level in enumerate(levels, 1):
-        border = np.clip(_size_for(law, level, d), *n_ends)
+        border = np.clip(size_for(law, level, d), *n_ends)
         layers.append(
             Area([*_pairs(d, border), (d_ends[1], n_ends[1]), (d_ends[0], n_ends[1])], f"h{i}", f"below {level:.4g}")
         )
@@ -269,7 +269,7 @@ def _contours(law: Law, d_ends: tuple[float, float], n_ends: tuple[float, float]
     return layers, notes
 
 
-def _size_for(law: Law, loss: float, d: Floats) -> Floats:
+def size_for(law: Law, loss: float, d: Floats) -> Floats:
     """N at which the law reaches the loss with so many tokens; infinite where none does."""
     left = loss - law.E - law.B / d**law.beta
     with np.errstate(divide="ignore", over="ignore"):

@@ -107,6 +107,11 @@ class Sweep:
     damage: list[str]
     """files that are missing or cannot be read"""
 
+    @property
+    def measured(self) -> list[Cell]:
+        """Those that have a place in a picture of losses."""
+        return [cell for cell in self.cells if cell.row is not None and _has_a_place(cell.row)]
+
     def fit_rows(self) -> list[Row]:
         return [cell.row for cell in self.cells if cell.row is not None and not cell.held_out]
 
@@ -159,6 +164,11 @@ def json_of(file: Path, damage: list[str]) -> dict[str, Any]:
     if not isinstance(found, dict):
         damage.append(f"{'/'.join(file.parts[-2:])} is no JSON object")
     return found if isinstance(found, dict) else {}
+
+
+def _has_a_place(row: Row) -> bool:
+    sizes = row.n_params, row.n_params_matmul, row.n_params_non_embedding, row.tokens, row.flops_causal, row.flops_full
+    return all(0 < value < math.inf for value in (*sizes, row.loss))
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -227,7 +237,7 @@ def _cell(
     if summary:
         try:
             row = _row(planned, summary, loss)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             lacks = f"its summary lacks {error.args[0]}" if isinstance(error, KeyError) else str(error)
             odd.append((run, lacks))
             state, why = ("damaged", lacks) if state == "finished" else (state, why)
@@ -279,7 +289,7 @@ def _curve(folder: Path, cell: Cell, choice: FitChoice, most: int) -> Curve | No
     is_validation = len(evaluated) >= _ENOUGH_EVALUATIONS or not trained
     points = evaluated if is_validation else smoothed(trained)
     n = cell.row.size(choice.counting, choice.flops) if cell.row else cell.number("n_params_matmul")
-    if not points or not n:
+    if not points or not n or not 0 < n < math.inf:
         return None
     return Curve(cell.run, n, _thinned(points, most), "validation" if is_validation else "training")
 

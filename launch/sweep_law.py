@@ -50,7 +50,7 @@ class Findings:
 
 def findings(sweep: Sweep) -> Findings:
     choice, dropped = sweep.choice, list(sweep.odd)
-    held = [cell.row for cell in sweep.held_out() if cell.row is not None]
+    held = [cell.row for cell in sweep.measured if cell.row is not None and cell.held_out]
     if choice is None:
         why = "how rows become a law (plan.json, fit) cannot be read, and no other choice is made in its place"
         return Findings(FitChoice(), [], dropped, None, why, [], [], None, {})
@@ -64,7 +64,7 @@ def findings(sweep: Sweep) -> Findings:
         return _analysed(found, held)
     except ConfigError as error:
         return replace(found, why="; ".join(error.problems))
-    except (np.linalg.LinAlgError, FloatingPointError, ValueError) as error:
+    except (np.linalg.LinAlgError, ArithmeticError, ValueError) as error:
         return replace(found, why=f"the fit itself failed: {error}")
 
 

@@ -39,11 +39,15 @@ def forecasts(told: Sequence[Told]) -> Picture:
             if one.score is not None and one.score.measured is not None]  # fmt: skip
     rules = list(dict.fromkeys(rule.name for one in known for rule in one.baselines))
     for k, rule in enumerate(rules):
-        values = [(said.loss, i + 0.34, f"{rule}: {said.loss:.4f}, {said.words}") for i, one in enumerate(known)
-                  for said in one.baselines if said.name == rule and said.loss is not None]  # fmt: skip
+        values = [
+            (said.loss, i + 0.25 + 0.11 * (k % 3), f"{rule}: {said.loss:.4f}, {said.words}")
+            for i, one in enumerate(known)
+            for said in one.baselines
+            if said.name == rule and said.loss is not None
+        ]
         layers.append(Dots(words.cut(rule, 40), values, "1", BASELINE_SHAPES[k % len(BASELINE_SHAPES)], 3.5))
     layers += [Dots("what came", came, "warn", "diamond", 6)] if came else []
-    height = 110 + 18 * (len(rules) // 3) + 58 * len(known)
+    height = 110 + 18 * (len(rules) // 3) + 66 * len(known)
     plot = Plot("forecasts", "Forecast and outcome", Axis("loss"), Axis("", names=names), layers, WHOLE, height)
     caption = "Forecasts as sealed, what came, and what simpler rules said"
     return Picture("forecasts", plot.svg() if known else "", caption, is_whole=True)
@@ -102,9 +106,9 @@ class Tuned:
 def tuned(sweep: Sweep) -> list[Tuned]:
     """Sizes and lengths at which more than one learning rate or batch was tried."""
     groups: dict[str, dict[tuple[float, float], list[Cell]]] = {}
-    for cell in sweep.cells:
+    for cell in sweep.measured:
         rate, batch, row = cell.number("peak_lr"), cell.number("tokens_per_step"), cell.row
-        if row is not None and rate and batch and row.schedule_finished and math.isfinite(row.loss):
+        if row is not None and rate and batch and row.schedule_finished and rate > 0 and batch > 0:
             # a batch need not divide the budget: lengths that agree to a hundredth are one
             what = f"N {tick(row.n_params_matmul)}, {tick(float(f'{row.tokens:.2g}'))} tokens"
             what += "" if row.family == "transformer" else f", {row.family}"
@@ -186,7 +190,7 @@ def costs(sweep: Sweep) -> Picture:
         for cell in sweep.cells
         if cell.state == "finished"
     ]
-    known = [(x, y, cell) for x, y, cell in pairs if x and y]
+    known = [(x, y, cell) for x, y, cell in pairs if x and y and min(x, y) > 0]
     unit, size = ("hours", 1.0) if max((y for _, y, _ in known), default=0.0) > 5 else ("minutes", 60.0)
     places = [(x * size, y * size, f"{cell.run}: {_time(x)} predicted, {_time(y)} measured") for x, y, cell in known]
     values = [value for x, y, _ in places for value in (x, y)]

@@ -140,7 +140,7 @@ def _last(sweep: Sweep, found: Findings, told: Sequence[Told]) -> list[Section]:
             "no size was run with more than one learning rate or batch",
         ),
         Section("Repeated text", repeated, decayed, fresh),
-        Section("Cost", [more.costs(sweep)], tables.cost_table(sweep), "nothing is spent yet"),
+        Section("Cost", [more.costs(sweep)], tables.totals(sweep) + tables.cost_table(sweep), "nothing is spent yet"),
         Section("Cells", html=tables.cells(sweep), why="there is neither a plan nor a run"),
         Section("Rows not used", html=tables.not_used(found.dropped), why="all rows are used"),
     ]

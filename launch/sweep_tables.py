@@ -246,6 +246,36 @@ def cost_table(sweep: Sweep) -> str:
     return f'<div class="bar">{"".join(bar)}</div>{table([], rows)}'
 
 
+def totals(sweep: Sweep) -> str:
+    """Compute, device time and dollars, as planned and as they came; what branches share is counted once."""
+    planned = [cell for cell in sweep.cells if cell.state != "left out"]
+    finished = [cell for cell in planned if cell.state == "finished"]
+    rows: list[list[str]] = []
+    for name, some in (("planned", planned), ("of it finished", finished)):
+        flops = _sum(some, "own_flops_causal") or _sum(some, "flops_causal")
+        predicted, usd = _sum(some, "predicted_device_hours"), _sum(some, "predicted_usd")
+        own = sum(cell.own_hours or 0.0 for cell in some)
+        paid = [cell.own_usd for cell in some if cell.own_usd is not None]
+        rows.append(
+            [
+                name,
+                str(len(some)),
+                power_of_ten(float(f"{flops:.3g}")) if flops else "-",
+                words.duration(predicted * 3600) if predicted else "-",
+                words.duration(own * 3600) if own else "-",
+                f"{own / predicted:.2f} x" if predicted and own else "-",
+                words.usd(usd) if usd else "-",
+                words.usd(sum(paid)) if paid else "-",
+            ]
+        )
+    head = ["", "cells", "FLOPs", "device time predicted", "measured", "ratio", "dollars predicted", "spent"]
+    return table(head, rows) if planned else ""
+
+
+def _sum(some: Sequence[Cell], key: str) -> float:
+    return sum(cell.number(key) or 0.0 for cell in some)
+
+
 def cells(sweep: Sweep) -> str:
     """Those of the plan, in its order, and how each stands."""
     head = ["run", "state", "N", "tokens", "FLOPs", "loss", "predicted", "measured", "ratio", "dollars", ""]

@@ -151,6 +151,7 @@ def summary(cell: dict[str, Any], loss: float, status: str, done: float, unique:
         "bits_per_byte": loss / 3 if math.isfinite(loss) else None,
         "schedule_finished": done == 1.0,
         "seed": cell["seed"],
+        "config_sha256": cell["config_sha256"],
         "branch": branch,
         "data": {"manifest_sha256": "m" * 64, "tokenizer_sha256": "t" * 64, "validation_sha256": "v" * 64},
     }
