@@ -132,7 +132,12 @@ def _last(sweep: Sweep, found: Findings, told: Sequence[Told]) -> list[Section]:
     fresh = "no usable row repeats its text"
     unscored = "no score holds a rolling origin yet"
     return [
-        Section("Rolling origin", [more.origins(origins)], tables.rolling(origins), unscored),
+        Section(
+            "Rolling origin",
+            [more.origins(origins)],
+            tables.rolling(origins, score.left_out if score else []),
+            unscored,
+        ),
         Section(
             "Learning rate and batch",
             [more.rates(one, i) for i, one in enumerate(tried, 1)],

@@ -196,7 +196,7 @@ def held_out(found: Findings) -> str:
     return table(head, rows, left=(0, 5))
 
 
-def rolling(origins: Sequence[Origin]) -> str:
+def rolling(origins: Sequence[Origin], left_out: Sequence[str]) -> str:
     """The count of intervals that held, never a percentage: there are few."""
     rows = [
         [_name(o.run), words.fixed(o.predicted, 4), words.fixed(o.measured, 4),
@@ -207,7 +207,7 @@ def rolling(origins: Sequence[Origin]) -> str:
     held = [f"{sum(bool(o.inside80) for o in origins)} of {len(origins)} inside 80 %"]
     held += [f"{sum(bool(o.inside95) for o in origins)} of {len(origins)} inside 95 %"]
     head = ["held back", "forecast", "came", "error", "80 %", "95 %"]
-    return table(head, rows) + (note(f"{', '.join(held)}.") if rows else "")
+    return table(head, rows) + (note(f"{', '.join(held)}.") if rows else "") + "".join(map(note, left_out))
 
 
 def families(found: Findings) -> str:

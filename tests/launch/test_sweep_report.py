@@ -113,6 +113,8 @@ def test_every_section_is_there_when_its_data_is(content: Content, page: str):
     for section in content.sections:
         assert f"<h2>{section.title}</h2>" in page
     assert "<h2>Not on this page</h2>" not in page
+    assert "1 of 2 inside 80 %, 1 of 2 inside 95 %" in page
+    assert "n108k: 2 sizes below it" in page
 
 
 def test_what_branches_share_is_paid_once(small: MadeSweep):
