@@ -81,7 +81,7 @@ class Chart:
         for series in sorted(self.series, key=lambda series: not series.is_faint):
             parts += _line(series, frame)
         parts += _legend(self, frame)
-        head = f'<svg viewBox="0 0 {self.width} {self.height}" role="img"><title>{_safe(self.title)}</title>'
+        head = f'<svg viewBox="0 0 {self.width} {self.height}" role="img"><title>{safe(self.title)}</title>'
         return "\n".join([head, *parts, "</svg>"])
 
 
@@ -187,11 +187,11 @@ def _axes(chart: Chart, frame: _Frame) -> list[str]:
     for value in values:
         y = frame.y(value)
         parts.append(f'<line class="level" x1="{LEFT}" x2="{chart.width - chart.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(LEFT - 6, y + 4, chart.show(value), "end"))
+        parts.append(text(LEFT - 6, y + 4, chart.show(value), "end"))
     for value in ticks(frame.left, frame.right)[: 9 if chart.width > WIDTH else 7]:
         if frame.x(value) < chart.width - chart.right - 12:
-            parts.append(_text(frame.x(value), frame.bottom + 16, tick(value), "middle"))
-    parts.append(_text((LEFT + chart.width - chart.right) / 2, chart.height - 5, chart.x_label, "middle"))
+            parts.append(text(frame.x(value), frame.bottom + 16, tick(value), "middle"))
+    parts.append(text((LEFT + chart.width - chart.right) / 2, chart.height - 5, chart.x_label, "middle"))
     right = chart.width - chart.right
     parts.append(f'<line class="base" x1="{LEFT}" x2="{right}" y1="{frame.bottom}" y2="{frame.bottom}"/>')
     return parts
@@ -211,7 +211,7 @@ def _levels(chart: Chart, frame: _Frame) -> list[str]:
         parts.append(f'<line class="reference" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         last = min(y + (4 if outside else -4), last - 15)  # labels of close levels must not cover each other
         x, anchor = (right + 6, "start") if outside else (right - 2, "end")
-        parts.append(_text(x, last, name, anchor))
+        parts.append(text(x, last, name, anchor))
     return parts
 
 
@@ -220,7 +220,7 @@ def _marks(chart: Chart, frame: _Frame) -> list[str]:
     for x, hint in chart.marks:
         if frame.left <= x <= frame.right:
             at = f'x1="{frame.x(x):.1f}" x2="{frame.x(x):.1f}" y1="{TOP - 4}" y2="{frame.bottom}"'
-            parts.append(f'<line class="restart" {at}><title>{_safe(hint)}</title></line>')
+            parts.append(f'<line class="restart" {at}><title>{safe(hint)}</title></line>')
     return parts
 
 
@@ -244,7 +244,7 @@ def _line(series: Series, frame: _Frame) -> list[str]:
     kind = f"s{series.colour}{' faint' if series.is_faint else ''}"
     parts: list[str] = []
     for piece in _pieces(series.points):
-        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in _outline(piece))
+        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in outline(piece))
         parts.append(f'<polyline class="{kind}" points="{path}"/>')
     if series.has_dots or len(series.points) == 1:
         finite = [point for point in series.points if math.isfinite(point[1])]
@@ -270,7 +270,8 @@ def _pieces(points: Sequence[Point]) -> Iterable[list[Point]]:
         yield piece
 
 
-def _outline(points: Sequence[Point]) -> list[Point]:
+def outline(points: Sequence[Point]) -> list[Point]:
+    """The least and the greatest of each pixel's worth of points."""
     if len(points) <= 2 * _COLUMNS:
         return list(points)
     size = -(-len(points) // _COLUMNS)
@@ -289,15 +290,16 @@ def _legend(chart: Chart, frame: _Frame) -> list[str]:
         if x + 24 + 6.6 * len(series.name) > frame.width:
             break  # what has no room is told by the hint of the whole
         parts.append(f'<line class="key s{series.colour}" x1="{x:.0f}" x2="{x + 16:.0f}" y1="12" y2="12"/>')
-        parts.append(_text(x + 21, 16, series.name, "start", "ink"))
+        parts.append(text(x + 21, 16, series.name, "start", "ink"))
         x += 36 + 6.6 * words.width(series.name)
     return parts
 
 
-def _text(x: float, y: float, content: str, anchor: str, kind: str = "") -> str:
+def text(x: float, y: float, content: str, anchor: str, kind: str = "") -> str:
+    """anchor: start, middle or end: which point of the words stands at x."""
     of_kind = f' class="{kind}"' if kind else ""
-    return f'<text{of_kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_safe(content)}</text>'
+    return f'<text{of_kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{safe(content)}</text>'
 
 
-def _safe(text: str) -> str:
-    return escape(plain(text))
+def safe(words_of_anyone: str) -> str:
+    return escape(plain(words_of_anyone))

@@ -25,15 +25,15 @@ td.left { max-width: 46em } figcaption { margin: 2px 0 12px } pre.tall { max-hei
 """
 
 
-def page(title: str, head: Sequence[str], sections: Sequence[tuple[str, str]]) -> str:
-    """sections: (title, content); those without content are left out."""
+def page(title: str, head: Sequence[str], sections: Sequence[tuple[str, str]], style: str = "") -> str:
+    """sections: (title, content); those without content are left out. style: rules beside the usual ones."""
     blocks = [f"<section>\n<h2>{shown(name)}</h2>\n{content}\n</section>" for name, content in sections if content]
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{shown_plain(title)}</title>\n<style>{STYLE}{CHART_STYLE}{_MORE_STYLE}</style></head><body><main>",
+            f"<title>{shown_plain(title)}</title>\n<style>{STYLE}{CHART_STYLE}{_MORE_STYLE}{style}</style></head><body><main>",
             *head,
             *blocks,
             "</main></body></html>",

@@ -166,7 +166,10 @@ def figure(facts: Row, key: str) -> float | None:
     """A number among facts: NaN where it is none, None where it is not there."""
     value = facts.get(key)
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an integer of hundreds of digits is JSON
+            return math.inf
     return None if value is None else math.nan
 
 

@@ -91,7 +91,7 @@ def _constants(family: Family, counting: Counting) -> str:
     spans = {name: interval(getattr(laws, name)) for name in ("E", "A", "B", "alpha", "beta")}
     rows: list[tuple[str, ...]] = [_HEAD]
     for name, span in spans.items():
-        rows.append(_interval_row(name, getattr(law, name), span, _identified(name, span, lowest)))
+        rows.append(_interval_row(name, getattr(law, name), span, identified(name, span, lowest)))
     rows.append(_interval_row("a", law.n_exponent(family.cost), interval(laws.n_exponent(family.cost)), "N* ~ C^a"))
     rows.append(_interval_row("b", law.d_exponent(family.cost), interval(laws.d_exponent(family.cost)), "D* ~ C^b"))
     fit = family.fit
@@ -110,7 +110,7 @@ def _constants(family: Family, counting: Counting) -> str:
     )
 
 
-def _identified(name: str, span: Interval, lowest: float) -> str:
+def identified(name: str, span: Interval, lowest: float) -> str:
     match name:
         case "E" if span.low95 < 0.01 * lowest:
             return "NOT IDENTIFIED: zero fits as well"
