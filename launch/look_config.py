@@ -61,15 +61,21 @@ class WatchConfig:
 
 @dataclass
 class ReportConfig:
-    run: str
-    """its name"""
+    run: str | None = None
+    """its name; or instead"""
+    sweep: str | None = None
+    """a sweep's folder, sweeps/NAME: a page of all its runs, in that folder"""
     folder: str = "runs"
     """where the runs lie"""
     to: str | None = None
     """the file to write; null means report.html in the run's folder"""
 
     def problems(self) -> list[str]:
-        found = _name_problems(self.run)
+        found = [] if self.run is None else _name_problems(self.run)
+        if (self.run is None) == (self.sweep is None):
+            found.append("give one of the two: run=NAME for the page of a run, sweep=sweeps/NAME for that of a sweep")
+        if self.sweep is not None and (self.to is not None or self.folder != "runs"):
+            found.append("sweep=FOLDER: its page and pictures go into that folder; leave out to= and folder=")
         if self.to is not None and not self.to.endswith((".html", ".htm")):
             found.append(f"to={self.to}: a page's name ends in .html")
         return found

@@ -66,7 +66,7 @@ def standalone(picture: Picture) -> str:
 def rasterised(drawn: dict[str, str]) -> tuple[dict[str, bytes], str]:
     """(PNG of each, why there are none)"""
     try:
-        import resvg_py  # pyright: ignore[reportMissingImports]
+        import resvg_py
     except ImportError:
         return {}, _WITHOUT.format(reason="the package resvg-py, which draws them, is not installed")
     if not _has_fonts():
@@ -76,7 +76,7 @@ def rasterised(drawn: dict[str, str]) -> tuple[dict[str, bytes], str]:
 
 def _has_fonts() -> bool:
     """Words for which there is no font are left out of a picture without a word."""
-    import resvg_py  # pyright: ignore[reportMissingImports]
+    import resvg_py
 
     box = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 30 20" width="30" height="20">{}</svg>'
     blank, word = (

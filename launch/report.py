@@ -37,6 +37,12 @@ _SAMPLES_BYTES, _SMALL_BYTES = 1 << 18, 1 << 20
 
 
 def report(config: ReportConfig) -> int:
+    if config.sweep is not None:
+        from launch.sweep_report import write_sweep_report
+
+        print("\n".join(write_sweep_report(Path(config.sweep))))
+        return 0
+    assert config.run is not None
     view = Runs(Path(config.folder)).one(config.run)
     if view.state == State.foreign:
         raise DataError(f"{view.path} is no run's folder: nothing can be told of it")

@@ -16,9 +16,11 @@ from conf.check import build
 from conf.errors import ConfigError
 from launch.charts import Point, smoothed
 from launch.fit_config import FitChoice
+from launch.ledger_files import read_known
+from launch.ledger_row import LedgerRow, facts_of
 from launch.rows import GrowingRows, figure
 from launch.runs import RunReader
-from launch.scaling.read_rows import SCHEMA_VERSION, row_of
+from launch.scaling.read_rows import row_of, row_of_ledger
 from launch.scaling.rows import Row, Verdict
 from train.parallel import identity
 
@@ -125,10 +127,11 @@ def read_sweep(folder: Path) -> Sweep:
     choice = _choice(plan, damage)
     loss = choice.loss if choice else "val_loss"
     planned = _planned(plan, damage)
-    summaries = _summaries(folder, damage)
+    ledger = _ledger(folder / "ledger.jsonl", damage)
+    summaries = _summaries(folder, ledger, damage)
     odd: list[tuple[str, str]] = []
     cells = [
-        _cell(folder, run, planned.get(run, {}), summaries.get(run, {}), loss, odd)
+        _cell(folder, run, planned.get(run, {}), summaries.get(run, {}), ledger.get(run), loss, odd)
         for run in [*planned, *(run for run in summaries if run not in planned)]
     ]
     caps = plan.get("caps")
@@ -204,7 +207,7 @@ def _is_name(run: Any) -> TypeGuard[str]:
 # --- what came of a cell ---------------------------------------------------------------------------------------------
 
 
-def _summaries(folder: Path, damage: list[str]) -> dict[str, dict[str, Any]]:
+def _summaries(folder: Path, ledger: Mapping[str, LedgerRow], damage: list[str]) -> dict[str, dict[str, Any]]:
     """By run folder; a ledger's rows stand in for folders that are gone."""
     runs = folder / "runs"
     folders = sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
@@ -213,30 +216,39 @@ def _summaries(folder: Path, damage: list[str]) -> dict[str, dict[str, Any]]:
         if not path.name.startswith("."):
             file = path / "summary.json"
             found[path.name] = json_of(file, damage) if file.exists() else {}
-    for row in _ledger(folder / "ledger.jsonl", damage):
-        if _is_name(run := row.get("run_name")) and run not in found:
-            found[run] = row
+    for run, row in ledger.items():
+        if _is_name(run) and run not in found:
+            found[run] = facts_of(row)
     return found
 
 
-def _ledger(file: Path, damage: list[str]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _ledger(file: Path, damage: list[str]) -> dict[str, LedgerRow]:
+    """By run; {} where there is no ledger yet."""
+    if not file.exists():
+        return {}
     try:
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        rows = [row for line in lines if line.strip() and isinstance(row := json.loads(line), dict)]
-    except (OSError, ValueError, RecursionError) as error:
-        damage.append(f"ledger.jsonl cannot be read: {error}")
-    return rows
+        rows, odd = read_known(file)
+    except ConfigError as error:
+        damage.extend(error.problems)
+        return {}
+    damage.extend(f"{where}: {why}" for where, why in odd)
+    return {row.run_name: row for row in rows}
 
 
 def _cell(
-    folder: Path, run: str, planned: Mapping[str, Any], summary: dict[str, Any], loss: str, odd: list[tuple[str, str]]
+    folder: Path,
+    run: str,
+    planned: Mapping[str, Any],
+    summary: dict[str, Any],
+    ledgered: LedgerRow | None,
+    loss: str,
+    odd: list[tuple[str, str]],
 ) -> Cell:
     state, why = _state(folder / "runs" / run, planned, summary)
     row = None
     if summary:
         try:
-            row = _row(planned, summary, loss)
+            row = _row(summary, ledgered, loss)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             lacks = f"its summary lacks {error.args[0]}" if isinstance(error, KeyError) else str(error)
             odd.append((run, lacks))
@@ -246,12 +258,12 @@ def _cell(
     return Cell(run, planned, summary, row, state, why)
 
 
-def _row(planned: Mapping[str, Any], summary: dict[str, Any], loss: str) -> Row:
-    if summary.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"schema version {summary.get('schema_version')}, this program reads {SCHEMA_VERSION}")
-    branch = summary.get("branch")
-    root = branch.get("root") if isinstance(branch, dict) else None
-    return row_of({"group": root or planned.get("group"), **summary}, loss)
+def _row(summary: dict[str, Any], ledgered: LedgerRow | None, loss: str) -> Row:
+    """The ledger's, which knows edges and ends of losses, where it is of this state of the run."""
+    same = ("config_sha256", "status", "step")
+    if ledgered is not None and all(getattr(ledgered, name) == summary.get(name) for name in same):
+        return row_of_ledger(ledgered, loss)
+    return row_of(summary, loss)
 
 
 def _state(path: Path, planned: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from launch import sweep_charts as charts
 from launch import sweep_more_charts as more
 from launch import sweep_tables as tables
 from launch import words
+from launch.forecast_record import read_chain
 from launch.page import page, table, tiles
 from launch.pictures import Picture, publish_pictures
 from launch.plot_layers import PLOT_STYLE
@@ -84,6 +85,7 @@ def gathered(folder: Path) -> Content:
         )
     sweep = read_sweep(folder)
     told, found = told_forecasts(folder, sweep.damage), findings(sweep)
+    sweep.damage.extend(read_chain(folder)[1])
     sections = [*_first(sweep, found, told), *_of_law(found), *_last(sweep, found, told)]
     return Content(sweep, found, told, sections)
 

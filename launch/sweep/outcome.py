@@ -59,7 +59,8 @@ class Outcome:
         """At the end: the report."""
         from launch.sweep_report import write_sweep_report
 
-        say(f"report: {write_sweep_report(self.folder)}")
+        for line in write_sweep_report(self.folder):
+            say(line)
 
     def _score(self, cell: Cell, say: Say) -> None:
         from launch.forecast import history, score

@@ -1,6 +1,7 @@
 """A sweep's page: its numbers are those of the analysis; it is made at any time and says what it lacks; its pictures
 lie beside it as files."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 
 from data_prep.files import DataError
+from launch.ledger import collect, write
 from launch.pictures import standalone
 from launch.scaling.analysis import Settings, analyse, predict
 from launch.scaling.bootstrap import interval
 from launch.scaling.read_rows import rows_of_runs
-from launch.scaling.rows import Convention, Counting, RowRule, split
+from launch.scaling.rows import Convention, Counting, RowRule, Verdict, split
 from launch.sweep_charts import size_for
 from launch.sweep_folder import curves, read_sweep
 from launch.sweep_forecasts import told_forecasts
@@ -190,13 +192,19 @@ def test_runs_without_a_plan_are_shown_with_the_usual_choice_and_that_is_said(sm
 
 
 def test_rows_of_the_ledger_stand_in_for_run_folders_that_are_gone(small: MadeSweep):
-    row = json.loads((small.path / "runs/n26k-d500k/summary.json").read_text())
-    flat = {k: v for k, v in row.items() if not isinstance(v, dict)} | {"run_name": "gone", "verdict": "ok"}
-    flat |= {"device_hours": 1.5, "device_hours_train": 1.5, "device_hours_own": 0.5, "cost_usd_own": 1.0}
-    (small.path / "ledger.jsonl").write_text(json.dumps(flat) + "\n")
+    rows, _ = collect(small.path / "runs")
+    row = next(row for row in rows if row.run_name == "n26k-d500k")
+    write([dataclasses.replace(row, run_name="gone", device_hours_own=0.5, cost_usd_own=1.0)], small.path / "ledger")
     cells = {cell.run: cell for cell in read_sweep(small.plan()).cells}
     assert cells["gone"].row is not None
     assert (cells["gone"].own_hours, cells["gone"].own_usd) == (0.5, 1.0)
+
+
+def test_edges_that_the_ledger_tells_of_reach_the_page(small: MadeSweep):
+    rows, _ = collect(small.path / "runs")
+    write([dataclasses.replace(row, verdict=Verdict.edge, why="try less") for row in rows], small.path / "ledger")
+    cells = read_sweep(small.plan()).cells
+    assert {cell.row.verdict for cell in cells if cell.row is not None} == {Verdict.edge}
 
 
 def test_damaged_files_are_named_and_the_page_is_made_all_the_same(small: MadeSweep):
