@@ -42,9 +42,14 @@ def sweep(config: SweepConfig) -> int:
         print("nothing was started; start=true runs these cells here, submit=true sends them to Slurm")
         return 0
     write_plan(config, found, priced, left_out, short)
+    kept = [cell for cell in found if cell.name not in left_out]
+    if config.submit:
+        from launch.sweep.queued import send
+
+        return send(config, kept, priced, states)
     from launch.sweep.runner import Runner
 
-    return Runner(config, found, priced, left_out).run()
+    return Runner(config, kept, priced).run()
 
 
 def folder_of(config: SweepConfig) -> Path:

@@ -4,7 +4,7 @@ In: the sweep's folder, and the cells that have ended. Out: ledger.jsonl, .csv a
 cell; a sealed forecast before a held-out run may start, its score after; report.html at the end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,9 @@ Say = Callable[[str], None]
 
 
 class Outcome:
-    def __init__(self, config: SweepConfig):
+    def __init__(self, config: SweepConfig, cells: Sequence[Cell]):
         self.folder = Path(config.sweep.folder) / config.sweep.name
-        self._choice = config.fit
+        self._choice, self._held_out = config.fit, [cell for cell in cells if cell.held_out]
 
     def before(self, cell: Cell, cost: Cost, say: Say) -> None:
         """Seals what is expected of a held-out run: without that it may not start. Raises ConfigError where the rows
@@ -49,11 +49,21 @@ class Outcome:
             say(forecast_text(seal(self.folder, target, rows, self._choice)))
         require_sealed(self.folder, cell.name, cell.sha256)
 
-    def ended(self, cell: Cell, say: Say) -> None:
-        """After every cell: the ledger; after a held-out one its score."""
-        self._write_ledger(say)
-        if cell.held_out and state_of(cell).become in (Become.finished, Become.diverged):
-            self._score(cell, say)
+    def record(self, say: Say) -> None:
+        """After a cell has ended: the ledger anew, and the score of a held-out run that has none yet."""
+        from launch.ledger import collect, write
+
+        try:
+            rows, odd = collect(self.folder / "runs")
+        except ConfigError as error:
+            say(f"no ledger yet: {error}")
+            return
+        write(rows, self.folder / "ledger")
+        for folder, why in odd:
+            say(f"no row of the ledger: {folder}: {why}")
+        for cell in self._held_out:
+            if state_of(cell).become in (Become.finished, Become.diverged):
+                self._score(cell, say)
 
     def close(self, say: Say) -> None:
         """At the end: the report."""
@@ -68,24 +78,13 @@ class Outcome:
 
         rows = self._rows()
         own = next((row for row in rows if row.run == cell.name), None)
-        if own is None:
-            say(f"{cell.name} is no row of the ledger, and cannot be scored")
-            return
-        found = score(self.folder, cell.name, own, [row for row in rows if row is not own])
-        forecast = next(one for one, _ in history(self.folder) if one.run == cell.name)
-        say(score_text(forecast, found))
-
-    def _write_ledger(self, say: Say) -> None:
-        from launch.ledger import collect, write
-
         try:
-            rows, odd = collect(self.folder / "runs")
+            if own is None or any(one.run == cell.name and found for one, found in history(self.folder)):
+                return
+            found = score(self.folder, cell.name, own, [row for row in rows if row is not own])
+            say(score_text(next(one for one, _ in history(self.folder) if one.run == cell.name), found))
         except ConfigError as error:
-            say(f"no ledger yet: {error}")
-            return
-        write(rows, self.folder / "ledger")
-        for folder, why in odd:
-            say(f"no row of the ledger: {folder}: {why}")
+            say(f"{cell.name} has no score: {'; '.join(error.problems)}")
 
     def _rows(self) -> "list[Row]":
         from launch.ledger import collect

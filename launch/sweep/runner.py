@@ -46,11 +46,9 @@ class _Child:
 
 
 class Runner:
-    def __init__(
-        self, config: SweepConfig, cells: Sequence[Cell], priced: Mapping[str, Cost], left_out: Mapping[str, str]
-    ):
-        self._config, self._cells = config, [cell for cell in cells if cell.name not in left_out]
-        self._costs, self._outcome = dict(priced), Outcome(config)
+    def __init__(self, config: SweepConfig, cells: Sequence[Cell], priced: Mapping[str, Cost]):
+        self._config, self._cells = config, list(cells)
+        self._costs, self._outcome = dict(priced), Outcome(config, cells)
         self._places = Places.of(config)
         self._children: list[_Child] = []
         self._tried: set[str] = set()
@@ -163,7 +161,7 @@ class Runner:
             self._failed[cell.name] = f"exit code {code}; see {cell.folder / 'console.log'}: {_last_line(cell.folder)}"
             self._say(f"FAILED {cell.name}: {self._failed[cell.name]}")
         self._reckon()
-        self._outcome.ended(cell, self._say)
+        self._outcome.record(self._say)
 
     def _reckon(self) -> None:
         """What the rest will cost, by what has ended."""
@@ -208,6 +206,7 @@ class Runner:
                 self._failed[cell.name] = _why_not(cell, states)
         for name, why in self._failed.items():
             print(f"not done: {name}: {why}")
+        self._outcome.record(self._say)
         self._outcome.close(self._say)
         if self._told_to_leave is not None:
             print("stopped as asked; the same command goes on from what is saved")
