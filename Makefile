@@ -8,7 +8,7 @@ BOOTSTRAP = $(PYTHON) launch/bootstrap.py --venv .venv --torch "$(CRISOL_TORCH)"
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo plan test soak bench check format lock pictures install clean
+.PHONY: help demo sweep plan test soak bench check format lock pictures install clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -16,6 +16,11 @@ help: ## this list
 demo: ## text -> tokenizer -> shards -> training -> loss curve and sample, in minutes on a laptop
 	@$(BOOTSTRAP)
 	@$(BIN)/python -m launch.demo $(ARGS)
+
+sweep: ## a scaling law in 40 minutes on two cores, and a larger run foretold, trained and scored
+	@$(BOOTSTRAP)
+	@$(BIN)/python -m data_prep source=python_site out=data/site tokenizer.vocab_size=512
+	@$(BIN)/python -m launch sweep sweep=demo start=true $(ARGS)
 
 plan: ## what a run needs in memory, time and money: make plan ARGS="experiment=debug"
 	@$(BOOTSTRAP)
@@ -60,6 +65,6 @@ pictures: ## the pictures of docs/ anew: real runs, a real browser (chromium on 
 	@$(BOOTSTRAP) --extras test
 	@$(BIN)/python docs/pictures.py $(ARGS)
 
-clean: ## remove .venv and caches; runs/ and data/ are yours and stay
+clean: ## remove .venv and caches; runs/, sweeps/ and data/ are yours and stay
 	rm -rf .venv .pytest_cache .ruff_cache
 	find train model data_prep launch conf tests -name __pycache__ -prune -exec rm -rf {} +

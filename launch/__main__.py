@@ -10,7 +10,7 @@ python -m launch status run=hello                            # the same once; of
 python -m launch logs run=hello follow=true                  # what it printed, and prints, over restarts
 python -m launch report run=hello                            # a page: curves, plan against what came, incidents
 python -m launch doctor                                      # what this machine can do, and what to mend
-python -m launch sweep sweep=demo data.folder=data/site start=true       # many runs, their law, a forecast scored
+python -m launch sweep sweep=demo start=true                            # many runs, their law, a forecast scored
 python -m launch ledger runs=runs/                           # a row a run: FLOPs, tokens, cost, loss, verdict
 python -m launch fit runs=runs/ at.flops=1e18                # laws of loss from many runs, with intervals
 python -m launch advise runs=runs/ budget.flops=1e18         # what to train for a budget, or to reach a loss
