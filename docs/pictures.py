@@ -3,6 +3,7 @@
     python docs/pictures.py             # in a temporary folder; five to ten minutes on two cores
     python docs/pictures.py build/      # what is there already (data, runs) is used again
     python docs/pictures.py build/ tensorboard    # only those whose names begin so
+    python docs/pictures.py . sweep               # of sweeps/demo, which `make sweep` has left in this folder
 
 In: this checkout, a Chromium on the PATH. Text becomes shards, small runs are trained: one that is killed and goes on,
 one of two sources on two ranks, one that is lost, one that goes on while the picture of `launch watch` is taken. Then
@@ -48,7 +49,8 @@ def main() -> None:
         work = Path(words[0] if words else stack.enter_context(tempfile.TemporaryDirectory())).absolute()
         work.mkdir(parents=True, exist_ok=True)
         browser = Browser(work)
-        runs(work)
+        if wanted != ("sweep",):
+            runs(work)
         take(work, browser, wanted)
 
 
@@ -73,6 +75,9 @@ def take(work: Path, browser: "Browser", wanted: tuple[str, ...]) -> None:
     if asked("inspect"):
         command(work, "data_prep", "out=data/stdlib", "stage=inspect", "inspect.page=inspect.html")
         browser.shoot("inspect", (work / "inspect.html").as_uri(), (1120, 1300))
+    if asked("sweep") and (work / "sweeps/demo").is_dir():
+        command(work, "launch", "report", "sweep=sweeps/demo")
+        browser.shoot("sweep", (work / "sweeps/demo/report.html").as_uri(), (1120, 2300))
     tabs = {tab: size for tab, size in TABS.items() if asked(f"tensorboard-{tab}")}
     if tabs:
         with tensorboard(work) as address:
