@@ -33,6 +33,7 @@ except ModuleNotFoundError as error:
 
 LOOKS = ("status", "logs", "watch", "report")
 VERBS = ("plan", "submit", "data", "sweep", "ledger", "fit", "forecast", "advise", *LOOKS, "doctor")
+SWEEP = ("sweep",)  # a folder, which is a group of another command
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -139,7 +140,7 @@ def _advise() -> None:
 def _forecast() -> None:
     from launch.forecast_text import ForecastConfig, forecast
 
-    entry(App("launch_forecast", ForecastConfig, {}), forecast)
+    entry(App("launch_forecast", ForecastConfig, {}, SWEEP), forecast)
 
 
 def _data() -> None:
@@ -176,7 +177,8 @@ def _look(verb: str) -> None:
 
                 return report(config)
 
-    entry(App(f"launch_{verb}", getattr(look_config, f"{verb.capitalize()}Config"), {}), run)
+    schema = getattr(look_config, f"{verb.capitalize()}Config")
+    entry(App(f"launch_{verb}", schema, {}, SWEEP if verb == "report" else ()), run)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,7 @@ def summary(cell: dict[str, Any], loss: float, status: str, done: float, unique:
         "run_name": cell["run"],
         "status": status,
         **{key: cell[key] for key in ("n_params", "n_params_matmul", "n_params_non_embedding", "seq_len", "labels")},
+        "model": {key: cell[key] for key in ("d_model", "n_layers")} | {"n_heads": 1, "vocab_size": 512},
         "tokens_seen": tokens,
         "unique_tokens": min(tokens, unique or tokens),
         "epochs": tokens / (unique or tokens),
