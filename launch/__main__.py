@@ -33,6 +33,8 @@ except ModuleNotFoundError as error:
 
 LOOKS = ("status", "logs", "watch", "report")
 VERBS = ("plan", "submit", "data", "sweep", "ledger", "fit", "forecast", "advise", *LOOKS, "doctor")
+A_FOLDER = ("sweep",)
+"""as typed: to `launch sweep` it is a choice among conf/sweep, to those that look at one its folder"""
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -139,7 +141,7 @@ def _advise() -> None:
 def _forecast() -> None:
     from launch.forecast_text import ForecastConfig, forecast
 
-    entry(App("launch_forecast", ForecastConfig, {}), forecast)
+    entry(App("launch_forecast", ForecastConfig, {}, A_FOLDER), forecast)
 
 
 def _data() -> None:
@@ -176,7 +178,8 @@ def _look(verb: str) -> None:
 
                 return report(config)
 
-    entry(App(f"launch_{verb}", getattr(look_config, f"{verb.capitalize()}Config"), {}), run)
+    verbatim = A_FOLDER if verb == "report" else ()
+    entry(App(f"launch_{verb}", getattr(look_config, f"{verb.capitalize()}Config"), {}, verbatim), run)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ lie beside it as files."""
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
@@ -240,6 +241,15 @@ def test_rows_of_two_tokenizers_are_refused_with_both_names(tmp_path: Path):
     file.write_text(json.dumps(summary))
     page = checked(made(sweep.plan()))
     assert "rows of 2 tokenizers in one fit" in page
+
+
+def test_it_is_asked_for_by_the_sweeps_folder(small: MadeSweep):
+    """Of another command `sweep` is a choice among conf/sweep."""
+    small.plan()
+    words = [sys.executable, "-m", "launch", "report", f"sweep={small.path}"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert f"{small.path}/report.html: small, 4 of 4 cells finished" in done.stdout
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path):
