@@ -159,9 +159,7 @@ def frontier(found: Findings) -> list[Picture]:
         name = "Best size" if i == 0 else "Best length"
         plot = Plot(key, f"{name} against compute", x, y, layers, height=360)
         end = ", to ten times the largest budget" if not held else ""
-        found_pictures.append(
-            Picture(key, plot.svg(), f"{name} against compute, with intervals from resampled runs{end}")
-        )
+        found_pictures.append(Picture(key, plot.svg(), f"{name} against compute, with intervals of the law{end}"))
     return found_pictures
 
 

@@ -142,7 +142,7 @@ def test_the_advised_run_is_near_the_best_of_the_true_law_and_its_intervals_hold
     )
     really = float(TRUE.loss(found.shape.n, float(found.tokens)))
     assert really - true_best[0] < 2e-3  # a fifth of what runs scatter by
-    assert found.loss_interval.holds(really)
+    assert found.loss_interval.holds(really, 95)
     assert found.run_interval.low80 < found.loss_interval.low80
     assert found.loss == pytest.approx(really, rel=2e-3)
     closed_n, closed_d = TRUE.optimum(1e14, found.evidence.family.cost)
@@ -272,7 +272,7 @@ def test_the_way_back_finds_the_fewest_flops_that_reach_a_loss(config: AdviseCon
     step = found.shape.flops_per_token * 8 * SEQ
     assert least(law) <= found.flops < least(law) + step
     assert found.reach is not None
-    assert found.reach.flops.holds(least(TRUE))
+    assert found.reach.flops.holds(least(TRUE), 95)
     assert found.reach.reached == 1
     assert "FLOPs" in advice_text(found, [])
 
@@ -321,7 +321,7 @@ def test_half_lives_come_from_rows_that_repeat_where_these_tell(tmp_path: Path):
     known = evidence(config_of(file, "budget.flops=1e14", "fit.rows.divergence_margin=10"))
     assert known.wear.r_d == pytest.approx(6.0, rel=0.1)
     assert known.wear.source.endswith("from 20 rows that repeat")
-    assert (known.dropped[0][0], known.dropped[0][1][:8]) == ("rep-64-2", "2 epochs")
+    assert dict(known.dropped)["rep-64-2"].startswith("2 epochs")
 
 
 def test_regret_is_what_each_law_would_have_done_better():

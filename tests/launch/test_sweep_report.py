@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from data_prep.files import DataError
+from launch.fit_config import FitChoice
 from launch.ledger import collect, write
 from launch.pictures import standalone
-from launch.scaling.analysis import Settings, analyse, predict
+from launch.scaling.analysis import analyse, predict
 from launch.scaling.bootstrap import interval
 from launch.scaling.read_rows import rows_of_runs
-from launch.scaling.rows import Convention, Counting, RowRule, Verdict, split
+from launch.scaling.rows import RowRule, Verdict, split
 from launch.sweep_charts import size_for
 from launch.sweep_folder import curves, read_sweep
 from launch.sweep_forecasts import told_forecasts
@@ -78,8 +79,8 @@ def test_the_numbers_on_the_page_are_those_of_the_analysis(whole: Path, page: st
     used, _ = split([row for row in rows if row.run != "target"], RowRule(name="[!l]*"))
     for row in used:
         assert not row.run.startswith(("lr", "epochs", "hot", "target"))
-    found = analyse(_grouped(used, whole), Settings(Counting.matmul, Convention.causal, 1e-3, 40, 0), lambda *_: None)
-    law, laws = found.family.fit.law, found.family.laws
+    found = analyse(_grouped(used, whole), FitChoice(resamples=40))
+    law, laws = found.family.fit.law, found.family.constants
     for name in ("E", "A", "B", "alpha", "beta"):
         span = interval(getattr(laws, name))
         cells = (f"{float(getattr(law, name)):.4g}", f"{span.low80:.4g} to {span.high80:.4g}",
@@ -89,20 +90,16 @@ def test_the_numbers_on_the_page_are_those_of_the_analysis(whole: Path, page: st
     for counted in found.countings:
         assert f"<td>{float(counted.fit.law.alpha):.3f}</td><td>{float(counted.fit.law.beta):.3f}</td>" in page
     target = next(row for row in rows if row.run == "target")
-    at = predict(found.family, None, float(target.n_params_matmul), float(target.tokens), 0)
+    at = predict(found.family, None, float(target.n_params_matmul), float(target.tokens))
     assert f"<td>{at.loss:.4f}</td><td>{at.run_interval.low95:.4g} to {at.run_interval.high95:.4g}</td>" in page
     assert f"<td>{target.loss:.4f}</td><td>{at.loss / target.loss - 1:+.2%}</td>" in page
 
 
 def _grouped(rows: list[Any], folder: Path) -> list[Any]:
     """As the plan groups them: what branches from one run is drawn together."""
-    import dataclasses
-
     plan = json.loads((folder / "plan.json").read_text())
     group = {cell["run"]: cell["group"] for cell in plan["cells"]}
-    order = list(group)
-    named = [dataclasses.replace(row, group=group[row.run]) for row in rows]
-    return sorted(named, key=lambda row: order.index(row.run))
+    return [dataclasses.replace(row, group=group[row.run]) for row in rows]
 
 
 def test_a_held_out_run_is_never_among_the_rows_of_the_law(content: Content):
