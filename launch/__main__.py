@@ -126,16 +126,16 @@ def _fit() -> None:
 
 
 def _advise() -> None:
-    words = sys.argv[1:]
-    if not any(word.lstrip("+").startswith("run.name=") for word in words):
-        words.append("run.name=advised")
-        sys.argv.append(words[-1])
-
     from launch.advise import advise
+    from launch.advise_base import sweep_words
     from launch.advise_config import AdviseConfig
     from train.optimizer_config import OPTIONS
 
-    entry(App("launch_advise", AdviseConfig, OPTIONS), lambda config: advise(config, words))
+    base, source = sweep_words(sys.argv[1:])
+    named = any(word.lstrip("+").startswith("run.name=") for word in sys.argv)
+    words = [*base, *sys.argv[1:], *([] if named else ["run.name=advised"])]
+    sys.argv[1:] = words
+    entry(App("launch_advise", AdviseConfig, OPTIONS), lambda config: advise(config, words, source))
 
 
 def _forecast() -> None:

@@ -205,6 +205,7 @@ def totals(sweep: Sweep) -> str:
     finished = [cell for cell in planned if cell.state == "finished"]
     rows: list[list[str]] = []
     for name, some in (("planned", planned), ("of it finished", finished)):
+        is_over = len(some) == len(finished)
         flops = _sum(some, "own_flops_causal") or _sum(some, "flops_causal")
         predicted, usd = _sum(some, "predicted_device_hours"), _sum(some, "predicted_usd")
         own = sum(cell.own_hours or 0.0 for cell in some)
@@ -216,7 +217,7 @@ def totals(sweep: Sweep) -> str:
                 power_of_ten(float(f"{flops:.3g}")) if flops else "-",
                 words.duration(predicted * 3600) if predicted else "-",
                 words.duration(own * 3600) if own else "-",
-                f"{own / predicted:.2f} x" if predicted and own else "-",
+                f"{own / predicted:.2f} x" if predicted and own and is_over else "-",
                 words.usd(usd) if usd else "-",
                 words.usd(sum(paid)) if paid else "-",
             ]

@@ -150,7 +150,7 @@ def estimator_rows(found: Analysis) -> list[tuple[str, ...]]:
         a, b = f"{found.isoflop.exponent:.3f}", f"{1 - cost.power * found.isoflop.exponent:.3f}"
         rows.append(("isoFLOP parabolas", a, b, "none", f"{used} budgets"))
     else:
-        rows.append(("isoFLOP parabolas", "none", "none", "none", f"{used} budgets with a bottom inside, needs 2"))
+        rows.append(("isoFLOP parabolas", "none", "none", "none", f"{used} with a bottom inside, 2 budgets are needed"))
     return rows
 
 
