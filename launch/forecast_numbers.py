@@ -5,7 +5,7 @@ Out: the law's loss there with the intervals of the law and of a single run, and
 
 The intervals are those of `scaling/scatter.py`. Over synthetic sweeps of known law (4 or 5 sizes, 4 budgets each that
 share a trunk, a run of twice the largest size forecast) they hold about as often as they say, where resampled runs
-hold too seldom from four sizes, and resampled rows too seldom from either (figures: EXPERIMENTS).
+hold too seldom from four sizes, and resampled rows too seldom from either.
 """
 
 from collections.abc import Sequence

@@ -28,6 +28,7 @@ from launch.sweep_forecasts import told_forecasts
 from launch.sweep_law import HELD_OUT, Findings, findings
 from launch.sweep_more_charts import tuned
 from launch.sweep_report import Content, gathered, made, write_sweep_report
+from launch.sweep_tables import totals
 from launch.sweep_verdicts import sweep_verdicts
 from tests.launch.sweep_folders import SIZES, TRUE, MadeSweep, complete, forecast, scored
 from tests.launch.test_report import checked
@@ -153,6 +154,8 @@ def test_a_sweep_that_has_only_a_plan_shows_its_cells_and_what_is_missing(tmp_pa
 def test_with_too_few_rows_the_curves_are_shown_and_the_page_says_what_a_law_needs(small: MadeSweep):
     content = gathered(small.plan())
     page = checked(made(small.path))
+    assert "lines: validation loss of 4 runs; marks: validation loss at the end of a run" in page
+    assert ">validation loss, nats per token<" in page
     assert "4 usable rows; E + A/N^alpha + B/D^beta has five constants and needs at least 6" in page
     assert page.count("<polyline") >= 4
     absent = missing(content)
@@ -163,6 +166,23 @@ def test_with_too_few_rows_the_curves_are_shown_and_the_page_says_what_a_law_nee
     assert absent["Learning rate and batch"] == "no size was run with more than one learning rate or batch"
     assert absent["Repeated text"] == "no usable row repeats its text"
     assert absent["Rows not used"] == "all rows are used"
+
+
+def test_lines_of_training_are_told_from_marks_of_validation(small: MadeSweep):
+    for file in small.path.glob("runs/*/metrics.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows if "val_loss" not in row))
+    page = checked(made(small.plan()))
+    assert (
+        "lines: training loss of 4 runs (smoothed; too few evaluations for a line of those); marks: validation" in page
+    )
+    assert ">loss, nats per token<" in page
+
+
+def test_what_is_spent_is_compared_with_what_was_predicted_once_all_is_over(small: MadeSweep):
+    assert totals(read_sweep(small.plan())).count(" x<") == 2
+    small.cell("later", 492_000, 8_000_000, status=None)
+    assert totals(read_sweep(small.plan())).count(" x<") == 1, "of the finished cells alone"
 
 
 def test_cells_that_go_on_failed_or_were_left_out_are_there_with_the_reason(small: MadeSweep):
