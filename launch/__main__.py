@@ -33,7 +33,8 @@ except ModuleNotFoundError as error:
 
 LOOKS = ("status", "logs", "watch", "report")
 VERBS = ("plan", "submit", "data", "sweep", "ledger", "fit", "forecast", "advise", *LOOKS, "doctor")
-SWEEP = ("sweep",)  # a folder, which is a group of another command
+A_FOLDER = ("sweep",)
+"""as typed: to `launch sweep` it is a choice among conf/sweep, to those that look at one its folder"""
 LAUNCH_DATA = App("launch_data", LaunchDataConfig, DATA_PREP.options)
 
 
@@ -125,22 +126,22 @@ def _fit() -> None:
 
 
 def _advise() -> None:
-    words = sys.argv[1:]
-    if not any(word.lstrip("+").startswith("run.name=") for word in words):
-        words.append("run.name=advised")
-        sys.argv.append(words[-1])
-
     from launch.advise import advise
+    from launch.advise_base import sweep_words
     from launch.advise_config import AdviseConfig
     from train.optimizer_config import OPTIONS
 
-    entry(App("launch_advise", AdviseConfig, OPTIONS), lambda config: advise(config, words))
+    base, source = sweep_words(sys.argv[1:])
+    named = any(word.lstrip("+").startswith("run.name=") for word in sys.argv)
+    words = [*base, *sys.argv[1:], *([] if named else ["run.name=advised"])]
+    sys.argv[1:] = words
+    entry(App("launch_advise", AdviseConfig, OPTIONS), lambda config: advise(config, words, source))
 
 
 def _forecast() -> None:
     from launch.forecast_text import ForecastConfig, forecast
 
-    entry(App("launch_forecast", ForecastConfig, {}, SWEEP), forecast)
+    entry(App("launch_forecast", ForecastConfig, {}, A_FOLDER), forecast)
 
 
 def _data() -> None:
@@ -177,8 +178,8 @@ def _look(verb: str) -> None:
 
                 return report(config)
 
-    schema = getattr(look_config, f"{verb.capitalize()}Config")
-    entry(App(f"launch_{verb}", schema, {}, SWEEP if verb == "report" else ()), run)
+    verbatim = A_FOLDER if verb == "report" else ()
+    entry(App(f"launch_{verb}", getattr(look_config, f"{verb.capitalize()}Config"), {}, verbatim), run)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,17 @@ from launch.advise_text import advice_text
 from train.config import TrainConfig
 
 
-def advise(config: AdviseConfig, words: Sequence[str]) -> None:
-    """Prints the advice. Raises ConfigError where there is none that the rows could answer for."""
+def advise(config: AdviseConfig, words: Sequence[str], base: str = "") -> None:
+    """Prints the advice. base: where words are from that nobody typed. Raises ConfigError where there is none that the
+    rows could answer for."""
     if any(word.lstrip("+").startswith("total_tokens=") for word in words):
         raise ConfigError(
             ["total_tokens is what is advised: leave it out, and say what may be spent with budget.flops="]
         )
     found = advice(config)
     print(advice_text(found, command_words(found, words)))
+    if base:
+        print(f"\nlaw, data, network, batch, optimizer, schedule: as of {base}, where nothing else was typed")
 
 
 def command_words(found: Advice, words: Sequence[str]) -> list[str]:

@@ -30,11 +30,11 @@ SEARCH_ROUNDS = 6
 
 @dataclass(frozen=True)
 class Reach:
-    """Of a loss that was asked for: FLOPs that the resamples say it takes."""
+    """Of a loss that was asked for: FLOPs that the drawn laws say it takes."""
 
     flops: Interval
     reached: float
-    """share of the resamples in which it can be reached at all"""
+    """share of the drawn laws by which it can be reached at all"""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _continuous(candidates: Candidates, supply: Supply, ground: Ground, flops: f
 
 def _out_of_reach(ground: Ground, supply: Supply, loss: float) -> str:
     family = ground.evidence.family
-    law, spans = family.fit.law, interval(family.laws.E)
+    law, spans = family.fit.law, interval(family.constants.E)
     least = supply.least_loss(law)
     bound = (
         f"E = {law.E:.4g} (95 % interval {spans.low95:.4g} to {spans.high95:.4g}) is what no size and no length passes"

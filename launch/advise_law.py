@@ -1,4 +1,4 @@
-"""The best of many real shapes for a budget, by a law and by each of its resamples. Only arithmetic.
+"""The best of many real shapes for a budget, by a law and by each of those that fit about as well. Only arithmetic.
 
 In: a law of loss, the shapes with what a token of each costs, how much text there is. Out: which shape, the loss, and
 what is lost if the true law is another one. Tokens follow from the budget at the exact cost of each shape: the closed
@@ -20,9 +20,9 @@ from launch.scaling.repeated import Repeated, worth
 
 _LOG_BUDGETS = (np.log(1e3), np.log(1e40))
 _HALVINGS = 60
-_COARSE = 1.05  # shapes for the resamples of a search: sizes this far apart
+_COARSE = 1.05  # shapes for the drawn laws of a search: sizes this far apart
 _NEAR, _AROUND, _SIZES = 4.0, 100.0, 921  # sizes between real ones: a hundredth apart
-_AT_AN_END = 0.05  # of the resamples, nearest to an end of the interval
+_AT_AN_END = 0.05  # of the drawn laws, nearest to an end of the interval
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ def best(law: Law, supply: Supply, shapes: Candidates, budget: float) -> int:
 
 @dataclass(frozen=True)
 class Regret:
-    """Loss given away if a resample's law is the true one: that of the advised run less that of its own best."""
+    """Loss given away if a drawn law is the true one: that of the advised run less that of its own best."""
 
     n: Interval
-    """best sizes of the resamples, between real ones too"""
+    """best sizes by the drawn laws, between real ones too"""
     d: Interval
     """and their lengths"""
     if_low: float
@@ -89,11 +89,11 @@ class Regret:
     if_high: float
     median: float
     high90: float
-    """nine of ten resamples give away less"""
+    """by nine of ten laws it gives away less"""
 
 
 def regret(laws: Law, supply: Supply, shapes: Candidates, budget: float, advised: int) -> Regret:
-    """Each resample's best is sought among the real shapes, and among sizes between them at the cost of their
+    """Each law's best is sought among the real shapes, and among sizes between them at the cost of their
     neighbours: where real ones are far apart, the same one would be best for all, and nothing seem uncertain."""
     tokens, column = shapes.tokens(budget), _column(laws)
     real = supply.loss(column, shapes.n[None, :], tokens[None, :])
@@ -130,7 +130,7 @@ def _cost_power(n: Floats, cost: Floats) -> float:
 
 
 def _near(lost: Floats, sizes: Floats, end: float) -> float:
-    """Median over the resamples whose best size is nearest to `end`."""
+    """Median over the laws whose best size is nearest to `end`."""
     count = max(1, round(_AT_AN_END * len(sizes)))
     nearest: Indices = np.argsort(np.abs(np.log(sizes / end)), kind="stable")[:count]
     return float(np.median(lost[nearest]))

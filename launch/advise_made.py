@@ -16,8 +16,8 @@ from launch.advise_rows import Evidence
 from launch.advise_shapes import Shape
 from launch.layouts import Change, smallest_changes
 from launch.predict import Prediction, predict
-from launch.scaling.analysis import N_CONSTANTS, outside
-from launch.scaling.bootstrap import Interval, interval, with_noise
+from launch.scaling.analysis import outside
+from launch.scaling.bootstrap import Interval
 
 _ROUNDING = 1.001
 
@@ -80,7 +80,8 @@ def _advice(ground: Ground, choice: Choice) -> Advice:
     if far.factor > config.extrapolate * _ROUNDING:
         raise ConfigError([_refusal(ground, shape, choice, far)])
     n, d = np.array(shape.n), np.array(float(choice.tokens))
-    laws = choice.supply.loss(family.laws, n, d)
+    loss = float(choice.supply.loss(family.fit.law, n, d))
+    of_law, of_run = family.spans(loss, choice.supply.loss(family.laws, n, d))
     prediction = _planned(ground, choice, shape)
     fits = prediction.plan.fits is not False
     return Advice(
@@ -93,9 +94,9 @@ def _advice(ground: Ground, choice: Choice) -> Advice:
         prediction=prediction,
         changes=[] if fits else smallest_changes(prediction.config, ground.machine),
         layout=[] if choice.layout is None else list(choice.layout.words),
-        loss=float(choice.supply.loss(family.fit.law, n, d)),
-        loss_interval=interval(laws),
-        run_interval=interval(with_noise(laws, family.fit.residuals, N_CONSTANTS, config.fit.seed)),
+        loss=loss,
+        loss_interval=of_law,
+        run_interval=of_run,
         regret=regret(family.laws, choice.supply, choice.candidates, choice.budget, choice.index),
         outside=far,
         reach=choice.reach,

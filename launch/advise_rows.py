@@ -1,4 +1,4 @@
-"""What a sweep's runs say before anybody is advised: their law with resamples, how text wears, which shapes they had.
+"""What a sweep's runs say before anybody is advised: their law, how text wears, which shapes they had.
 
 In: a folder of runs or a ledger, and how rows become a law. Out: one `Evidence`. Raises ConfigError for rows that carry
 no law, or whose losses cannot be compared with those of the data at hand.
@@ -11,9 +11,10 @@ from conf.errors import ConfigError
 from data_prep.manifest import MANIFEST, Manifest
 from launch.advise_config import AdviseConfig
 from launch.fit import progress, repeating
+from launch.fit_config import FitChoice
 from launch.ledger import collect
 from launch.ledger_files import read_known
-from launch.scaling.analysis import Family, Settings, decay, fit_family
+from launch.scaling.analysis import Family, decay, fit_family
 from launch.scaling.read_rows import rows_of_ledger, rows_of_runs
 from launch.scaling.rows import Row, refuse_mixtures, split
 from train.data_config import DataConfig
@@ -67,11 +68,10 @@ def evidence(config: AdviseConfig) -> Evidence:
     _refuse_other_tokenizer(of_family[0], config.data)
     dropped += [(row.run, f"of family {row.family}") for row in used if row.family != config.fit.family]
     choice = config.fit
-    settings = Settings(choice.counting, choice.flops, choice.delta, choice.resamples, choice.seed)
-    family = fit_family(of_family, settings, progress)
+    family = fit_family(of_family, choice, progress)
     repeats = [row for row in repeating(rows, used, choice.rows) if row.family == choice.family]
     names = {row.run for row in of_family}
-    return Evidence(of_family, dropped, family, _wear(family, repeats, settings), _sampled(config, names))
+    return Evidence(of_family, dropped, family, _wear(family, repeats, choice), _sampled(config, names))
 
 
 def _rows(config: AdviseConfig) -> tuple[list[Row], list[tuple[str, str]]]:
@@ -97,12 +97,12 @@ def _refuse_other_tokenizer(row: Row, data: DataConfig) -> None:
             )
 
 
-def _wear(family: Family, repeats: list[Row], settings: Settings) -> Wear:
+def _wear(family: Family, repeats: list[Row], choice: FitChoice) -> Wear:
     """From the rows where they tell, else as published."""
     published = "R*_D 15.39, R*_N 5.31 as published for C4 (Muennighoff et al. 2023, arXiv 2305.16264)"
     if len(repeats) < LEAST_REPEATING:
         return Wear(*PUBLISHED, f"{published}: {len(repeats)} rows repeat their text, {LEAST_REPEATING} are needed")
-    found = decay(family, repeats, settings)
+    found = decay(family, repeats, choice)
     if not found.identified:
         return Wear(*PUBLISHED, f"{published}: the {len(repeats)} rows that repeat do not identify R*_D")
     r_d, r_n = float(found.repeated.r_d), float(found.repeated.r_n)

@@ -2,21 +2,22 @@
 out.
 """
 
-import math
 import shlex
 from collections.abc import Sequence
 from textwrap import fill
 
+import numpy as np
+
 from launch.advise_made import Advice
-from launch.scaling.bootstrap import Interval, interval
+from launch.scaling.bootstrap import Interval
 from launch.scaling.layout import aligned
 from launch.scaling.repeated import worth
+from launch.scaling.report import spans
 from train.config import Device
 from train.plan import GIB, counted, duration, size
 
 WIDTH = 118
 _SHOWN_CHANGES = 3
-_ZERO = 0.01  # of the lowest loss, as `launch fit` calls E not identified
 
 
 def advice_text(found: Advice, words: Sequence[str]) -> str:
@@ -77,16 +78,16 @@ def _run(found: Advice) -> list[tuple[str, str]]:
 def _sure(found: Advice) -> str:
     """Numbers with intervals, then what they are worth."""
     lost, unit = found.regret, found.asked.fit.loss
-    scatter = found.loss * float(found.evidence.family.fit.residuals.std())
+    scatter = found.loss * float(np.median(found.evidence.family.scatter.sd))
     rows: list[tuple[str, ...]] = [("", "advised", "80 % interval", "95 % interval", "")]
     rows.append(_row(unit, found.loss, found.loss_interval, "of the law", ".4f"))
     rows.append(_row(unit, found.loss, found.run_interval, "of one run: with the noise of runs", ".4f"))
-    rows.append(_row("best N", found.shape.n, lost.n, "of the resampled laws, between real sizes too", ".3g"))
-    rows.append(_row("best tokens", float(found.tokens), lost.d, "of the resampled laws", ".3g"))
+    rows.append(_row("best N", found.shape.n, lost.n, "of laws that fit about as well, between real sizes too", ".3g"))
+    rows.append(_row("best tokens", float(found.tokens), lost.d, "of laws that fit about as well", ".3g"))
     if found.reach is not None:
         note = "to reach the loss"
         if found.reach.reached < 1:
-            note += f"; {1 - found.reach.reached:.0%} of the resamples never do"
+            note += f"; {1 - found.reach.reached:.0%} of those laws never do"
         rows.append(_row("FLOPs", found.flops, found.reach.flops, note, ".3g"))
         plan, share = found.prediction.plan, found.prediction.plan.device_hours / found.flops
         rows.append(
@@ -98,9 +99,9 @@ def _sure(found: Advice) -> str:
     lines = [aligned(rows, right=(1,), indent="  ")]
     lines += _lines(
         [
-            ("regret", f"{lost.median:.2g} of loss given away by the median resample, below {lost.high90:.2g} by nine "
-                       f"of ten; {lost.if_low:.2g} if the best N is {lost.n.low80:.3g}, {lost.if_high:.2g} if it is "
-                       f"{lost.n.high80:.3g}. Runs scatter by {scatter:.2g} around the law"),
+            ("regret", f"{lost.median:.2g} of loss given away by the median of these laws, below {lost.high90:.2g} by "
+                       f"nine of ten; {lost.if_low:.2g} if the best N is {lost.n.low80:.3g}, {lost.if_high:.2g} if it "
+                       f"is {lost.n.high80:.3g}. Runs scatter by {scatter:.2g} around the law"),
             ("distance", f"OUTSIDE of what was sampled, allowed by extrapolate={found.asked.extrapolate:g}: "
                          f"{'; '.join(found.outside.where)}" if found.outside.where else "inside what was sampled"),
         ]
@@ -112,11 +113,8 @@ def _scaled(span: Interval, factor: float) -> Interval:
     return Interval(*(value * factor for value in vars(span).values()))
 
 
-def _row(name: str, value: float, span: Interval, note: str, form: str) -> tuple[str, str, str, str, str]:
-    def two(low: float, high: float) -> str:
-        return f"{low:{form}} to {high:{form}}" if math.isfinite(high) else f"{low:{form}} to no end"
-
-    return name, f"{value:{form}}", two(span.low80, span.high80), two(span.low95, span.high95), note
+def _row(name: str, value: float, span: Interval, note: str, form: str) -> tuple[str, ...]:
+    return name, f"{value:{form}}", *spans(span, form), note
 
 
 def _bill(found: Advice) -> list[tuple[str, str]]:
@@ -152,8 +150,7 @@ def _notes(found: Advice) -> str:
         ("taken", f"learning rate {config.optimizer.peak_lr:g} and warm-up over {config.schedule.warmup_tokens:,} "
                   "tokens are as given: the law holds for runs as well tuned for their size as the rows were"),
     ]  # fmt: skip
-    family = found.evidence.family
-    if interval(family.laws.E).low95 < _ZERO * float(family.points.loss.min()):
+    if found.evidence.family.loose("E"):
         rows.append(("BEWARE", "the rows do not identify E (zero fits as well): beyond them the law may fall too fast"))
     for key, ours, theirs in (
         ("data.seq_len", config.data.seq_len, {one.seq_len for one in sampled}),

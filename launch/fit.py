@@ -12,7 +12,7 @@ import numpy as np
 
 from conf.errors import ConfigError
 from launch.fit_config import FitConfig
-from launch.scaling.analysis import Settings, analyse, compare_families, decay, fit_family, predict
+from launch.scaling.analysis import analyse, compare_families, decay, fit_family, predict
 from launch.scaling.read_rows import rows_of_ledger, rows_of_runs
 from launch.scaling.report import analysis_text, decay_text, families_text, prediction_text, rows_text
 from launch.scaling.reproduce import reproduce
@@ -58,24 +58,23 @@ def repeating(rows: list[Row], used: list[Row], rule: RowRule) -> list[Row]:
 
 
 def _analyse(config: FitConfig, used: list[Row], repeats: list[Row]) -> None:
-    settings = Settings(config.counting, config.flops, config.delta, config.resamples, config.seed)
     families = {name: [row for row in used if row.family == name] for name in sorted({row.family for row in used})}
     if config.family not in families:
         raise ConfigError([f"family={config.family}: the rows are of {', '.join(families)}"])
-    found = analyse(families[config.family], settings, progress)
+    found = analyse(families[config.family], config, progress)
     print(analysis_text(found, config.counting))
     if config.at.asked:
-        at = predict(found.family, config.at.flops, config.at.n_params, config.at.tokens, config.seed)
+        at = predict(found.family, config.at.flops, config.at.n_params, config.at.tokens)
         print(f"\n{prediction_text(at)}")
     repeated = [row for row in repeats if row.family == config.family]
     if len(repeated) >= _LEAST_REPEATED:
-        print(f"\n{decay_text(decay(found.family, repeated, settings), len(repeated))}")
+        print(f"\n{decay_text(decay(found.family, repeated, config), len(repeated))}")
     for name, rows in families.items():
         if name != config.family:
-            other = fit_family(rows, settings, progress)
+            other = fit_family(rows, config, progress)
             print(f"\n{families_text(config.family, name, compare_families(found.family, other))}")
 
 
 def progress(done: int, of: int) -> None:
     if sys.stderr.isatty():
-        print(f"\rresamples {done} of {of} " + ("\n" if done == of else ""), end="", file=sys.stderr, flush=True)
+        print(f"\rdraws {done} of {of} " + ("\n" if done == of else ""), end="", file=sys.stderr, flush=True)

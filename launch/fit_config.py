@@ -43,6 +43,7 @@ class FitChoice:
     delta: float = 1e-3
     """where Huber's square turns into a line, of log losses"""
     resamples: int = 500
+    """laws that intervals are made of: of resampled runs, or of how the runs scatter about the law"""
     seed: int = 0
     """of the resamples"""
     family: str = "transformer"

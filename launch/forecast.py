@@ -18,7 +18,7 @@ import numpy as np
 from conf.errors import ConfigError
 from data_prep.files import exclusive
 from launch.fit_config import FitChoice
-from launch.forecast_numbers import baselines_of, ground, numbers_at, size_of, spread_of
+from launch.forecast_numbers import baselines_of, numbers_at, size_of, spread_of
 from launch.forecast_record import (
     FOLDER,
     SCHEMA_VERSION,
@@ -34,6 +34,7 @@ from launch.forecast_record import (
     score_hashes,
 )
 from launch.forecast_score import measured_of, scored
+from launch.scaling.analysis import fit_family
 from launch.scaling.rows import Row, refuse_mixtures, split
 
 __all__ = ["Forecast", "Score", "Target", "history", "require_sealed", "score", "seal"]
@@ -63,7 +64,7 @@ def seal(folder: Path, target: Target, rows: Sequence[Row], choice: FitChoice) -
             run=target.run,
             target=sealed,
             choice=choice,
-            numbers=numbers_at(ground(used, choice), size_of(sealed, choice), float(target.tokens)),
+            numbers=numbers_at(fit_family(used, choice), size_of(sealed, choice), float(target.tokens)),
             baselines=baselines_of(used, sealed, choice),
             seed_spread=spread_of(used),
             rows=used,
@@ -149,7 +150,7 @@ def _chosen(rows: Sequence[Row], choice: FitChoice, run: str) -> tuple[list[Row]
         for row in others
         if row.family != choice.family
     ]
-    return sorted(used, key=lambda row: row.run), sorted(dropped, key=lambda one: one.run)
+    return used, sorted(dropped, key=lambda one: one.run)
 
 
 def _same(earlier: Forecast, target: SealedTarget, choice: FitChoice, used: list[Row]) -> Forecast:

@@ -5,72 +5,43 @@ Out: the law's loss there with the intervals of the law and of a single run, and
 
 The intervals are those of `scaling/scatter.py`. Over synthetic sweeps of known law (4 or 5 sizes, 4 budgets each that
 share a trunk, a run of twice the largest size forecast) they hold about as often as they say, where resampled runs
-hold too seldom from four sizes, and resampled rows too seldom from either (figures: EXPERIMENTS).
+hold too seldom from four sizes, and resampled rows too seldom from either.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from conf.errors import ConfigError
 from launch.fit_config import FitChoice
-from launch.forecast_record import Baseline, Constants, Numbers, SealedInterval, SealedTarget, Spread
-from launch.scaling.analysis import DEFAULT_SEED_NOISE, outside
-from launch.scaling.bootstrap import interval
+from launch.forecast_record import Baseline, Constants, Numbers, SealedTarget, Spread
+from launch.scaling.analysis import DEFAULT_SEED_NOISE, Family, predict
+from launch.scaling.bootstrap import Interval, interval
 from launch.scaling.envelope import hull
-from launch.scaling.law import Law
 from launch.scaling.minimum import Floats
-from launch.scaling.parametric import Fit, fit
-from launch.scaling.rows import Convention, Counting, Points, Row, points, refuse_too_few
-from launch.scaling.scatter import Scatter, runs_of, scatter_of, scattered_laws, seed_spread
+from launch.scaling.rows import Convention, Counting, Row, points
+from launch.scaling.scatter import seed_spread
 
 LARGEST, POWER, NEAREST = "largest smaller run", "power law without E", "nearest cell"
-_NEGLIGIBLE_E = 0.01
-"""of the lowest loss"""
 
 
-@dataclass(frozen=True)
-class Ground:
-    """What forecasts stand on: a law of some rows, and those that the same runs could as well have given."""
-
-    rows: Sequence[Row]
-    at: Points
-    found: Fit
-    scatter: Scatter
-    laws: Law
-    seed: int
-
-
-def ground(rows: Sequence[Row], choice: FitChoice) -> Ground:
-    """Raises ConfigError where the rows carry no law."""
-    at = points(rows, choice.counting, choice.flops)
-    refuse_too_few(rows, at.n, at.d)
-    found, rng = fit(at.n, at.d, at.loss, delta=choice.delta), np.random.default_rng(choice.seed)
-    scatter = scatter_of(found, at, seed_spread(rows), choice.resamples, rng)
-    return Ground(rows, at, found, scatter, scattered_laws(found, at, scatter, rng), choice.seed)
-
-
-def numbers_at(known: Ground, n: float, d: float) -> Numbers:
+def numbers_at(known: Family, n: float, d: float) -> Numbers:
     """Raises ConfigError where an interval has no end."""
-    losses, span_e, law = known.laws.loss(n, d), interval(known.laws.E), known.found.law
-    runs = runs_of(losses, known.scatter, np.random.default_rng([known.seed, 1]))
-    spans = _both_ways(losses, law.loss(n, d)), _both_ways(runs, law.loss(n, d))
-    _refuse_endless(known.rows, *(value for span in spans for value in (span.low95, span.high95)))
-    lowest = float(known.at.loss.min())
+    there, law = predict(known, None, n, d), known.fit.law
+    _refuse_endless(known, there.loss_interval, there.run_interval)
     return Numbers(
         n=n,
         d=d,
-        loss=float(law.loss(n, d)),
-        law_interval=spans[0],
-        run_interval=spans[1],
+        loss=there.loss,
+        law_interval=there.loss_interval,
+        run_interval=there.run_interval,
         law=Constants(*(float(value) for value in (law.E, law.A, law.B, law.alpha, law.beta))),
-        e_interval=SealedInterval(span_e.low95, span_e.low80, span_e.high80, span_e.high95),
-        e_identified=min(span_e.low95, float(law.E)) >= _NEGLIGIBLE_E * lowest,
-        fit_error=known.found.error,
+        e_interval=interval(known.constants.E),
+        e_identified=not known.loose("E"),
+        fit_error=known.fit.error,
         scatter=float(np.median(known.scatter.sd)),
-        independent_runs=len(set(known.at.groups)),
-        outside=list(outside(known.at, n, d)),
+        independent_runs=len(set(known.points.groups)),
+        outside=list(there.outside),
     )
 
 
@@ -124,24 +95,11 @@ def _power(rows: Sequence[Row], flops: Floats, loss: Floats, at: float) -> Basel
     return Baseline(POWER, float(np.exp(scale + exponent * np.log(at))), f"L ~ C^{exponent:.4f} through {names}")
 
 
-def _both_ways(losses: Floats, fitted: float) -> SealedInterval:
-    """From the lower to the higher of two ends: the percentile of the drawn losses, and what lies as far on the other
-    side of the fitted one. Percentiles alone are wrong where E is near zero, which it cannot pass: what pushed the fit
-    to one side would push the draws to the same side once more."""
-    ahead, back = interval(losses), interval(fitted**2 / losses)
-    return SealedInterval(
-        min(ahead.low95, back.low95),
-        min(ahead.low80, back.low80),
-        max(ahead.high80, back.high80),
-        max(ahead.high95, back.high95),
-    )
-
-
-def _refuse_endless(rows: Sequence[Row], *ends: float) -> None:
-    if not np.isfinite(ends).all():
+def _refuse_endless(known: Family, *spans: Interval) -> None:
+    if not np.isfinite([end for span in spans for end in (span.low95, span.high95)]).all():
         raise ConfigError(
             [
-                f"{len(rows)} rows of {len({row.group for row in rows})} independent runs leave the loss there "
+                f"{len(known.points.n)} rows of {len(set(known.points.groups))} independent runs leave the loss there "
                 "without an upper end: that is no forecast. Add runs of other sizes and lengths, or run cells with a "
                 "second seed"
             ]

@@ -18,6 +18,7 @@ from conf.check import as_tree, build, digest, to_tree
 from conf.errors import ConfigError
 from data_prep.files import publish_json
 from launch.fit_config import FitChoice
+from launch.scaling.bootstrap import Interval
 from launch.scaling.rows import Row
 
 SCHEMA_VERSION = 1
@@ -77,18 +78,6 @@ class Constants:
 
 
 @dataclass(frozen=True)
-class SealedInterval:
-    low95: float
-    low80: float
-    high80: float
-    high95: float
-
-    def holds(self, value: float, percent: int) -> bool:
-        low, high = (self.low95, self.high95) if percent == 95 else (self.low80, self.high80)
-        return low <= value <= high
-
-
-@dataclass(frozen=True)
 class Numbers:
     """What rows say of a run of one size and length."""
 
@@ -96,11 +85,11 @@ class Numbers:
     """in the counting of the choice"""
     d: float
     loss: float
-    law_interval: SealedInterval
-    run_interval: SealedInterval
+    law_interval: Interval
+    run_interval: Interval
     """of a single run: the law's, and the scatter of runs"""
     law: Constants
-    e_interval: SealedInterval
+    e_interval: Interval
     e_identified: bool
     """false where a law without E fits as well"""
     fit_error: float

@@ -16,8 +16,9 @@ from typing import Any
 
 from conf.errors import ConfigError
 from launch.fit_config import FitChoice
-from launch.forecast_numbers import Ground, ground, numbers_at
+from launch.forecast_numbers import numbers_at
 from launch.forecast_record import SCHEMA_VERSION, Forecast, Origin, Score, Skill
+from launch.scaling.analysis import Family, fit_family
 from launch.scaling.rows import LEAST_VALUES, Row, Verdict, refuse_mixtures
 from train.history import first_start
 
@@ -171,7 +172,7 @@ def _origins(forecast: Forecast) -> tuple[list[Origin], list[str]]:
     left_out: list[str] = []
     for count in range(LEAST_VALUES, len(sizes)):
         try:
-            known = ground([row for size in sizes[:count] for row in size], forecast.choice)
+            known = fit_family([row for size in sizes[:count] for row in size], forecast.choice)
             found += [_origin(known, forecast.choice, row, count) for row in sizes[count]]
         except ConfigError as error:
             left_out.append(f"from {count} sizes: {'; '.join(error.problems)}")
@@ -192,7 +193,7 @@ def _by_size(rows: Sequence[Row], choice: FitChoice) -> list[list[Row]]:
     return sizes
 
 
-def _origin(known: Ground, choice: FitChoice, row: Row, n_sizes: int) -> Origin:
+def _origin(known: Family, choice: FitChoice, row: Row, n_sizes: int) -> Origin:
     there = numbers_at(known, row.size(choice.counting, choice.flops), float(row.tokens))
     inside_80, inside_95 = (there.run_interval.holds(row.loss, percent) for percent in (80, 95))
     return Origin(row.run, n_sizes, there.loss, row.loss, inside_80, inside_95)

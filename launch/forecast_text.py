@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import ConfigError
-from launch.forecast_record import FOLDER, Forecast, Record, Score, SealedInterval, read_chain
+from launch.forecast_record import FOLDER, Forecast, Record, Score, read_chain
 from launch.scaling.layout import aligned
+from launch.scaling.report import spans
 
 ALTERED = 1
 """exit code: something is not as it was written"""
@@ -54,9 +55,9 @@ def forecast_text(one: Forecast) -> str:
         aligned(
             [
                 ("", "", "80 % interval", "95 % interval", ""),
-                (one.choice.loss, f"{numbers.loss:.4f}", *_spans(numbers.run_interval), "of this run"),
-                ("", "", *_spans(numbers.law_interval), "of the law alone"),
-                ("E", f"{law.E:.4f}", *_spans(span), known.strip()),
+                (one.choice.loss, f"{numbers.loss:.4f}", *spans(numbers.run_interval, ".4f"), "of this run"),
+                ("", "", *spans(numbers.law_interval, ".4f"), "of the law alone"),
+                ("E", f"{law.E:.4f}", *spans(span, ".4f"), known.strip()),
             ],
             right=(1,),
             indent="  ",
@@ -104,7 +105,7 @@ def history_text(records: Sequence[Record]) -> str:
     head = ("", "run", "sealed", "predicted", "95 % interval", "measured", "error", "80 %", "95 %", "")
     rows: list[tuple[str, ...]] = [head]
     for one, score in records:
-        predicted = f"{one.numbers.loss:.4f}", _spans(one.numbers.run_interval)[1]
+        predicted = f"{one.numbers.loss:.4f}", spans(one.numbers.run_interval, ".4f")[1]
         came = ("", "", "", "", "not scored yet") if score is None else _came(score)
         rows.append((f"{one.number:04d}", one.run, one.written, *predicted, *came))
     known = [score for _, score in records if score and score.inside_95 is not None]
@@ -153,10 +154,6 @@ def _wrapped(words: str) -> str:
 
 def _where(outside: Sequence[str]) -> str:
     return f"OUTSIDE what was sampled: {'; '.join(outside)}" if outside else "inside what was sampled"
-
-
-def _spans(one: SealedInterval) -> tuple[str, str]:
-    return f"{one.low80:.4f} to {one.high80:.4f}", f"{one.low95:.4f} to {one.high95:.4f}"
 
 
 def _in_or_out(inside: bool | None) -> str:

@@ -68,14 +68,17 @@ def loss_curves(sweep: Sweep, curves: Sequence[Curve], found: Findings) -> Pictu
         Axis(
             f"training FLOPs ({found.choice.flops})", is_log=True, show=power_of_ten, low=min(reached, default=1) / 12
         ),
-        Axis(_loss_name(found), high=high + max(0.9 * (high - low), 0.12 * high)),
+        Axis(_curve_name(found, curves), high=high + max(0.9 * (high - low), 0.12 * high)),
         layers,
         width=WHOLE,
         height=440,
     )
-    kinds = sorted({curve.measured for curve in curves})
-    told = f"{len(curves)} runs, {' and '.join(kinds)} loss" if kinds else "end points; no run has a curve"
-    return Picture("curves", plot.svg(), f"Loss against compute: {told}; marks are ends of runs", is_whole=True)
+    kinds = " or ".join(sorted({curve.measured for curve in curves}, reverse=True))
+    lines = f"lines: {kinds} loss of {len(curves)} runs" if curves else "no run has a curve"
+    if any(curve.measured == "training" for curve in curves):
+        lines += " (smoothed; too few evaluations for a line of those)"
+    told = f"Loss against compute; {lines}; marks: {_loss_name(found).partition(',')[0]} at the end of a run"
+    return Picture("curves", plot.svg(), told, is_whole=True)
 
 
 def valleys(found: Findings) -> Picture:
@@ -159,9 +162,7 @@ def frontier(found: Findings) -> list[Picture]:
         name = "Best size" if i == 0 else "Best length"
         plot = Plot(key, f"{name} against compute", x, y, layers, height=360)
         end = ", to ten times the largest budget" if not held else ""
-        found_pictures.append(
-            Picture(key, plot.svg(), f"{name} against compute, with intervals from resampled runs{end}")
-        )
+        found_pictures.append(Picture(key, plot.svg(), f"{name} against compute, with intervals of the law{end}"))
     return found_pictures
 
 
@@ -341,6 +342,12 @@ def _is_shown(rank: int, count: int) -> bool:
 
 def _size_name(found: Findings) -> str:
     return f"parameters N ({str(found.choice.counting).replace('_', '-')})"
+
+
+def _curve_name(found: Findings, curves: Sequence[Curve]) -> str:
+    """Where lines are of training and marks of validation, both are on the axis."""
+    is_training = any(curve.measured == "training" for curve in curves)
+    return _loss_name(found).replace("validation ", "") if is_training else _loss_name(found)
 
 
 def _loss_name(found: Findings) -> str:

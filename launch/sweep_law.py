@@ -14,7 +14,6 @@ from launch.fit_config import FitChoice
 from launch.scaling.analysis import (
     Analysis,
     Prediction,
-    Settings,
     analyse,
     compare_families,
     decay,
@@ -70,20 +69,19 @@ def findings(sweep: Sweep) -> Findings:
 
 def _analysed(found: Findings, held: Sequence[Row]) -> Findings:
     choice = found.choice
-    settings = Settings(choice.counting, choice.flops, choice.delta, choice.resamples, choice.seed)
     refuse_mixtures(found.used)
     families = {name: [row for row in found.used if row.family == name] for name in {row.family for row in found.used}}
     if choice.family not in families:
         there = ", ".join(sorted(families)) or "none that can be used"
         raise ConfigError([f"no row is of family {choice.family}; there is {there}"])
-    analysis = analyse(families[choice.family], settings, _quiet)
+    analysis = analyse(families[choice.family], choice)
     return replace(
         found,
         analysis=analysis,
         held=[(row, _predicted(analysis, row, choice)) for row in held if _has_ended(row)],
-        decay=decay(analysis.family, found.repeating, settings) if len(found.repeating) >= LEAST_REPEATED else None,
+        decay=decay(analysis.family, found.repeating, choice) if len(found.repeating) >= LEAST_REPEATED else None,
         families={
-            name: _compared(analysis, families[name], settings) for name in sorted(families) if name != choice.family
+            name: _compared(analysis, families[name], choice) for name in sorted(families) if name != choice.family
         },
     )
 
@@ -93,15 +91,11 @@ def _has_ended(row: Row) -> bool:
 
 
 def _predicted(analysis: Analysis, row: Row, choice: FitChoice) -> Prediction:
-    return predict(analysis.family, None, row.size(choice.counting, choice.flops), float(row.tokens), choice.seed)
+    return predict(analysis.family, None, row.size(choice.counting, choice.flops), float(row.tokens))
 
 
-def _compared(analysis: Analysis, rows: list[Row], settings: Settings) -> list[Ratio] | str:
+def _compared(analysis: Analysis, rows: list[Row], choice: FitChoice) -> list[Ratio] | str:
     try:
-        return compare_families(analysis.family, fit_family(rows, settings, _quiet))
+        return compare_families(analysis.family, fit_family(rows, choice))
     except ConfigError as error:
         return "; ".join(error.problems)
-
-
-def _quiet(done: int, of: int) -> None:
-    pass

@@ -11,16 +11,23 @@ from launch.charts import tick
 from launch.page import details, table
 from launch.plot_layers import power_of_ten
 from launch.scaling.analysis import Analysis
-from launch.scaling.bootstrap import Interval, interval
-from launch.scaling.envelope import Envelope
 from launch.scaling.families import Ratio
-from launch.scaling.report import identified
+from launch.scaling.report import (
+    COUNTINGS,
+    ESTIMATORS,
+    basis_lines,
+    constant_rows,
+    counting_rows,
+    estimator_rows,
+    form_text,
+    noise_words,
+    spans,
+)
 from launch.sweep_folder import HOURS, Cell, Sweep
 from launch.sweep_forecasts import Origin, Scored, Told
 from launch.sweep_law import Findings
 
 _SHOWN = 40
-_CONSTANTS = ("E", "A", "B", "alpha", "beta")
 
 
 def note(text: str) -> str:
@@ -101,67 +108,18 @@ def _cost_told(predicted: float | None, measured: float | None) -> str:
 def constants(found: Findings) -> str:
     analysis = found.analysis
     assert analysis is not None
-    family = analysis.family
-    law, laws, lowest = family.fit.law, family.laws, float(family.points.loss.min())
-    rows: list[list[str]] = []
-    for name in _CONSTANTS:
-        span = interval(getattr(laws, name))
-        rows.append([name, f"{float(getattr(law, name)):.4g}", *_spans(span), shown(identified(name, span, lowest))])
-    for name, value, drawn, what in (
-        ("a", law.n_exponent(family.cost), laws.n_exponent(family.cost), "N* ~ C^a"),
-        ("b", law.d_exponent(family.cost), laws.d_exponent(family.cost), "D* ~ C^b"),
-    ):
-        rows.append([name, f"{float(value):.4g}", *_spans(interval(drawn)), what])
-    fit = family.fit
-    refused = f", {family.n_refused} draws could not carry a law" if family.n_refused else ""
-    told = (
-        f"L = E + A/N^alpha + B/D^beta, N = {found.choice.counting}, "
-        f"C = 6·{family.cost.scale:.3g}·N^{family.cost.power:.3f}·D. "
-        f"Mean error {fit.error:.2%} over {len(family.points.n)} rows; {fit.n_agreeing} of {fit.n_starts} starts agree"
-        f"{'' if fit.exact else '; THE MINIMUM WAS NOT REACHED'}. Intervals: {family.n_laws} resamples of "
-        f"{len(set(family.points.groups))} runs{refused}."
-    )
-    return table(["", "fitted", "80 % interval", "95 % interval", ""], rows, left=(0, 4)) + note(told)
+    head = ["", "fitted", "80 % interval", "95 % interval", ""]
+    told = [form_text(analysis.family, found.choice.counting), *basis_lines(analysis.family)]
+    return _table(head, constant_rows(analysis.family), (0, 4)) + note(_sentences(told))
 
 
 def estimators(analysis: Analysis) -> str:
-    cost, rows = analysis.family.cost, list[list[str]]()
-    for name, law in (
-        ("parametric, Huber on log loss", analysis.family.fit.law),
-        ("variable projection, squares", analysis.projected),
-        ("over-training form, alpha = beta", analysis.overtraining.law),
-    ):
-        rows.append([name, f"{law.n_exponent(cost):.3f}", f"{law.d_exponent(cost):.3f}", f"{law.E:.4g}", ""])
-    if isinstance(analysis.envelope, Envelope):
-        one = analysis.envelope
-        rows.append(
-            ["envelope", f"{one.n_exponent:.3f}", f"{one.d_exponent:.3f}", "-", f"through {len(one.members)} runs"]
-        )
-    else:
-        rows.append(["envelope", "-", "-", "-", shown(analysis.envelope)])
-    used = sum(not bottom.flag for bottom in analysis.bottoms)
-    if analysis.isoflop:
-        a = analysis.isoflop.exponent
-        rows.append(["isoFLOP parabolas", f"{a:.3f}", f"{1 - cost.power * a:.3f}", "-", f"{used} budgets"])
-    else:
-        rows.append(["isoFLOP parabolas", "-", "-", "-", f"{used} budgets with a bottom inside, needs 2"])
-    return table(["estimator", "a (N*)", "b (D*)", "E", ""], rows, left=(0, 4))
+    return _table(ESTIMATORS, estimator_rows(analysis), (0, 4))
 
 
 def countings(found: Findings) -> str:
-    analysis = found.analysis
-    assert analysis is not None
-    largest = float(analysis.family.points.flops.max())
-    rows: list[list[str]] = []
-    for one in analysis.countings:
-        law = one.fit.law
-        exponents = float(law.n_exponent(one.cost)), float(law.d_exponent(one.cost))
-        far = float(law.loss(*law.optimum(10 * largest, one.cost)))
-        chosen = " (chosen)" if one.counting == found.choice.counting else ""
-        numbers = [f"{float(v):.3f}" for v in (law.alpha, law.beta, law.E, *exponents)]
-        rows.append([str(one.counting).replace("_", "-") + chosen, *numbers, f"{far:.4f}", f"{one.fit.error:.2%}"])
-    head = ["N counts", "alpha", "beta", "E", "a (N*)", "b (D*)", "loss at 10 x the largest budget", "mean error"]
-    return table(head, rows)
+    assert found.analysis is not None
+    return _table(COUNTINGS, counting_rows(found.analysis, found.choice.counting), (0,))
 
 
 def bottoms(analysis: Analysis) -> str:
@@ -175,20 +133,15 @@ def bottoms(analysis: Analysis) -> str:
         ]
         for b in analysis.bottoms
     ]
-    level = (
-        f"{analysis.seed_noise:.2%}, as measured between seeds"
-        if analysis.seed_noise
-        else "0.50 %, assumed: no cell has two seeds"
-    )
     return table(["budget FLOPs", "best N", "spread of ln N", "loss there", ""], rows, left=(4,)) + note(
-        f"Seed noise {level}."
+        _sentences([noise_words(analysis)])
     )
 
 
 def held_out(found: Findings) -> str:
     """What the law of now says of runs that it has not seen: no forecast, for it may be made after the fact."""
     rows = [
-        [_name(row.run), f"{p.loss:.4f}", _span(p.run_interval.low95, p.run_interval.high95), f"{row.loss:.4f}",
+        [_name(row.run), f"{p.loss:.4f}", spans(p.run_interval)[1], f"{row.loss:.4f}",
          f"{p.loss / row.loss - 1:+.2%}", shown("; ".join(p.outside) or "inside what was sampled")]
         for row, p in found.held
     ]  # fmt: skip
@@ -214,7 +167,7 @@ def families(found: Findings) -> str:
     rows: list[list[str]] = []
     for name, ratios in found.families.items():
         for one in ratios if isinstance(ratios, list) else []:
-            rows.append([_name(name), f"{one.loss:.4g}", f"{one.ratio:.3g}", *_spans(one.interval), _reached(one)])
+            rows.append([_name(name), f"{one.loss:.4g}", f"{one.ratio:.3g}", *spans(one.interval), _reached(one)])
         if isinstance(ratios, str):
             rows.append([_name(name), "-", "-", "-", "-", shown(ratios)])
     head = [
@@ -252,6 +205,7 @@ def totals(sweep: Sweep) -> str:
     finished = [cell for cell in planned if cell.state == "finished"]
     rows: list[list[str]] = []
     for name, some in (("planned", planned), ("of it finished", finished)):
+        is_over = len(some) == len(finished)
         flops = _sum(some, "own_flops_causal") or _sum(some, "flops_causal")
         predicted, usd = _sum(some, "predicted_device_hours"), _sum(some, "predicted_usd")
         own = sum(cell.own_hours or 0.0 for cell in some)
@@ -263,7 +217,7 @@ def totals(sweep: Sweep) -> str:
                 power_of_ten(float(f"{flops:.3g}")) if flops else "-",
                 words.duration(predicted * 3600) if predicted else "-",
                 words.duration(own * 3600) if own else "-",
-                f"{own / predicted:.2f} x" if predicted and own else "-",
+                f"{own / predicted:.2f} x" if predicted and own and is_over else "-",
                 words.usd(usd) if usd else "-",
                 words.usd(sum(paid)) if paid else "-",
             ]
@@ -321,6 +275,15 @@ def _long(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int
     return first + (details(f"{len(more)} more {what}", table(head, more, left)) if more else "")
 
 
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Of cells that are text."""
+    return table([shown(cell) for cell in head], [[shown(cell) for cell in row] for row in rows], left)
+
+
+def _sentences(parts: Sequence[str]) -> str:
+    return "".join(f"{part[:1].upper()}{part[1:]}. " for part in parts).strip()
+
+
 def _name(run: str) -> str:
     return f"<bdi>{shown(run)}</bdi>"
 
@@ -329,13 +292,5 @@ def _inside(held: bool | None) -> str:
     return {True: "inside", False: "outside", None: "-"}[held]
 
 
-def _spans(span: Interval) -> tuple[str, str]:
-    return _span(span.low80, span.high80), _span(span.low95, span.high95)
-
-
-def _span(low: float, high: float) -> str:
-    return f"{low:.4g} to {high:.4g}"
-
-
 def _reached(one: Ratio) -> str:
-    return f"reached in {one.reached:.0%} of the resamples"
+    return f"reached in {one.reached:.0%} of the draws"

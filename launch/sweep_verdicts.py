@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from launch import words
 from launch.plot_layers import power_of_ten
 from launch.scaling.bootstrap import interval
-from launch.scaling.report import identified
 from launch.sweep_folder import Sweep
 from launch.sweep_forecasts import Told
 from launch.sweep_law import Findings
@@ -64,14 +63,14 @@ def _law(found: Findings) -> Verdict:
     if found.analysis is None:
         return Verdict("neutral", f"no law yet ({len(found.used)} usable rows): {found.why}")
     family = found.analysis.family
-    law, laws, lowest = family.fit.law, family.laws, float(family.points.loss.min())
+    law, drawn = family.fit.law, family.constants
     said: list[str] = []
     loose: list[str] = []
     for name in ("E", "alpha", "beta"):
-        span = interval(getattr(laws, name))
+        span = interval(getattr(drawn, name))
         said.append(f"{name} {float(getattr(law, name)):.3g} [{span.low95:.3g}, {span.high95:.3g}]")
-        loose += [name] if identified(name, span, lowest) else []
-    a = interval(laws.n_exponent(family.cost))
+        loose += [name] if family.loose(name) else []
+    a = interval(drawn.n_exponent(family.cost))
     said.append(f"N* ~ C^{float(law.n_exponent(family.cost)):.3f} [{a.low95:.3f}, {a.high95:.3f}]")
     unsure = f"; not identified: {', '.join(loose)}" if loose else ""
     form = f"L = {law.E:.4g} + {law.A:.4g}/N^{law.alpha:.3f} + {law.B:.4g}/D^{law.beta:.3f}"

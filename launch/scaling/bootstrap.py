@@ -1,4 +1,4 @@
-"""How sure a fit is: the same fit on resampled runs, and intervals of whatever follows from it.
+"""How sure a fit is: intervals of whatever follows from many laws, and the draws that refit it on resampled runs.
 
 Runs are drawn, not rows: the points of one run (checkpoints, or cooldowns of one trunk) share its noise, and resampling
 them one by one makes every interval too narrow. A resample that cannot carry a law (fewer than three sizes or token
@@ -21,19 +21,31 @@ _MOST_DRAWS = 50
 class Interval:
     low95: float
     low80: float
-    middle: float
     high80: float
     high95: float
 
-    def holds(self, value: float, percent: int = 95) -> bool:
+    def holds(self, value: float, percent: int) -> bool:
         low, high = (self.low95, self.high95) if percent == 95 else (self.low80, self.high80)
         return low <= value <= high
 
 
 def interval(values: Floats) -> Interval:
-    """Percentiles of a bootstrap; values that are not finite are as far out as can be."""
+    """Percentiles of draws; values that are not finite are as far out as can be."""
     known = np.where(np.isnan(values), np.inf, values)
-    return Interval(*(float(value) for value in np.quantile(known, [0.025, 0.1, 0.5, 0.9, 0.975], method="nearest")))
+    return Interval(*(float(value) for value in np.quantile(known, [0.025, 0.1, 0.9, 0.975], method="nearest")))
+
+
+def interval_about(fitted: float, values: Floats) -> Interval:
+    """From the lower to the higher of two ends: the percentile of the drawn values, and what lies as far on the other
+    side of the fitted one. Percentiles alone are wrong where E is near zero, which it cannot pass: what pushed the fit
+    to one side would push the draws to the same side once more."""
+    ahead, back = interval(values), interval(fitted**2 / values)
+    return Interval(
+        min(ahead.low95, back.low95),
+        min(ahead.low80, back.low80),
+        max(ahead.high80, back.high80),
+        max(ahead.high95, back.high95),
+    )
 
 
 def resamples(groups: Sequence[str], n: Floats, d: Floats, count: int, seed: int) -> tuple[Floats, int]:
@@ -48,14 +60,6 @@ def resamples(groups: Sequence[str], n: Floats, d: Floats, count: int, seed: int
         else:
             refused += 1
     return np.array(kept, dtype=np.float64).reshape(len(kept), len(groups)), refused
-
-
-def with_noise(predicted: Floats, residuals: Floats, n_constants: int, seed: int) -> Floats:
-    """Losses that another run may show: each prediction times a residual of the fit, drawn at random and widened for
-    the constants that were fitted away."""
-    rng = np.random.default_rng(seed)
-    widened = residuals * np.sqrt(len(residuals) / max(1, len(residuals) - n_constants))
-    return predicted * np.exp(rng.choice(widened, size=predicted.shape))
 
 
 def _carries_a_law(drawn: Floats, n: Floats, d: Floats) -> bool:

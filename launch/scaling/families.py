@@ -1,7 +1,7 @@
 """Two families of networks against each other: how much compute one needs for the loss of the other.
 
 In: a law for each family (same form, same validation text, sizes counted alike). Out: at a loss that both reach, the
-ratio of their FLOPs, each at its own best size and length, with an interval from resampled runs. Kaplan et al. 2020
+ratio of their FLOPs, each at its own best size and length, with an interval. Kaplan et al. 2020
 (arXiv 2001.08361, section 3.2.1) compare at equal N; equal compute is fairer to networks whose FLOPs per parameter
 differ, and is what the scaling study of xLSTM (2025) does.
 """
@@ -23,7 +23,7 @@ class Ratio:
     """FLOPs of the second family / FLOPs of the first"""
     interval: Interval
     reached: float
-    """share of the resamples in which both families can reach the loss at all"""
+    """share of the drawn laws by which both families can reach the loss at all"""
 
 
 def flops_to_reach(law: Law, loss: float, cost: Cost) -> Any:
@@ -38,7 +38,7 @@ def flops_to_reach(law: Law, loss: float, cost: Cost) -> Any:
 def compare(
     first: Law, second: Law, firsts: Law, seconds: Law, costs: tuple[Cost, Cost], losses: Floats
 ) -> list[Ratio]:
-    """`firsts` and `seconds` are the laws of resamples, as many of each."""
+    """`firsts` and `seconds` are the laws that fit about as well, as many of each."""
     found = []
     for loss in losses:
         one, other = flops_to_reach(first, loss, costs[0]), flops_to_reach(second, loss, costs[1])

@@ -1,7 +1,7 @@
 """The parametric law L(N, D) = E + A/N^alpha + B/D^beta, and what follows from it for a budget.
 
 Source: Hoffmann et al. 2022 (arXiv 2203.15556), section 3.3 and appendix D.3; the closed form of the optimum is its
-equation 4. Every constant may be an array: then all results are arrays too (one law a bootstrap resample).
+equation 4. Every constant may be an array: then all results are arrays too (one law a draw).
 """
 
 from dataclasses import dataclass

@@ -1,19 +1,23 @@
 """What `launch fit` prints of an analysis: aligned tables, plain words."""
 
+import math
 from collections.abc import Sequence
 
-from launch.scaling.analysis import Analysis, Family, Prediction
+from launch.scaling.analysis import DEFAULT_SEED_NOISE, Analysis, Family, Prediction
 from launch.scaling.bootstrap import Interval, interval
 from launch.scaling.envelope import Envelope
 from launch.scaling.families import Ratio
 from launch.scaling.layout import aligned
 from launch.scaling.overtraining import in_compute
-from launch.scaling.parametric import LEAST_EXPONENT
 from launch.scaling.repeated import Decay
 from launch.scaling.rows import Counting, Row
 
 _SHOWN_ROWS = 40
 _HEAD: tuple[str, ...] = ("", "fitted", "80 % interval", "95 % interval", "")
+ESTIMATORS: tuple[str, ...] = ("estimator", "a (N*)", "b (D*)", "E", "")
+COUNTINGS: tuple[str, ...] = (
+    *("N counts", "alpha", "beta", "E", "a (N*)", "b (D*)"), "loss at 10 x the largest budget", "mean error"
+)  # fmt: skip
 
 
 def rows_text(used: Sequence[Row], dropped: Sequence[tuple[str, str]]) -> str:
@@ -38,13 +42,16 @@ def rows_text(used: Sequence[Row], dropped: Sequence[tuple[str, str]]) -> str:
 
 
 def analysis_text(found: Analysis, counting: Counting) -> str:
+    family = found.family
+    constants = aligned([_HEAD, *constant_rows(family)], right=(1,), indent="  ")
     return "\n\n".join(
         [
-            _constants(found.family, counting),
+            "\n".join([form_text(family, counting), constants, *(f"  {line}" for line in basis_lines(family))]),
             _profiles(found),
-            _estimators(found),
+            aligned([ESTIMATORS, *estimator_rows(found)], right=(1, 2, 3)),
             _bottoms(found),
-            _countings(found),
+            "the same rows, counted differently\n"
+            + aligned([COUNTINGS, *counting_rows(found, counting)], right=range(1, 8), indent="  "),
         ]
     )
 
@@ -61,6 +68,7 @@ def prediction_text(one: Prediction) -> str:
     lines = [
         f"at {one.flops:.4g} FLOPs, N {one.n:.4g}, {one.d:.4g} tokens ({one.d / one.n:.3g} a parameter)",
         aligned(rows, right=(1,), indent="  "),
+        "  intervals of predictions: from how the runs scatter about the law, as a sealed forecast has them",
         f"  OUTSIDE what was sampled: {where}" if where else "  inside what was sampled",
     ]
     return "\n".join(lines)
@@ -78,7 +86,7 @@ def decay_text(found: Decay, n_rows: int) -> str:
 def families_text(first: str, second: str, ratios: Sequence[Ratio]) -> str:
     head = ("at loss", "ratio", "80 % interval", "95 % interval", "")
     rows = [
-        _interval_row(f"{one.loss:.4g}", one.ratio, one.interval, f"reached in {one.reached:.0%} of the resamples")
+        _interval_row(f"{one.loss:.4g}", one.ratio, one.interval, f"reached in {one.reached:.0%} of the draws")
         for one in ratios
     ]
     return f"FLOPs of {second} / FLOPs of {first}, each at its best size\n" + aligned(
@@ -86,51 +94,45 @@ def families_text(first: str, second: str, ratios: Sequence[Ratio]) -> str:
     )
 
 
-def _constants(family: Family, counting: Counting) -> str:
-    law, laws, lowest = family.fit.law, family.laws, float(family.points.loss.min())
-    spans = {name: interval(getattr(laws, name)) for name in ("E", "A", "B", "alpha", "beta")}
-    rows: list[tuple[str, ...]] = [_HEAD]
-    for name, span in spans.items():
-        rows.append(_interval_row(name, getattr(law, name), span, identified(name, span, lowest)))
-    rows.append(_interval_row("a", law.n_exponent(family.cost), interval(laws.n_exponent(family.cost)), "N* ~ C^a"))
-    rows.append(_interval_row("b", law.d_exponent(family.cost), interval(laws.d_exponent(family.cost)), "D* ~ C^b"))
+# --- rows of tables, for the console and for a page -------------------------------------------------------------------
+
+
+def constant_rows(family: Family) -> list[tuple[str, ...]]:
+    law, drawn, cost = family.fit.law, family.constants, family.cost
+    rows = [
+        _interval_row(name, getattr(law, name), interval(getattr(drawn, name)), open_words(family, name))
+        for name in ("E", "A", "B", "alpha", "beta")
+    ]
+    rows.append(_interval_row("a", law.n_exponent(cost), interval(drawn.n_exponent(cost)), "N* ~ C^a"))
+    rows.append(_interval_row("b", law.d_exponent(cost), interval(drawn.d_exponent(cost)), "D* ~ C^b"))
+    return rows
+
+
+def open_words(family: Family, name: str) -> str:
+    if not family.loose(name):
+        return ""
+    return "NOT IDENTIFIED: zero fits as well" if name == "E" else "NOT IDENTIFIED"
+
+
+def form_text(family: Family, counting: Counting) -> str:
+    cost = family.cost
+    return f"L = E + A/N^alpha + B/D^beta, N = {counting}; C = 6·{cost.scale:.3g}·N^{cost.power:.3f}·D"
+
+
+def basis_lines(family: Family) -> list[str]:
+    """How well the law fits, and what its intervals are."""
     fit = family.fit
     others = "" if fit.exact else "; THE MINIMUM WAS NOT REACHED"
     others += f"; others end {', '.join(f'{o:.2g}' for o in fit.others)} higher (relative)" if fit.others else ""
-    groups = len(set(family.points.groups))
-    refused = f", {family.n_refused} draws could not carry a law" if family.n_refused else ""
-    return "\n".join(
-        [
-            f"L = E + A/N^alpha + B/D^beta, N = {counting}; C = 6·{family.cost.scale:.3g}·N^{family.cost.power:.3f}·D",
-            aligned(rows, right=(1,), indent="  "),
-            f"  mean error {fit.error:.2%}; Huber {fit.delta:g} on log loss, sum {fit.objective:.6g}; "
-            f"{fit.n_agreeing} of {fit.n_starts} starts agree{others}",
-            f"  intervals: {family.n_laws} resamples of {groups} runs{refused}",
-        ]
-    )
+    return [
+        f"mean error {fit.error:.2%} over {len(family.points.n)} rows; Huber {fit.delta:g} on log loss, sum "
+        f"{fit.objective:.6g}; {fit.n_agreeing} of {fit.n_starts} starts agree{others}",
+        f"intervals of the constants: {family.drawn}",
+    ]
 
 
-def identified(name: str, span: Interval, lowest: float) -> str:
-    match name:
-        case "E" if span.low95 < 0.01 * lowest:
-            return "NOT IDENTIFIED: zero fits as well"
-        case "alpha" | "beta" if span.low95 <= 1.5 * LEAST_EXPONENT or span.high95 > 4 * span.low95:
-            return "NOT IDENTIFIED"
-        case _:
-            return ""
-
-
-def _profiles(found: Analysis) -> str:
-    lines = ["how much worse the best fit gets with one constant held there (of the objective)"]
-    for name, values in found.profiles.items():
-        cells = [(f"{value:.4g}", f"{max(rise, 0.0):+.1%}") for value, rise in values]
-        lines.append(aligned([(f"  {name}", *(v for v, _ in cells)), ("", *(r for _, r in cells))], right=range(1, 9)))
-    return "\n".join(lines)
-
-
-def _estimators(found: Analysis) -> str:
-    cost = found.family.cost
-    rows = [("estimator", "a (N*)", "b (D*)", "E", "")]
+def estimator_rows(found: Analysis) -> list[tuple[str, ...]]:
+    cost, rows = found.family.cost, list[tuple[str, ...]]()
     for name, law, note in (
         ("parametric, Huber on log loss", found.family.fit.law, ""),
         ("variable projection, squares", found.projected, ""),
@@ -143,13 +145,48 @@ def _estimators(found: Analysis) -> str:
         rows.append(("envelope", a, b, "none", f"through {names} runs; L ~ C^{found.envelope.loss_exponent:.4f}"))
     else:
         rows.append(("envelope", "none", "none", "none", found.envelope))
+    used = sum(not bottom.flag for bottom in found.bottoms)
     if found.isoflop:
-        used = sum(not bottom.flag for bottom in found.bottoms)
-        d = 1 - cost.power * found.isoflop.exponent
-        rows.append(("isoFLOP parabolas", f"{found.isoflop.exponent:.3f}", f"{d:.3f}", "none", f"{used} budgets"))
+        a, b = f"{found.isoflop.exponent:.3f}", f"{1 - cost.power * found.isoflop.exponent:.3f}"
+        rows.append(("isoFLOP parabolas", a, b, "none", f"{used} budgets"))
     else:
-        rows.append(("isoFLOP parabolas", "none", "none", "none", "fewer than 2 budgets with a bottom inside"))
-    return aligned(rows, right=(1, 2, 3))
+        rows.append(("isoFLOP parabolas", "none", "none", "none", f"{used} with a bottom inside, 2 budgets are needed"))
+    return rows
+
+
+def counting_rows(found: Analysis, chosen: Counting) -> list[tuple[str, ...]]:
+    largest, rows = float(found.family.points.flops.max()), list[tuple[str, ...]]()
+    for one in found.countings:
+        law = one.fit.law
+        exponents = (law.n_exponent(one.cost), law.d_exponent(one.cost))
+        numbers = [f"{float(value):.3f}" for value in (law.alpha, law.beta, law.E, *exponents)]
+        far = float(law.loss(*law.optimum(10 * largest, one.cost)))
+        name = f"{one.counting}{' (chosen)' if one.counting == chosen else ''}"
+        rows.append((name, *numbers, f"{far:.4f}", f"{one.fit.error:.2%}"))
+    return rows
+
+
+def noise_words(found: Analysis) -> str:
+    if found.seed_noise:
+        return f"seed noise {found.seed_noise:.2%}, as measured between seeds"
+    return f"seed noise {DEFAULT_SEED_NOISE:.2%}, assumed: no cell was run with two seeds"
+
+
+def spans(span: Interval, form: str = ".4g") -> tuple[str, str]:
+    """Its 80 and its 95 % interval."""
+    return _ends(span.low80, span.high80, form), _ends(span.low95, span.high95, form)
+
+
+def _ends(low: float, high: float, form: str) -> str:
+    return f"{low:{form}} to {high:{form}}" if math.isfinite(high) else f"{low:{form}} to no end"
+
+
+def _profiles(found: Analysis) -> str:
+    lines = ["how much worse the best fit gets with one constant held there (of the objective)"]
+    for name, values in found.profiles.items():
+        cells = [(f"{value:.4g}", f"{max(rise, 0.0):+.1%}") for value, rise in values]
+        lines.append(aligned([(f"  {name}", *(v for v, _ in cells)), ("", *(r for _, r in cells))], right=range(1, 9)))
+    return "\n".join(lines)
 
 
 def _overtraining(found: Analysis) -> str:
@@ -158,38 +195,16 @@ def _overtraining(found: Analysis) -> str:
 
 
 def _bottoms(found: Analysis) -> str:
-    noise = "as measured between seeds" if found.seed_noise else "assumed: no cell was run with two seeds"
     if not found.bottoms:
         return "isoFLOP: no budget has three runs"
     rows = [("budget FLOPs", "best N", "spread of ln N", "loss there", "")]
     for one in found.bottoms:
         rows.append((f"{one.flops:.3g}", f"{one.n:.3g}", f"{one.spread:.2f}", f"{one.loss:.4f}", one.flag))
-    level = f"{found.seed_noise or 0.005:.2%}"
-    return f"isoFLOP bottoms; seed noise {level}, {noise}\n" + aligned(rows, right=(0, 1, 2, 3), indent="  ")
+    return f"isoFLOP bottoms; {noise_words(found)}\n" + aligned(rows, right=(0, 1, 2, 3), indent="  ")
 
 
-def _countings(found: Analysis) -> str:
-    largest = float(found.family.points.flops.max())
-    rows: list[tuple[str, ...]] = [
-        ("N counts", "alpha", "beta", "E", "a (N*)", "b (D*)", "loss at 10 x the largest budget")
-    ]
-    for one in found.countings:
-        law = one.fit.law
-        n, d = law.optimum(10 * largest, one.cost)
-        exponents = (law.n_exponent(one.cost), law.d_exponent(one.cost))
-        numbers = [f"{value:.3f}" for value in (law.alpha, law.beta, law.E, *exponents)]
-        rows.append((str(one.counting), *numbers, f"{law.loss(n, d):.4f}"))
-    return "the same rows, counted differently\n" + aligned(rows, right=range(1, 7), indent="  ")
-
-
-def _interval_row(name: str, value: float, span: Interval | None, note: str) -> tuple[str, str, str, str, str]:
-    if span is None:
-        return name, f"{value:.4g}", "", "", note
-    return name, f"{value:.4g}", _span(span.low80, span.high80), _span(span.low95, span.high95), note
-
-
-def _span(low: float, high: float) -> str:
-    return f"{low:.4g} to {high:.4g}"
+def _interval_row(name: str, value: float, span: Interval, note: str) -> tuple[str, ...]:
+    return name, f"{value:.4g}", *spans(span), note
 
 
 def _note(row: Row) -> str:

@@ -140,9 +140,10 @@ def points(rows: Sequence[Row], counting: Counting, convention: Convention) -> P
 
 
 def split(rows: Sequence[Row], rule: RowRule) -> tuple[list[Row], list[tuple[Row, str]]]:
-    """(rows that a law may be fitted to, the others with the reason)."""
+    """(rows that a law may be fitted to, the others with the reason). By name, so that draws of noise, and with them
+    every interval, do not depend on where the rows come from."""
     used, dropped = [], []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.run):
         reason = _reason(row, rule)
         (dropped.append((row, reason)) if reason else used.append(row))
     diverged = [(row, reason) for row in used if (reason := _above_neighbours(row, used, rule.divergence_margin))]

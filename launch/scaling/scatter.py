@@ -1,7 +1,7 @@
 """How much single runs scatter about a law, and which laws the same runs could as well have given.
 
 In: a fitted law, its rows, which of them share a trunk, and how far runs of several seeds lie apart where there are
-such. Out: draws of the scatter, for each a law fitted again to losses scattered so, and losses of one further run.
+such. Out: draws of the scatter, for each the losses that the same runs could have shown, and those of a further run.
 
 A sweep whose budgets branch from one trunk a size has as many independent runs as sizes: five. Resampling those leaves
 draws of three sizes for a curve of three constants, and resampling rows takes noise of a trunk for curvature. Here the
@@ -17,7 +17,7 @@ import numpy as np
 
 from launch.scaling.law import Law
 from launch.scaling.minimum import Floats
-from launch.scaling.parametric import Fit, refit_losses
+from launch.scaling.parametric import Fit
 from launch.scaling.rows import Points, Row
 
 _SHARES = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9])
@@ -77,14 +77,14 @@ def scatter_of(found: Fit, at: Points, seeds: SeedSpread | None, count: int, rng
     return Scatter(np.minimum(np.sqrt(squares[which] / rng.chisquare(freedom, count)), _MOST), shares[which])
 
 
-def scattered_laws(found: Fit, at: Points, scatter: Scatter, rng: np.random.Generator) -> Law:
-    """A law for each draw, of losses that lie about the fitted law as the draw says."""
+def scattered_losses(law: Law, at: Points, scatter: Scatter, rng: np.random.Generator) -> Floats:
+    """(draws, rows): what the same runs could have shown, if they lie about the fitted law as each draw says."""
     names = sorted(set(at.groups))
     trunks = rng.standard_normal((len(scatter.sd), len(names)))[:, [names.index(group) for group in at.groups]]
     own = rng.standard_normal(trunks.shape)
     shared = scatter.shared[:, None]
     noise = scatter.sd[:, None] * (np.sqrt(shared) * trunks + np.sqrt(1 - shared) * own)
-    return refit_losses(found, at.n, at.d, found.law.loss(at.n, at.d) * np.exp(noise))
+    return law.loss(at.n, at.d) * np.exp(noise)
 
 
 def runs_of(losses: Floats, scatter: Scatter, rng: np.random.Generator) -> Floats:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from conf.errors import ConfigError
 from launch import slurm
-from launch.sweep import array as arrays
+from launch.sweep import slurm_array as arrays
 from launch.sweep.cells import Cell
 from launch.sweep.config import SweepConfig
 from launch.sweep.costs import Cost

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from launch.fit_config import FitChoice
-from launch.forecast_numbers import ground, numbers_at
+from launch.forecast_numbers import numbers_at
+from launch.scaling.analysis import fit_family
 from launch.scaling.law import Law
 from launch.scaling.rows import Row
 from tests.launch.scaling.surfaces import row
@@ -57,7 +58,7 @@ def main() -> None:
 
 def _once(kind: Kind, seed: int) -> tuple[bool, bool, float]:
     rng = np.random.default_rng([seed, 1])
-    numbers = numbers_at(ground(_rows(kind, rng), CHOICE), *HELD_OUT)
+    numbers = numbers_at(fit_family(_rows(kind, rng), CHOICE), *HELD_OUT)
     truth = float(kind.law.loss(*HELD_OUT) * np.exp(kind.noise * rng.standard_normal()))
     span = numbers.run_interval
     return span.low80 <= truth <= span.high80, span.low95 <= truth <= span.high95, (span.high95 - span.low95) / truth

@@ -32,8 +32,15 @@ FEW = rows_of(noise=0.004, sizes=SIZES[-3:])
 @pytest.fixture(scope="session")
 def sealed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sweep = tmp_path_factory.mktemp("sealed")
+    prepared(sweep / "runs" / "large")
     seal(sweep, held_out(sweep, predicted_device_hours=0.5), FEW, CHOICE)
     return sweep
+
+
+def prepared(run: Path) -> None:
+    """As it is before the first step."""
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "prediction.json").write_text("{}")
 
 
 @pytest.fixture
@@ -133,11 +140,9 @@ def test_a_run_that_has_begun_is_not_forecast(tmp_path: Path, name: str):
     assert history(tmp_path) == []
 
 
-def test_what_is_only_prepared_does_not_count_as_begun(tmp_path: Path):
-    target = held_out(tmp_path)
-    (target.run_folder / "checkpoints").mkdir(parents=True)
-    (target.run_folder / "prediction.json").write_text("{}")
-    assert seal(tmp_path, target, FEW, CHOICE).run == "large"
+def test_what_is_only_prepared_does_not_count_as_begun(sweep: Path):
+    assert (sweep / "runs" / "large" / "checkpoints").is_dir()
+    assert history(sweep)[0][0].run == "large"
 
 
 def test_rows_that_carry_no_law_or_are_of_two_kinds_are_refused(tmp_path: Path):

@@ -4,6 +4,7 @@ lie beside it as files."""
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
@@ -14,18 +15,20 @@ import numpy as np
 import pytest
 
 from data_prep.files import DataError
+from launch.fit_config import FitChoice
 from launch.ledger import collect, write
 from launch.pictures import standalone
-from launch.scaling.analysis import Settings, analyse, predict
+from launch.scaling.analysis import analyse, predict
 from launch.scaling.bootstrap import interval
 from launch.scaling.read_rows import rows_of_runs
-from launch.scaling.rows import Convention, Counting, RowRule, Verdict, split
+from launch.scaling.rows import RowRule, Verdict, split
 from launch.sweep_charts import size_for
 from launch.sweep_folder import curves, read_sweep
 from launch.sweep_forecasts import told_forecasts
 from launch.sweep_law import HELD_OUT, Findings, findings
 from launch.sweep_more_charts import tuned
 from launch.sweep_report import Content, gathered, made, write_sweep_report
+from launch.sweep_tables import totals
 from launch.sweep_verdicts import sweep_verdicts
 from tests.launch.sweep_folders import SIZES, TRUE, MadeSweep, complete, forecast, scored
 from tests.launch.test_report import checked
@@ -77,8 +80,8 @@ def test_the_numbers_on_the_page_are_those_of_the_analysis(whole: Path, page: st
     used, _ = split([row for row in rows if row.run != "target"], RowRule(name="[!l]*"))
     for row in used:
         assert not row.run.startswith(("lr", "epochs", "hot", "target"))
-    found = analyse(_grouped(used, whole), Settings(Counting.matmul, Convention.causal, 1e-3, 40, 0), lambda *_: None)
-    law, laws = found.family.fit.law, found.family.laws
+    found = analyse(_grouped(used, whole), FitChoice(resamples=40))
+    law, laws = found.family.fit.law, found.family.constants
     for name in ("E", "A", "B", "alpha", "beta"):
         span = interval(getattr(laws, name))
         cells = (f"{float(getattr(law, name)):.4g}", f"{span.low80:.4g} to {span.high80:.4g}",
@@ -88,20 +91,16 @@ def test_the_numbers_on_the_page_are_those_of_the_analysis(whole: Path, page: st
     for counted in found.countings:
         assert f"<td>{float(counted.fit.law.alpha):.3f}</td><td>{float(counted.fit.law.beta):.3f}</td>" in page
     target = next(row for row in rows if row.run == "target")
-    at = predict(found.family, None, float(target.n_params_matmul), float(target.tokens), 0)
+    at = predict(found.family, None, float(target.n_params_matmul), float(target.tokens))
     assert f"<td>{at.loss:.4f}</td><td>{at.run_interval.low95:.4g} to {at.run_interval.high95:.4g}</td>" in page
     assert f"<td>{target.loss:.4f}</td><td>{at.loss / target.loss - 1:+.2%}</td>" in page
 
 
 def _grouped(rows: list[Any], folder: Path) -> list[Any]:
     """As the plan groups them: what branches from one run is drawn together."""
-    import dataclasses
-
     plan = json.loads((folder / "plan.json").read_text())
     group = {cell["run"]: cell["group"] for cell in plan["cells"]}
-    order = list(group)
-    named = [dataclasses.replace(row, group=group[row.run]) for row in rows]
-    return sorted(named, key=lambda row: order.index(row.run))
+    return [dataclasses.replace(row, group=group[row.run]) for row in rows]
 
 
 def test_a_held_out_run_is_never_among_the_rows_of_the_law(content: Content):
@@ -155,6 +154,8 @@ def test_a_sweep_that_has_only_a_plan_shows_its_cells_and_what_is_missing(tmp_pa
 def test_with_too_few_rows_the_curves_are_shown_and_the_page_says_what_a_law_needs(small: MadeSweep):
     content = gathered(small.plan())
     page = checked(made(small.path))
+    assert "lines: validation loss of 4 runs; marks: validation loss at the end of a run" in page
+    assert ">validation loss, nats per token<" in page
     assert "4 usable rows; E + A/N^alpha + B/D^beta has five constants and needs at least 6" in page
     assert page.count("<polyline") >= 4
     absent = missing(content)
@@ -165,6 +166,23 @@ def test_with_too_few_rows_the_curves_are_shown_and_the_page_says_what_a_law_nee
     assert absent["Learning rate and batch"] == "no size was run with more than one learning rate or batch"
     assert absent["Repeated text"] == "no usable row repeats its text"
     assert absent["Rows not used"] == "all rows are used"
+
+
+def test_lines_of_training_are_told_from_marks_of_validation(small: MadeSweep):
+    for file in small.path.glob("runs/*/metrics.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows if "val_loss" not in row))
+    page = checked(made(small.plan()))
+    assert (
+        "lines: training loss of 4 runs (smoothed; too few evaluations for a line of those); marks: validation" in page
+    )
+    assert ">loss, nats per token<" in page
+
+
+def test_what_is_spent_is_compared_with_what_was_predicted_once_all_is_over(small: MadeSweep):
+    assert totals(read_sweep(small.plan())).count(" x<") == 2
+    small.cell("later", 492_000, 8_000_000, status=None)
+    assert totals(read_sweep(small.plan())).count(" x<") == 1, "of the finished cells alone"
 
 
 def test_cells_that_go_on_failed_or_were_left_out_are_there_with_the_reason(small: MadeSweep):
@@ -240,6 +258,15 @@ def test_rows_of_two_tokenizers_are_refused_with_both_names(tmp_path: Path):
     file.write_text(json.dumps(summary))
     page = checked(made(sweep.plan()))
     assert "rows of 2 tokenizers in one fit" in page
+
+
+def test_it_is_asked_for_by_the_sweeps_folder(small: MadeSweep):
+    """Of another command `sweep` is a choice among conf/sweep."""
+    small.plan()
+    words = [sys.executable, "-m", "launch", "report", f"sweep={small.path}"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert f"{small.path}/report.html: small, 4 of 4 cells finished" in done.stdout
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path: Path):

@@ -12,7 +12,12 @@ from conf.app import App
 from conf.compose import compose
 from conf.errors import ConfigError
 from launch.fit import fit
-from launch.fit_config import FitConfig
+from launch.fit_config import FitChoice, FitConfig
+from launch.forecast_numbers import numbers_at
+from launch.scaling.analysis import fit_family
+from launch.scaling.read_rows import rows_of_ledger
+from launch.scaling.report import spans
+from launch.scaling.rows import Row, split
 from tests.launch.scaling.surfaces import TRUE, isoflop, ledger, summary
 
 APP = App("launch_fit", FitConfig, {})
@@ -47,12 +52,24 @@ def test_a_ledger_becomes_constants_with_intervals_and_a_prediction(tmp_path: Pa
     assert float(low) <= TRUE.n_exponent() <= float(high)
     assert float(fitted) == pytest.approx(TRUE.n_exponent(), abs=0.03)
     assert "starts agree" in text
-    assert "60 resamples of 20 runs" in text
+    assert "60 resamples of 20 independent runs" in text
     for counting in ("matmul", "total", "non_embedding", "compute"):
         assert line(text, counting)
     assert "OUTSIDE what was sampled: N 2." in text
     best = TRUE.optimum(1e22 / 1.05)
+    _are_those_of_a_forecast(text, rows_of_ledger(tmp_path / "l.jsonl", "val_loss")[0])
     assert float(line(text, "loss  ")[1]) == pytest.approx(float(TRUE.loss(*best)), rel=0.01)
+
+
+def _are_those_of_a_forecast(text: str, rows: list[Row]) -> None:
+    """Whatever the order in which rows are found."""
+    choice = FitChoice(resamples=60)
+    family = fit_family(split(rows[::-1], choice.rows)[0], choice)
+    there = numbers_at(family, *map(float, family.fit.law.optimum(1e22, family.cost)))
+    lines = [" ".join(one.split()) for one in text.splitlines()]
+    assert f"loss {there.loss:.4g} {' '.join(spans(there.law_interval))} of the law" in lines
+    assert f"loss {there.loss:.4g} {' '.join(spans(there.run_interval))} of one run: with the noise of runs" in lines
+    assert f"E {there.law.E:.4g} {' '.join(spans(there.e_interval))}" in lines
 
 
 def test_repeated_rows_and_another_family_have_their_own_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

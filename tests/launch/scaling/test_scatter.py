@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 
 from launch.fit_config import FitChoice
-from launch.forecast_numbers import ground, numbers_at
+from launch.scaling.analysis import Family, fit_family, predict
 from launch.scaling.parametric import Fit, fit, refit_losses
 from launch.scaling.rows import Convention, Counting, Points, Row, points
-from launch.scaling.scatter import Scatter, SeedSpread, scatter_of, scattered_laws, seed_spread
+from launch.scaling.scatter import Scatter, SeedSpread, scatter_of, scattered_losses, seed_spread
 from tests.launch.scaling.surfaces import TRUE, grid, isoflop, noisy, row
 from tests.launch.sweeps import HELD_OUT, LAW, SIZES, rows_of
+
+THERE = (float(HELD_OUT[0]), float(HELD_OUT[1]))
+
+
+@pytest.fixture(scope="module")
+def sweeps() -> list[Family]:
+    """Eight of one law, with other noise: four sizes whose budgets share a trunk."""
+    return [fit_family(rows_of(seed=100 + i, sizes=SIZES[1:]), FitChoice(resamples=40, seed=i)) for i in range(8)]
 
 
 def fitted(rows: list[Row]) -> tuple[Fit, Points]:
@@ -17,9 +25,9 @@ def fitted(rows: list[Row]) -> tuple[Fit, Points]:
     return fit(at.n, at.d, at.loss), at
 
 
-def drawn(rows: list[Row], seeds: SeedSpread | None = None) -> Scatter:
+def drawn(rows: list[Row]) -> Scatter:
     found, at = fitted(rows)
-    return scatter_of(found, at, seeds, 4000, np.random.default_rng(0))
+    return scatter_of(found, at, None, 4000, np.random.default_rng(0))
 
 
 def many(noise: float, shared: float) -> list[Row]:
@@ -42,12 +50,24 @@ def test_noise_that_a_trunk_shares_is_told_from_that_of_each_run():
     assert np.median(together.shared) >= 0.6
 
 
-def test_few_runs_leave_more_scatter_possible_and_seeds_less():
-    rows = rows_of(sizes=SIZES[:4])
-    alone = drawn(rows)
-    with_seeds = drawn(rows, SeedSpread(sd=0.01, freedom=40, cells=10))
+def test_few_runs_leave_more_scatter_possible_and_seeds_less(sweeps: list[Family]):
+    rng = np.random.default_rng(0)
+    known = SeedSpread(sd=0.01, freedom=40, cells=10)
+    alone, with_seeds = (scatter_of(sweeps[3].fit, sweeps[3].points, seeds, 4000, rng) for seeds in (None, known))
     assert np.quantile(alone.sd, 0.975) > 1.5 * np.quantile(with_seeds.sd, 0.975)
     assert np.median(with_seeds.sd) == pytest.approx(0.01, rel=0.15)
+
+
+def test_few_independent_runs_are_not_resampled_and_that_is_said(sweeps: list[Family]):
+    few, (n, d) = sweeps[0], grid(5, 2)
+    assert few.constants is few.laws
+    assert few.drawn.endswith(
+        "16 rows scatter about the law: 4 independent runs are too few to resample, 10 are enough"
+    )
+    three = [row(f"{i}", int(a), int(b) * (1 + i % 2)) for i, (a, b) in enumerate(zip(n, d, strict=True))]
+    enough = fit_family(three, FitChoice(resamples=40))
+    assert enough.constants is not enough.laws
+    assert enough.drawn.startswith("40 resamples of 10 independent runs")
 
 
 def test_runs_that_share_nothing_have_no_common_scatter():
@@ -57,20 +77,21 @@ def test_runs_that_share_nothing_have_no_common_scatter():
 def test_scattered_losses_give_the_laws_of_fresh_fits():
     n, d, _ = isoflop()
     found = fit(n, d, noisy(TRUE, n, d, 0.01, 3))
-    losses = np.stack([noisy(TRUE, n, d, 0.01, seed) for seed in range(4)])
+    losses = np.stack([noisy(TRUE, n, d, 0.01, seed) for seed in range(2)])
     laws = refit_losses(found, n, d, losses)
     for i, loss in enumerate(losses):
         fresh = fit(n, d, loss).law
         assert laws.loss(1e10, 1e11)[i] == pytest.approx(fresh.loss(1e10, 1e11), rel=2e-3)
 
 
-def test_scattered_laws_are_as_far_apart_as_laws_of_sweeps_are():
-    """Eight sweeps of the same law against resamples of one of them, at the held-out run."""
-    of_sweeps = [np.log(float(fitted(rows_of(seed=seed))[0].law.loss(*map(float, HELD_OUT)))) for seed in range(8)]
-    found, at = fitted(rows_of(seed=1))
+def test_scattered_losses_are_as_far_apart_as_laws_of_sweeps_are(sweeps: list[Family]):
+    """Eight sweeps of the same law against draws from one of them, at the held-out run."""
+    there = np.log([float(one.fit.law.loss(*THERE)) for one in sweeps])
+    found, at = sweeps[1].fit, sweeps[1].points
     scatter = Scatter(np.full(50, 0.01), np.full(50, 0.5))
-    laws = scattered_laws(found, at, scatter, np.random.default_rng(0))
-    assert 0.4 < np.std(np.log(laws.loss(*map(float, HELD_OUT)))) / np.std(of_sweeps) < 2.5
+    losses = scattered_losses(found.law, at, scatter, np.random.default_rng(0))
+    laws = refit_losses(found, at.n, at.d, losses)
+    assert 0.4 < np.std(np.log(laws.loss(*THERE))) / np.std(there) < 2.5
 
 
 def test_spread_between_seeds_counts_trunks_not_budgets():
@@ -85,15 +106,13 @@ def test_spread_between_seeds_counts_trunks_not_budgets():
     assert spread.sd == pytest.approx(0.01)
 
 
-def test_intervals_of_a_single_run_hold_about_as_often_as_they_say():
-    """Eight sweeps of four sizes whose budgets share a trunk, a run of twice the largest size. (Of fifty, resampled
-    trunks hold 37 in their 95 % interval, resampled rows 40, and this one 47.)"""
+def test_intervals_of_a_single_run_hold_about_as_often_as_they_say(sweeps: list[Family]):
+    """Of a run of twice the largest size. (Of fifty, resampled trunks hold 37 in their 95 % interval, resampled rows
+    40, and this one 47.)"""
     held = []
-    for seed in range(8):
-        rows = rows_of(seed=100 + seed, sizes=SIZES[1:])
-        there = numbers_at(ground(rows, FitChoice(resamples=40, seed=seed)), *map(float, HELD_OUT))
-        truth = float(LAW.loss(*map(float, HELD_OUT)) * np.exp(0.01 * np.random.default_rng(seed).standard_normal()))
-        span = there.run_interval
+    for seed, family in enumerate(sweeps):
+        truth = float(LAW.loss(*THERE) * np.exp(0.01 * np.random.default_rng(seed).standard_normal()))
+        span = predict(family, None, *THERE).run_interval
         held.append((span.holds(truth, 80), span.holds(truth, 95), (span.high95 - span.low95) / truth))
     within_80, within_95, widths = np.array(held).T
     assert within_80.sum() >= 5

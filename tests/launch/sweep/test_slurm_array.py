@@ -16,8 +16,18 @@ from conf.errors import ConfigError
 from data_prep.files import DataError
 from launch.slurm import Limits
 from launch.submit_config import JobConfig, TrainJobConfig
-from launch.sweep.array import Cell, SweepArray, array_script, cells_file, cells_name, dealt, send, shown, sweep_array
-from launch.sweep.array import told as told_of
+from launch.sweep.slurm_array import (
+    Cell,
+    SweepArray,
+    array_script,
+    cells_file,
+    cells_name,
+    dealt,
+    send,
+    shown,
+    sweep_array,
+)
+from launch.sweep.slurm_array import told as told_of
 from tests.faults.slurm_runs import HELD, PATIENCE, ROOT, SHORT
 from tests.launch.conftest import HOSTILE, directives
 from tests.launch.desk import Desk
