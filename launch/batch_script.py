@@ -1,7 +1,7 @@
 """The batch script of a run under Slurm, or of one element of a sweep's array, for a person to read.
 
-In: the configuration and the words for the ranks; for an array what is different there (launch/sweep/slurm_array.py). Out:
-bash. One srun starts all ranks; where they meet follows from
+In: the configuration and the words for the ranks; for an array what is different there
+(launch/sweep/slurm_array.py). Out: bash. One srun starts all ranks; where they meet follows from
 Slurm's own variables, so no torchrun and no agent of its stands between Slurm's signals and the ranks. Before it, an
 srun of train.preflight looks at the nodes; those it names are left out from then on. When the ranks have saved and left
 (143), or one of them was killed, the script puts its job back into the queue, or leaves the run to the next job of its
