@@ -83,12 +83,11 @@ def with_beginnings(cells: Sequence[Cell], states: Mapping[str, State]) -> tuple
     found, notes = list[Cell](), list[str]()
     for cell in cells:
         made = _as_begun(cell, states[cell.name])
-        if made is None:
-            made = cell if _will_have(cell, states) else _next_best(cell, cells)
-        if made is not cell and _as_begun(cell, states[cell.name]) is None:
+        if made is None and not _will_have(cell, states):
+            made = _next_best(cell, cells)
             begins = f"begins from step {made.shared_steps} of {made.parent}" if made.parent else "begins by itself"
             notes.append(f"{cell.name} {begins}: {cell.parent} has no checkpoint of step {cell.shared_steps}")
-        found.append(made)
+        found.append(made or cell)
     return found, notes
 
 
