@@ -43,7 +43,7 @@ def end(root: Path, cell: Cell, status: str = "finished", step: int | None = Non
     run = root / cell.folder
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(to_yaml(config))
-    sweep_folders.write_rows(run, planned, loss, 40, step / cell.steps, np.random.default_rng(0))
+    sweep_folders.write_rows(run, planned, loss, cell.steps, step / cell.steps, np.random.default_rng(0))
     (run / "summary.json").write_text(json.dumps(made | changed))
     return run
 
