@@ -4,6 +4,7 @@ In: cells, and the run folders that there are. Out: a state for each. What a fol
 refused, never taken for the cell and never touched.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -88,7 +89,10 @@ def with_beginnings(cells: Sequence[Cell], states: Mapping[str, State]) -> tuple
             begins = f"begins from step {made.shared_steps} of {made.parent}" if made.parent else "begins by itself"
             notes.append(f"{cell.name} {begins}: {cell.parent} has no checkpoint of step {cell.shared_steps}")
         found.append(made or cell)
-    return found, notes
+    roots = dict[str, str]()
+    for cell in sorted(found, key=lambda cell: cell.steps):
+        roots[cell.name] = roots.get(cell.parent or "", cell.root)
+    return [dataclasses.replace(cell, root=roots[cell.name]) for cell in found], notes
 
 
 def lost(cells: Sequence[Cell], states: Mapping[str, State]) -> dict[str, str]:

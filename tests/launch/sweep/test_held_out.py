@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from conf.errors import ConfigError
 from launch.forecast import history
 from launch.ledger import read
 from launch.sweep.cells import cells
+from launch.sweep.costs import Cost
+from launch.sweep.outcome import Outcome
 from tests.launch.sweep.made import end
 from tests.launch.sweep.words import TINY, sweep_of
 from tests.runs import finish, start
@@ -83,3 +86,25 @@ def test_ledger_and_report_have_the_held_out_run_too(swept: tuple[Path, str]):
     sweep = swept[0] / "sweeps" / "tiny"
     assert HELD_OUT in {row.run_name for row in read(sweep / "ledger.jsonl")}
     assert HELD_OUT in (sweep / "report.html").read_text()
+
+
+def test_a_seal_stands_whatever_is_trained_between_it_and_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As after a kill between the two: by then another cell has ended, and costs are expected to be others."""
+    monkeypatch.chdir(tmp_path)
+    config = sweep_of(*WORDS)
+    *others, held_out = cells(config)[0]
+    *others, late = (cell for cell in others if cell.config.model.d_model < 40)
+    for cell in others:
+        end(tmp_path, cell)
+    outcome, told = Outcome(config, [*others, late, held_out]), list[str]()
+    outcome.before(held_out, Cost(1.0, 1.0, None, ""), told.append)
+    end(tmp_path, late)
+    (sealed, _), *more = history(outcome.folder)
+    outcome.before(held_out, Cost(2.0, 2.0, None, ""), told.append)
+    assert told[0].startswith(f"forecast 0001 of {HELD_OUT}")
+    assert told[1:] == [f"{HELD_OUT} was foretold on {sealed.written}: sweeps/tiny/forecasts/0001.json"]
+    assert (history(outcome.folder), more) == ([(sealed, None)], [])
+    sealed_file = outcome.folder / "forecasts" / "0001.json"
+    sealed_file.write_text(sealed_file.read_text().replace("d16", "d17"))
+    with pytest.raises(ConfigError):
+        outcome.before(held_out, Cost(2.0, 2.0, None, ""), told.append)

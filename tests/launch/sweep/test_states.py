@@ -54,13 +54,15 @@ def test_longer_cell_that_is_added_later_begins_from_what_its_chain_has_kept(tmp
 
 
 def test_cell_begins_by_itself_where_nothing_was_kept_and_keeps_its_configuration(tmp_path: Path):
-    short, middle, _ = chain()
+    short, middle, long = chain()
     end(tmp_path, short)
     found, notes = beginnings([short, middle])
     assert found == [(None, 0), (None, 0)]
     assert notes == [f"{middle.name} begins by itself: {short.name} has no checkpoint of step 8"]
-    made = with_beginnings([short, middle], {cell.name: state_of(cell) for cell in (short, middle)})[0]
-    assert [cell.sha256 for cell in made] == [short.sha256, middle.sha256]
+    trio = [short, middle, long]
+    made = with_beginnings(trio, {cell.name: state_of(cell) for cell in trio})[0]
+    assert [cell.sha256 for cell in made] == [cell.sha256 for cell in trio]
+    assert [cell.root for cell in made] == [short.name, middle.name, middle.name]
 
 
 @pytest.mark.parametrize(("saved", "parent"), [(5, True), (9, False)])
