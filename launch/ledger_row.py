@@ -92,7 +92,8 @@ class LedgerRow:
     validation_sha256: str | None
     config_sha256: str | None
     cell_sha256: str | None
-    """of the settings without seed, peak_lr, batch and warm-up: rows with the same one differ in what was tuned"""
+    """of the settings without seed, peak_lr, batch, warm-up and length: rows with the same one, and as long,
+    differ in what was tuned"""
     git_commit: str | None
     git_dirty: bool | None
     restarts: int | None

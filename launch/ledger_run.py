@@ -169,10 +169,11 @@ def _of_config(config: TrainConfig | None) -> dict[str, Any]:
 
 
 def _cell_sha256(config: TrainConfig) -> str:
-    """Of what is trained, on what and how long: not of seed, learning rate, batch and warm-up, which are tuned."""
+    """Of what is trained, and on what: not of seed, learning rate, batch and warm-up, which are tuned, nor of the
+    length, which batches of several sizes cannot make the same."""
     settings = flatten({name: tree for name, tree in to_tree(config).items() if name in _SECTIONS})
     kept = {key: value for key, value in settings.items() if key not in _TUNED and key.split(".")[-1] not in _ELSEWHERE}
-    return digest(kept | {"total_tokens": config.total_tokens, "start_from": config.run.start_from})
+    return digest(kept | {"start_from": config.run.start_from})
 
 
 # --- what it cost ----------------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ run lies far above its neighbours is for the fits to judge (`launch/scaling/rows
 
 A run has diverged if it says so, if it finished without a finite validation loss, or if its losses end high: the
 median of the last W step losses (W a fiftieth of what is looked at, at least 5) lies above the lowest median of any
-W before by more than a tenth, and by more than six times the noise of such a median. Tuned are rows of one cell that
-differ in peak_lr or global_batch_size: where the best of at least three values is the smallest or the largest tried,
-the optimum may lie beyond, and its rows are edge. A value at which a run diverged was tried; one that is still partial
-was not.
+W before by more than a tenth, and by more than six times the noise of such a median. Tuned are rows of one cell
+and length (but for a step, as batches of several sizes cannot all end there) that differ in peak_lr or
+global_batch_size: where the best of at least three values is the smallest or the largest tried, the optimum may lie
+beyond, and its rows are edge. A value at which a run diverged was tried; one that is still partial was not.
 """
 
 import dataclasses
@@ -107,8 +107,26 @@ def with_edges(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
         if row.cell_sha256 and row.verdict != Verdict.partial:
             key = (row.cell_sha256, row.family, row.manifest_sha256, row.tokenizer_sha256, row.validation_sha256)
             cells[key].append(row)
-    edges = {id(row): why for cell in cells.values() for row, why in _edges(cell)}
+    edges = {id(row): why for cell in cells.values() for one in _by_length(cell) for row, why in _edges(one)}
     return [_flagged(row, edges[id(row)]) if id(row) in edges else row for row in rows]
+
+
+def _by_length(cell: Sequence[LedgerRow]) -> list[list[LedgerRow]]:
+    """Runs of other batches end up to a step later or earlier."""
+    found: list[list[LedgerRow]] = []
+    for row in sorted(cell, key=_length):
+        if found and _length(row) - _length(found[-1][0]) < max(row.tokens_per_step or 0, 1):
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
+def _length(row: LedgerRow) -> int:
+    """As it was meant to be."""
+    if row.total_steps is None or row.tokens_per_step is None:
+        return row.tokens_seen
+    return row.total_steps * row.tokens_per_step
 
 
 def _unflagged(row: LedgerRow) -> LedgerRow:

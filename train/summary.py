@@ -93,7 +93,7 @@ def summarize(
         "data": {
             "manifest_sha256": manifest.sha256 if len(setup.corpora) == 1 else None,
             "tokenizer_sha256": manifest.tokenizer_sha256,
-            "validation_sha256": _validation_sha256(setup),
+            "validation_sha256": validation_sha256(setup),
             "phases": len(setup.phases),
         },
         "config_sha256": config_sha256(config),
@@ -102,7 +102,7 @@ def summarize(
     }
 
 
-def _validation_sha256(setup: Setup) -> str:
+def validation_sha256(setup: Setup) -> str:
     """Of what val_loss is measured on: losses of runs that differ in it are no points of one curve."""
     data = setup.config.data
     shards = [

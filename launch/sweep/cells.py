@@ -15,8 +15,8 @@ from pathlib import Path
 from conf.compose import compose
 from conf.errors import ConfigError
 from launch.again import TRAIN, train_words
-from launch.sweep.config import Shape, SweepConfig
-from launch.sweep.rules import Setting, depends_on_length, micro_batch, sequences, setting, warmup
+from launch.sweep.config import AxesConfig, Shape, SweepConfig
+from launch.sweep.rules import Setting, depends_on_length, micro_batch, rule_problems, sequences, setting, warmup
 from model.arithmetic import ParameterCounts, count_parameters, flops_per_token
 from model.config import ModelConfig
 from train.branch import steps_with_equal_rates
@@ -139,7 +139,17 @@ def _points(config: SweepConfig) -> Iterator[Point]:
         if family == config.fit.family:
             for shape in axes.held_out:
                 for seed in shape.seeds or axes.seeds[:1]:
-                    yield Point(family, base, shape, seed, 0, 1.0, 1.0, shape.tokens, True)
+                    yield Point(family, base, shape, seed, *_of_held_out(axes), shape.tokens, True)
+
+
+def _of_held_out(axes: AxesConfig) -> tuple[int, float, float]:
+    """(unique tokens, factors of rate and batch): those of all cells, or where cells differ what the rule says."""
+    unique, lr, batch = axes.unique_tokens, axes.lr_factors, axes.batch_factors
+    return (
+        unique[0] if len(unique) == 1 else 0,
+        lr[0] if len(lr) == 1 else 1.0,
+        batch[0] if len(batch) == 1 else 1.0,
+    )
 
 
 def _family(config: SweepConfig, family: str, words: Sequence[str]) -> TrainConfig:
@@ -166,39 +176,40 @@ def _chain(config: SweepConfig, points: Sequence[Point], shortest: int | None = 
             axes.max_warmup_ratio,
         )  # fmt: skip
         whole = dataclasses.replace(cell.config, schedule=dataclasses.replace(schedule, warmup_tokens=tokens))
-        _refuse(cell.name, [*whole.run.problems(), *whole.problems()])
+        _refuse(cell.name, [*whole.run.problems(), *whole.data.problems(), *whole.problems()])
         found.append(dataclasses.replace(cell, config=whole))
-    return _branched(found) if axes.branch and _may_branch(config, found) else [_alone(cell) for cell in found]
+    return _branched(found) if axes.branch and _may_branch(config, found) else [alone(cell) for cell in found]
 
 
 def _may_branch(config: SweepConfig, chain: Sequence[Cell]) -> bool:
     return isinstance(chain[0].config.schedule, WsdSchedule) and not depends_on_length(config.sweep.rule)
 
 
-def _alone(cell: Cell) -> Cell:
-    return dataclasses.replace(cell, root=cell.name)
+def alone(cell: Cell) -> Cell:
+    """It begins by itself."""
+    run = dataclasses.replace(cell.config.run, branch_from=None)
+    config = dataclasses.replace(cell.config, run=run)
+    return dataclasses.replace(cell, config=config, parent=None, shared_steps=0, root=cell.name)
+
+
+def branch(cell: Cell, parent: str, step: int, root: str) -> Cell:
+    """It begins from `parent`, a run of the same sweep."""
+    run = dataclasses.replace(cell.config.run, branch_from=str(cell.folder.parent / parent))
+    config = dataclasses.replace(cell.config, run=run)
+    return dataclasses.replace(cell, config=config, parent=parent, shared_steps=step, root=root)
 
 
 def _branched(chain: Sequence[Cell]) -> list[Cell]:
     """Each but the first goes on from the one before; that one keeps the checkpoint of where they part."""
-    found = [_alone(chain[0])]
+    found = [alone(chain[0])]
     for cell in chain[1:]:
         before = found[-1]
         shared = steps_with_equal_rates(cell.config, before.config)
         if shared < 1:
-            found.append(_alone(cell))
+            found.append(alone(cell))
             continue
         found[-1] = dataclasses.replace(before, config=_keeping(before.config, shared))
-        run = dataclasses.replace(cell.config.run, branch_from=str(before.folder))
-        found.append(
-            dataclasses.replace(
-                cell,
-                config=dataclasses.replace(cell.config, run=run),
-                parent=before.name,
-                shared_steps=shared,
-                root=before.root,
-            )
-        )
+        found.append(branch(cell, before.name, shared, before.root))
     return found
 
 
@@ -209,18 +220,14 @@ def _keeping(config: TrainConfig, step: int) -> TrainConfig:
 
 def _unless_lost(cell: Cell, kept: Sequence[Cell]) -> Cell:
     """A cell whose parent was left out begins by itself."""
-    if cell.parent is None or any(other.name == cell.parent for other in kept):
-        return cell
-    run = dataclasses.replace(cell.config.run, branch_from=None)
-    return dataclasses.replace(
-        cell, config=dataclasses.replace(cell.config, run=run), parent=None, shared_steps=0, root=cell.name
-    )
+    return cell if cell.parent is None or any(other.name == cell.parent for other in kept) else alone(cell)
 
 
 def _draft(config: SweepConfig, point: Point) -> Cell:
     """All but the warm-up, which depends on the shortest of the chain."""
     model = shaped(point.base.model, point.shape)
     _refuse(f"the shape {point.shape.d_model} x {point.shape.n_layers}", model.problems())
+    _refuse(f"family {point.family}", rule_problems(config.sweep.rule, model.init))
     counts, per_token = count_parameters(model), flops_per_token(model, point.base.data.seq_len)
     tokens = _tokens(config, point, counts, per_token[1])
     asked = _setting(config, point, counts, tokens)
@@ -267,7 +274,7 @@ def _ranks(config: SweepConfig, point: Point, asked: Setting) -> tuple[int, int]
     a_row = point.base.parallel.tp_size * point.base.parallel.sp_size
     all_places = config.job.n_ranks * config.sweep.jobs
     takes_all = point.held_out and not config.submit and config.job.nodes == 1
-    whole = round(asked.tokens_per_step / point.base.data.seq_len)
+    whole = round(asked.tokens_per_step * point.batch_factor / point.base.data.seq_len)
     if takes_all and all_places % a_row == 0 and whole % (all_places // a_row) == 0:
         return all_places, all_places // a_row
     return config.job.n_ranks, max(1, config.job.n_ranks // a_row)

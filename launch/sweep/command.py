@@ -14,17 +14,16 @@ from typing import Any
 
 from conf.check import to_tree
 from conf.errors import ConfigError
-from data_prep.files import publish_json
+from data_prep.files import DataError, exclusive, publish_json
 from launch.sweep.cells import Cell, cells
+from launch.sweep.children import Places
 from launch.sweep.config import SweepConfig
-from launch.sweep.costs import Cost, costs
-from launch.sweep.states import Become, State, refuse_strangers, state_of
-from launch.sweep.table import table
+from launch.sweep.costs import Cost, costs, own_device_hours, whole_device_hours
+from launch.sweep.states import State, lost, may_begin, refuse_strangers, state_of, with_beginnings
+from launch.sweep.table import remarks, table
 from model.arithmetic import flops_per_token
 from train.parallel import RankGrid
 from train.setup import check
-
-_DONE = (Become.finished, Become.diverged)
 
 
 def sweep(config: SweepConfig) -> int:
@@ -33,23 +32,46 @@ def sweep(config: SweepConfig) -> int:
     if not found:
         raise ConfigError(["no cell is left: " + "; ".join(f"{name}: {why}" for name, why in short)])
     refuse_strangers(found)
-    _refuse_unrunnable(config, found)
+    doubts = _runnable(config, found)
     states = {cell.name: state_of(cell) for cell in found}
-    priced = costs(found, {name: state.summary for name, state in states.items() if state.summary})
+    found, notes = with_beginnings(found, states)
+    priced = _priced(found, states)
     left_out = beyond_caps(config, found, priced, states)
-    print(table(found, priced, states, left_out, short), flush=True)
+    notes = [
+        *doubts,
+        *remarks(config, found),
+        *notes,
+        *(f"{name} is lost: {why}" for name, why in lost(found, states).items()),
+    ]
+    print(table(found, priced, states, left_out, short, notes), flush=True)
     if not config.start and not config.submit:
         print("nothing was started; start=true runs these cells here, submit=true sends them to Slurm")
         return 0
-    write_plan(config, found, priced, left_out, short)
     kept = [cell for cell in found if cell.name not in left_out]
-    if config.submit:
-        from launch.sweep.queued import send
+    places = None if config.submit else Places.of(config)
+    with exclusive(folder_of(config), "it runs or sends the cells of this sweep", name=".running"):
+        write_plan(config, found, priced, left_out, short)
+        if places is None:
+            from launch.sweep.queued import send
 
-        return send(config, kept, priced, states)
-    from launch.sweep.runner import Runner
+            return send(config, kept, priced, states)
+        from launch.sweep.runner import Runner
 
-    return Runner(config, kept, priced).run()
+        code = Runner(config, kept, priced, places).run()
+    _tell_what_fits(config, found, left_out)
+    return code
+
+
+def _priced(found: Sequence[Cell], states: dict[str, State]) -> dict[str, Cost]:
+    return costs(found, {name: state.summary for name, state in states.items() if state.summary})
+
+
+def _tell_what_fits(config: SweepConfig, found: Sequence[Cell], left_out: dict[str, str]) -> None:
+    """Cells that were left out for what they were expected to cost, and that cost less by what others did."""
+    states = {cell.name: state_of(cell) for cell in found}
+    now = beyond_caps(config, found, _priced(found, states), states)
+    if fit := [name for name in left_out if name not in now]:
+        print(f"under the caps after all, by what was really spent; the same command runs them: {', '.join(fit)}")
 
 
 def folder_of(config: SweepConfig) -> Path:
@@ -59,24 +81,29 @@ def folder_of(config: SweepConfig) -> Path:
 def beyond_caps(
     config: SweepConfig, found: Sequence[Cell], priced: dict[str, Cost], states: dict[str, State]
 ) -> dict[str, str]:
-    """Cell → why it is left out: with those before it, it would cost more than the caps allow."""
+    """Cell → why it is left out: with those before it, it would cost more than the caps allow. What has been spent
+    counts as it was, what is to come as it is expected."""
     hours, usd = config.sweep.max_device_hours, config.sweep.max_usd
     if usd is not None and config.cluster.usd_per_device_hour is None:
         raise ConfigError([f"sweep.max_usd={usd} needs a price: cluster.usd_per_device_hour and cluster.price_date"])
     left_out: dict[str, str] = {}
     spent_hours = 0.0
     for cell in found:
-        needs = spent_hours + priced[cell.name].device_hours
+        state = states[cell.name]
+        is_over = state.is_over
+        needs = spent_hours + whole_device_hours(cell, priced[cell.name], state.summary, is_over)
         price = (config.cluster.usd_per_device_hour or 0.0) * needs
-        begun = states[cell.name].become in _DONE
-        if cell.parent in left_out and not begun:
-            left_out[cell.name] = f"its beginning, {cell.parent}, is left out"
-        elif hours is not None and needs > hours and not begun:
+        if hours is not None and needs > hours and not is_over:
             left_out[cell.name] = f"{needs:.3g} device-hours with those before, sweep.max_device_hours={hours:g}"
-        elif usd is not None and price > usd and not begun:
+        elif usd is not None and price > usd and not is_over:
             left_out[cell.name] = f"${price:.2f} with those before, sweep.max_usd={usd:g}"
         else:
             spent_hours = needs
+            continue
+        spent_hours += own_device_hours(state.summary) if state.summary else 0.0
+    for cell in sorted(found, key=lambda cell: cell.steps):  # one that costs less than its beginning came before it
+        if cell.parent in left_out and not states[cell.name].is_over and not may_begin(cell):
+            left_out.setdefault(cell.name, f"its beginning, {cell.parent}, is left out")
     return left_out
 
 
@@ -123,7 +150,7 @@ def _tree(cell: Cell, cost: Cost, left_out: str | None) -> dict[str, Any]:
         "peak_lr": config.optimizer.peak_lr,
         "seed": config.run.seed,
         "tokens": cell.tokens,
-        "unique_tokens": getattr(config.data, "unique_tokens", None),
+        "unique_tokens": config.data.unique_tokens,
         "flops_full_per_token": full,
         "flops_causal_per_token": causal,
         "flops_full": cell.flops_full,
@@ -138,10 +165,22 @@ def _tree(cell: Cell, cost: Cost, left_out: str | None) -> dict[str, Any]:
     }
 
 
+def _runnable(config: SweepConfig, found: Sequence[Cell]) -> list[str]:
+    """What lacks; a plan that is only looked at needs no data yet."""
+    try:
+        _refuse_unrunnable(config, found)
+    except DataError as error:
+        if config.start or config.submit:
+            raise
+        return [f"cannot be started yet: {error}"]
+    return []
+
+
 def _refuse_unrunnable(config: SweepConfig, found: Sequence[Cell]) -> None:
-    """What `train` would refuse, of the cheapest and the dearest cell: said now, not after hours."""
-    ranks, parallel = config.job.n_ranks, config.parallel
-    for cell in {found[0].name: found[0], found[-1].name: found[-1]}.values():
-        run = dataclasses.replace(cell.config.run, branch_from=None)
-        grid = RankGrid(0, ranks, 0, config.job.ranks_per_node, parallel.tp_size, parallel.sp_size)
+    """What `train` would refuse, of the cheapest cell and the dearest of each kind: said now, not after hours."""
+    dearest = {(cell.family, cell.config.data.unique_tokens, cell.held_out): cell for cell in found}
+    for cell in {found[0].name: found[0], **{cell.name: cell for cell in dearest.values()}}.values():
+        parallel, run = cell.config.parallel, dataclasses.replace(cell.config.run, branch_from=None)
+        per_node = cell.ranks if cell.ranks != config.job.n_ranks else config.job.ranks_per_node
+        grid = RankGrid(0, cell.ranks, 0, per_node, parallel.tp_size, parallel.sp_size)
         check(dataclasses.replace(cell.config, run=run), grid)

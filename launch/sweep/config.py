@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from launch.fit_config import FitChoice
 from launch.submit_config import SubmitConfig, Target
+from train.config import Device
 
 CELL = "cell"
 """stands for the name of a run, which each cell has of its own"""
@@ -152,21 +153,27 @@ class SweepConfig(SubmitConfig):
             found.append(f"job.target={self.job.target}: a sweep runs here (start=true) or under Slurm (submit=true)")
         if self.start and self.job.nodes > 1:
             found.append(f"job.nodes={self.job.nodes} with start=true: this is one computer; submit=true goes to Slurm")
+        if self.start and self.sweep.jobs > 1 and self.cluster.device == Device.cuda and not self.job.gpus_per_node:
+            found.append(
+                f"sweep.jobs={self.sweep.jobs} cells would share one GPU: say how many each has by job.gpus_per_node"
+            )
         if self.slurm.chain > 1:
             found.append(f"slurm.chain={self.slurm.chain}: elements of an array go back into the queue by themselves")
         return found + self._run_problems()
 
     def _run_problems(self) -> list[str]:
         """What a sweep decides for each cell."""
+        taken = [f"run.labels.{name}" for name in ("family", "sweep") if name in self.run.labels]
         own = {"name": CELL, "folder": "runs", "seed": 0, "start_from": None, "branch_from": None, "stop_at_step": None}
         changed = [
             f"run.{name}={getattr(self.run, name)}" for name, usual in own.items() if getattr(self.run, name) != usual
         ]
+        changed += taken
         if not changed:
             return []
         return [
-            f"{', '.join(changed)}: cells get theirs from the sweep (sweep.name, sweep.folder, sweep.seeds); "
-            "leave it out"
+            f"{', '.join(changed)}: cells get theirs from the sweep (sweep.name, sweep.folder, sweep.seeds, "
+            "sweep.families); leave it out"
         ]
 
 

@@ -93,6 +93,18 @@ def own_device_hours(summary: dict[str, Any]) -> float:
     return sum((summary.get("device_hours") or {}).values()) - sum(shared.values())
 
 
+def left_share(cell: Cell, summary: dict[str, Any] | None) -> float:
+    """Of the cell's own steps, those that are not saved yet."""
+    step = max(cell.shared_steps, int((summary or {}).get("step") or 0))
+    return max(0, cell.steps - step) / cell.own_steps
+
+
+def whole_device_hours(cell: Cell, cost: Cost, summary: dict[str, Any] | None, is_over: bool) -> float:
+    """What was spent on the cell, and unless it is over, what is still to come."""
+    spent = own_device_hours(summary) if summary else 0.0
+    return spent if is_over else spent + cost.device_hours * left_share(cell, summary)
+
+
 def _spent(summary: dict[str, Any]) -> dict[str, float]:
     """Own seconds of wall clock by purpose."""
     shared = (summary.get("branch") or {}).get("device_hours") or {}

@@ -12,7 +12,7 @@ from conf.errors import ConfigError
 from launch.sweep.cells import Cell
 from launch.sweep.config import SweepConfig
 from launch.sweep.costs import Cost
-from launch.sweep.states import Become, state_of
+from launch.sweep.states import state_of
 
 if TYPE_CHECKING:
     from launch.ledger_row import LedgerRow
@@ -25,14 +25,19 @@ class Outcome:
     def __init__(self, config: SweepConfig, cells: Sequence[Cell]):
         self.folder = Path(config.sweep.folder) / config.sweep.name
         self._choice, self._held_out = config.fit, [cell for cell in cells if cell.held_out]
+        self._edges: list[tuple[str, str]] = []
+        """(run, why) of the best that was tuned, where better may lie beyond what was tried"""
 
     def before(self, cell: Cell, cost: Cost, say: Say) -> None:
         """Seals what is expected of a held-out run: without that it may not start. Raises ConfigError where the rows
         carry no law, or a forecast was altered."""
-        from launch.forecast import Target, require_sealed, seal
+        from launch.forecast import Target, history, require_sealed, seal
         from launch.forecast_text import forecast_text
 
-        if state_of(cell).become == Become.new:
+        sealed = next((one for one, _ in history(self.folder) if one.run == cell.name), None)
+        if sealed is not None:  # it stands, whatever has been trained since
+            say(f"{cell.name} was foretold on {sealed.written}: {self.folder}/forecasts/{sealed.number:04d}.json")
+        else:
             target = Target(
                 run=cell.name,
                 run_folder=cell.folder,
@@ -52,6 +57,7 @@ class Outcome:
     def record(self, say: Say) -> None:
         """After a cell has ended: the ledger anew, and the score of a held-out run that has none yet."""
         from launch.ledger import collect, write
+        from launch.scaling.rows import Verdict
 
         try:
             rows, odd = collect(self.folder / "runs")
@@ -59,16 +65,19 @@ class Outcome:
             say(f"no ledger yet: {error}")
             return
         write(rows, self.folder / "ledger")
+        self._edges = [(row.run_name, row.why) for row in rows if row.verdict == Verdict.edge]
         for folder, why in odd:
             say(f"no row of the ledger: {folder}: {why}")
         for cell in self._held_out:
-            if state_of(cell).become in (Become.finished, Become.diverged):
+            if state_of(cell).is_over:
                 self._score(cell, say)
 
     def close(self, say: Say) -> None:
-        """At the end: the report."""
+        """At the end: what was tuned and has its best at the edge of what was tried; the report."""
         from launch.sweep_report import write_sweep_report
 
+        for run, why in self._edges:
+            say(f"EDGE   {run}  {why}")
         for line in write_sweep_report(self.folder):
             say(line)
 

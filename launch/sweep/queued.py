@@ -14,7 +14,7 @@ from launch.sweep.cells import Cell
 from launch.sweep.config import SweepConfig
 from launch.sweep.costs import Cost
 from launch.sweep.outcome import Outcome
-from launch.sweep.states import Become, State
+from launch.sweep.states import State, lost
 
 
 def send(config: SweepConfig, cells: Sequence[Cell], priced: Mapping[str, Cost], states: Mapping[str, State]) -> int:
@@ -22,7 +22,8 @@ def send(config: SweepConfig, cells: Sequence[Cell], priced: Mapping[str, Cost],
     outcome = Outcome(config, cells)
     if any(state.summary for state in states.values()):
         outcome.record(_say)
-    left = [cell for cell in cells if states[cell.name].become not in (Become.finished, Become.diverged)]
+    gone = lost(cells, states)
+    left = [cell for cell in cells if not states[cell.name].is_over and cell.name not in gone]
     first = [cell for cell in left if not cell.held_out]
     if not left:
         outcome.close(_say)

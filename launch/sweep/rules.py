@@ -17,6 +17,7 @@ porian: section 5 of that paper, with beta2 = .99 up to 128 x 2048 tokens a step
 from dataclasses import dataclass
 
 from launch.sweep.config import Rule
+from model.config import Init
 
 _PORIAN_N = 108e6
 _PORIAN_SMALL_BATCH = 128 * 2048
@@ -43,6 +44,18 @@ def setting(rule: Rule, base: Setting, n_matmul: int, n_non_embedding: int, toke
         case Rule.step_law:
             rate = 1.79 * n_non_embedding**-0.713 * tokens**0.307
             return Setting(rate, 0.58 * tokens**0.571, base.beta2)
+
+
+def rule_problems(rule: Rule, init: Init) -> list[str]:
+    """Where two rules would scale the rate, or none."""
+    if rule == Rule.mup and init != Init.mup:
+        return [
+            f"sweep.rule=mup, but model.init={init}: nothing would scale the learning rate; set model.init=mup, "
+            "model.mup_base_width and model.mup_base_head_dim, or say sweep.rule=fixed"
+        ]
+    if rule in (Rule.porian, Rule.step_law) and init == Init.mup:
+        return [f"sweep.rule={rule} and model.init=mup would both scale the learning rate: take one of the two"]
+    return []
 
 
 def depends_on_length(rule: Rule) -> bool:

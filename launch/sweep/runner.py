@@ -11,28 +11,25 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 from conf.errors import ConfigError
-from data_prep.files import exclusive
 from launch import words
 from launch.sweep.cells import Cell
 from launch.sweep.children import Places, command, environment, parented
 from launch.sweep.config import SweepConfig
-from launch.sweep.costs import Cost, costs, own_device_hours
+from launch.sweep.costs import Cost, costs, whole_device_hours
 from launch.sweep.outcome import Outcome
-from launch.sweep.states import Become, State, may_begin, state_of
-from train.errors import EXIT_PREEMPTED
+from launch.sweep.states import Become, State, lost, may_begin, state_of
 from train.metrics_file import last_step
 
 _LOOK_SECONDS = 0.5
 _TELL_SECONDS = 60.0
 _LEAVE = (signal.SIGINT, signal.SIGTERM)
-_DONE = (Become.finished, Become.diverged)
 
 
 @dataclass
@@ -46,10 +43,10 @@ class _Child:
 
 
 class Runner:
-    def __init__(self, config: SweepConfig, cells: Sequence[Cell], priced: Mapping[str, Cost]):
+    def __init__(self, config: SweepConfig, cells: Sequence[Cell], priced: Mapping[str, Cost], places: Places):
         self._config, self._cells = config, list(cells)
         self._costs, self._outcome = dict(priced), Outcome(config, cells)
-        self._places = Places.of(config)
+        self._places = places
         self._children: list[_Child] = []
         self._tried: set[str] = set()
         self._failed: dict[str, str] = {}
@@ -57,10 +54,9 @@ class Runner:
         self._told_at = time.monotonic()
 
     def run(self) -> int:
-        """The exit code: 0 when every cell has ended (a diverged one has), 1 if one failed or could not begin, 143 or
-        130 after a signal."""
+        """The exit code: 0 when every cell has ended (a diverged one has, and what would begin as it did), 1 if one
+        failed or could not begin, 143 or 130 after a signal."""
         with ExitStack() as stack:
-            stack.enter_context(exclusive(self._outcome.folder, "it runs the cells of this sweep", name=".running"))
             for number in _LEAVE:
                 before = signal.signal(number, self._leave)
                 stack.callback(signal.signal, number, before)
@@ -81,29 +77,28 @@ class Runner:
     # --- what is next ------------------------------------------------------------------------------------------------
 
     def _next(self) -> Cell | None:
-        """The cheapest cell that can begin now."""
+        """The cheapest cell that can begin now; a held-out one when no other runs or can begin any more."""
         if len(self._children) == self._places.count:
             return None
         waiting = [cell for cell in self._cells if cell.name not in self._tried and not self._is_done(cell)]
         for cell in waiting:
-            if cell.held_out and (self._children or any(not other.held_out for other in waiting)):
-                if self._children:
-                    return None
-                continue
-            if may_begin(cell, self._cells) and self._has_room(cell):
+            if cell.held_out and self._children:
+                return None
+            if may_begin(cell) and self._has_room(cell):
                 return cell
         return None
 
     def _is_done(self, cell: Cell) -> bool:
-        return any(child.cell is cell for child in self._children) or state_of(cell).become in _DONE
+        return any(child.cell is cell for child in self._children) or state_of(cell).is_over
 
     def _has_room(self, cell: Cell) -> bool:
-        """Under the caps, by what was really spent."""
+        """Under the caps, by what was really spent and what those that run will still take."""
         hours, usd = self._config.sweep.max_device_hours, self._config.sweep.max_usd
-        states = [state_of(other) for other in self._cells]
-        spent = sum(own_device_hours(state.summary) for state in states if state.summary)
-        spent += sum(self._costs[child.cell.name].device_hours for child in self._children)
-        needs = spent + self._costs[cell.name].device_hours
+        running = {child.cell.name for child in self._children} | {cell.name}
+        needs = sum(
+            whole_device_hours(other, self._costs[other.name], state_of(other).summary, other.name not in running)
+            for other in self._cells
+        )
         price = needs * (self._config.cluster.usd_per_device_hour or 0.0)
         if (hours is None or needs <= hours) and (usd is None or price <= usd):
             return True
@@ -155,8 +150,8 @@ class Runner:
             self._say(f"done   {cell.name}  {state.words(cell)}  in {took}  ({self._count()})")
         elif state.become == Become.diverged:
             self._say(f"DIVERGED  {cell.name} at step {state.step}, in {took}: the sweep goes on")
-        elif code == EXIT_PREEMPTED and self._told_to_leave is not None:
-            self._say(f"saved  {cell.name} at step {state.step} of {cell.steps}")
+        elif self._told_to_leave is not None and state.become in (Become.new, Become.partial):
+            self._say(f"left   {cell.name}, saved at step {state.step} of {cell.steps}")
         else:
             self._failed[cell.name] = f"exit code {code}; see {cell.folder / 'console.log'}: {_last_line(cell.folder)}"
             self._say(f"FAILED {cell.name}: {self._failed[cell.name]}")
@@ -172,7 +167,8 @@ class Runner:
     def _leave(self, number: int, frame: FrameType | None) -> None:
         self._told_to_leave = number
         for child in self._children:
-            os.killpg(child.process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it has ended, and its code was read just now
+                os.killpg(child.process.pid, signal.SIGTERM)
 
     # --- words -------------------------------------------------------------------------------------------------------
 
@@ -181,7 +177,7 @@ class Runner:
         print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
     def _count(self) -> str:
-        done = sum(state_of(cell).become in _DONE for cell in self._cells)
+        done = sum(state_of(cell).is_over for cell in self._cells)
         return f"{done} of {len(self._cells)}"
 
     def _progress(self) -> str:
@@ -194,15 +190,18 @@ class Runner:
     def _left_seconds(self) -> float:
         """If all places were busy to the end."""
         now = time.monotonic()
-        waiting = [cell for cell in self._cells if cell.name not in self._tried and state_of(cell).become not in _DONE]
+        waiting = [cell for cell in self._cells if cell.name not in self._tried and not state_of(cell).is_over]
         running = [max(0.0, self._costs[c.cell.name].seconds - (now - c.started)) for c in self._children]
         share = sum(self._costs[cell.name].seconds for cell in waiting if not cell.held_out) + sum(running)
         return share / self._places.count + sum(self._costs[cell.name].seconds for cell in waiting if cell.held_out)
 
     def _end(self) -> int:
         states: dict[str, State] = {cell.name: state_of(cell) for cell in self._cells}
+        gone = lost(self._cells, states)
         for cell in self._cells:
-            if states[cell.name].become not in _DONE and cell.name not in self._failed and self._told_to_leave is None:
+            if cell.name in gone:
+                print(f"lost: {cell.name}: {gone[cell.name]}")
+            elif not states[cell.name].is_over and cell.name not in self._failed and self._told_to_leave is None:
                 self._failed[cell.name] = _why_not(cell, states)
         for name, why in self._failed.items():
             print(f"not done: {name}: {why}")
@@ -220,7 +219,7 @@ def _why_not(cell: Cell, states: Mapping[str, State]) -> str:
             f"it shares its first {cell.shared_steps} steps with {cell.parent}, which is {before.become} at step "
             f"{before.step} and has no checkpoint of that step"
         )
-    return "held out, and cells before it did not end"
+    return "it was not come to"
 
 
 def _last_line(folder: Path) -> Any:

@@ -1,6 +1,7 @@
 """Axes become cells: whole configurations of `train`, of the size, length, rate and beginning that was asked for."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -8,12 +9,17 @@ from conf.compose import compose
 from conf.errors import ConfigError
 from launch.again import TRAIN
 from launch.sweep.cells import Cell, cells
+from launch.sweep.config import CELL
 from launch.sweep.rules import Rule, Setting, micro_batch, sequences, setting, warmup
+from launch.sweep.table import remarks
 from model.arithmetic import count_parameters, flops_per_token
-from tests.launch.sweep.words import sweep_of
+from tests.launch.sweep.words import APP, sweep_of
 from train.batch import solve_batch
 from train.config import TrainConfig
 from train.schedule import lr_of
+
+ROOT = Path(__file__).resolve().parents[3]
+MUP = ("model.init=mup", "model.mup_base_width=32", "model.mup_base_head_dim=8")
 
 
 def made(*words: str) -> list[Cell]:
@@ -144,6 +150,39 @@ def test_held_out_run_alone_takes_all_places():
     assert {cell.ranks for cell in made(*words, "submit=true")} == {1}
 
 
+def test_held_out_run_has_what_all_cells_have_and_else_what_the_rule_says():
+    held_out = "sweep.held_out=[{d_model: 64, n_layers: 2, tokens: 5120}]"
+    *others, last = made(held_out, "sweep.lr_factors=[0.5]", "sweep.batch_factors=[2]", "sweep.unique_tokens=[1024]")
+    for config in (others[0].config, last.config):
+        told = (config.optimizer.peak_lr, config.batch.global_batch_size, config.data.unique_tokens)
+        assert told == (0.0015, 16, 1024)
+    last = made(held_out, "sweep.lr_factors=[0.5, 2]", "sweep.unique_tokens=[1024, 2048]")[-1]
+    assert (last.config.optimizer.peak_lr, last.config.data.unique_tokens) == (0.003, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("sweep.rule=porian",), "sweep.rule=porian sets the learning rate and the batch of every cell; optimizer.pe"),
+        (("sweep.rule=mup", *MUP), "sweep.rule=mup: lr is that of width 32"),
+        (("sweep.warmup_tokens_per_param=0.01",), "schedule.warmup_tokens=512 is not used: sweep.warmup_tokens_per_p"),
+        (("schedule.warmup_tokens=513",), "warm-up cut to sweep.max_warmup_ratio=0.2 of the shortest run of the size"),
+        (("schedule=cosine",), "sweep.branch=true would have it: with schedule=cosine rates differ"),
+        (("sweep.rule=step_law",), "sweep.branch=true would have it: with sweep.rule=step_law rates differ"),
+    ],
+)
+def test_keys_that_a_rule_or_a_schedule_overrules_are_said(words: tuple[str, ...], told: str):
+    words = ("sweep.steps_at_least=1", *words)
+    assert any(told in one for one in remarks(sweep_of(*words), made(*words)))
+    assert remarks(sweep_of(), made()) == []
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in (ROOT / "conf" / "sweep").glob("*.yaml")))
+def test_sweeps_that_come_along_can_be_planned(name: str):
+    found, _ = cells(compose(APP, [f"run.name={CELL}", f"sweep={name}"]))
+    assert len(found) >= 12
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -161,6 +200,14 @@ def test_held_out_run_alone_takes_all_places():
         (("fit.family=lstm",), "fit.family=lstm is none of sweep.families: transformer"),
         (("run.seed=3",), "run.seed=3: cells get theirs from the sweep"),
         (("start=true", "submit=true"), "ask one"),
+        (("run.labels={family: x}",), "run.labels.family: cells get theirs from the sweep"),
+        (("sweep.rule=mup",), "sweep.rule=mup, but model.init=gpt2: nothing would scale the learning rate"),
+        (("sweep.rule=porian", *MUP), "sweep.rule=porian and model.init=mup would both scale the learning rate"),
+        (("sweep.unique_tokens=[1000]",), "data.unique_tokens=1_000 is no whole number of rows of data.seq_len=32"),
+        (
+            ("sweep.jobs=2", "start=true", "cluster.device=cuda"),
+            "sweep.jobs=2 cells would share one GPU: say how many each has by job.gpus_per_node",
+        ),
         (("job.target=torchrun",), "a sweep runs here (start=true) or under Slurm"),
         (("sweep.max_usd=-1",), "sweep.max_usd=-1.0 must be above 0"),
         (("sweep.families={a: ['model.nlayers=3']}", "fit.family=a"), "model.nlayers"),

@@ -76,6 +76,14 @@ def test_nothing_is_written_without_start(here: Path):
     assert not (here / "sweeps").exists()
 
 
+def test_plan_without_data_is_shown_with_what_lacks_and_is_not_started(tmp_path: Path):
+    code, printed = finish(sweep(tmp_path))
+    assert (code, "note: cannot be started yet: data/tiny holds no finished dataset" in printed) == (0, True), printed
+    code, printed = finish(sweep(tmp_path, "start=true"))
+    assert code not in (0, 1), printed
+    assert not (tmp_path / "sweeps").exists()
+
+
 def test_sweep_goes_on_past_cells_that_diverge_or_fail(here: Path):
     blocked = here / "sweeps" / "tiny" / "runs" / "d16-l1-5.12k-lr1-s0"
     blocked.mkdir(parents=True)
