@@ -100,17 +100,19 @@ def cells(config: SweepConfig) -> tuple[list[Cell], list[tuple[str, str]]]:
         raise ConfigError(
             [f"fit.family={config.fit.family} is none of sweep.families: {', '.join(config.sweep.families)}"]
         )
-    alike: dict[tuple[object, ...], list[Point]] = {}
+    alike: dict[tuple[object, ...], list[Cell]] = {}
+    silly: list[tuple[str, str]] = []
     for point in _points(config):
-        alike.setdefault((point.family, _sizes(point.shape), *_axes(point), point.held_out), []).append(point)
-    made = [cell for points in alike.values() if not points[0].held_out for cell in _chain(config, points)]
-    shortest = min(cell.tokens for cell in made)
-    made += [cell for points in alike.values() if points[0].held_out for cell in _chain(config, points, shortest)]
-    silly = [(cell.name, why) for cell in made if (why := _silly(config, cell))]
-    kept = [cell for cell in made if not _silly(config, cell)]
-    _refuse_twins(kept)
-    kept = [_unless_lost(cell, kept) for cell in kept]
-    return sorted(kept, key=lambda cell: (cell.held_out, cell.own_flops_causal, cell.name)), silly
+        draft = _draft(config, point)
+        if why := _silly(config, draft):
+            silly.append((draft.name, why))
+        else:
+            alike.setdefault((point.family, _sizes(point.shape), *_axes(point), point.held_out), []).append(draft)
+    made = [cell for drafts in alike.values() if not drafts[0].held_out for cell in _chain(config, drafts)]
+    shortest = min((cell.tokens for cell in made), default=None)
+    made += [cell for drafts in alike.values() if drafts[0].held_out for cell in _chain(config, drafts, shortest)]
+    _refuse_twins(made)
+    return sorted(made, key=lambda cell: (cell.held_out, cell.own_flops_causal, cell.name)), silly
 
 
 def _silly(config: SweepConfig, cell: Cell) -> str:
@@ -163,10 +165,10 @@ def _family(config: SweepConfig, family: str, words: Sequence[str]) -> TrainConf
     return compose(TRAIN, [*known, *words])
 
 
-def _chain(config: SweepConfig, points: Sequence[Point], shortest: int | None = None) -> list[Cell]:
+def _chain(config: SweepConfig, drafts: Sequence[Cell], shortest: int | None = None) -> list[Cell]:
     """Cells that differ in length only, the shorter ones first. shortest: tokens that a warm-up is measured by; None
     means the shortest of these."""
-    drafts = sorted((_draft(config, point) for point in points), key=lambda cell: cell.steps)
+    drafts = sorted(drafts, key=lambda cell: cell.steps)
     shortest = min(drafts[0].tokens, shortest or drafts[0].tokens)
     axes, found = config.sweep, list[Cell]()
     for cell in drafts:
@@ -218,11 +220,6 @@ def _keeping(config: TrainConfig, step: int) -> TrainConfig:
     return dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, keep_steps=steps))
 
 
-def _unless_lost(cell: Cell, kept: Sequence[Cell]) -> Cell:
-    """A cell whose parent was left out begins by itself."""
-    return cell if cell.parent is None or any(other.name == cell.parent for other in kept) else alone(cell)
-
-
 def _draft(config: SweepConfig, point: Point) -> Cell:
     """All but the warm-up, which depends on the shortest of the chain."""
     model = shaped(point.base.model, point.shape)
@@ -272,7 +269,7 @@ def _ranks(config: SweepConfig, point: Point, asked: Setting) -> tuple[int, int]
     """(ranks of the cell, ranks that share out its batch). A held-out run on this computer is alone, and takes all
     places if its batch can be shared out so."""
     a_row = point.base.parallel.tp_size * point.base.parallel.sp_size
-    all_places = config.job.n_ranks * config.sweep.jobs
+    all_places = config.job.n_ranks * config.sweep.places
     takes_all = point.held_out and not config.submit and config.job.nodes == 1
     whole = round(asked.tokens_per_step * point.batch_factor / point.base.data.seq_len)
     if takes_all and all_places % a_row == 0 and whole % (all_places // a_row) == 0:

@@ -30,7 +30,7 @@ class Places:
     @staticmethod
     def of(config: SweepConfig) -> "Places":
         """Raises ConfigError where there are fewer cores or GPUs than asked for."""
-        cores, count, ranks = tuple(sorted(os.sched_getaffinity(0))), config.sweep.jobs, config.job.ranks_per_node
+        cores, count, ranks = tuple(sorted(os.sched_getaffinity(0))), config.sweep.places, config.job.ranks_per_node
         if count * ranks > len(cores):
             raise ConfigError(
                 [f"sweep.jobs={count} cells of {ranks} ranks need {count * ranks} cores, and there are {len(cores)}"]

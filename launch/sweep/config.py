@@ -94,8 +94,9 @@ class AxesConfig:
     branch: bool = True
     """runs that differ in length only share their beginning (schedule=wsd): the longer goes on from a checkpoint of the
     shorter, and ends as it would have alone"""
-    jobs: int = 1
-    """cells that run side by side on this computer, or elements of the Slurm array at once"""
+    jobs: int | None = None
+    """cells that run side by side on this computer, null: one; or elements of the Slurm array at once, null: as many
+    as find room"""
     max_device_hours: float | None = None
     """cells that would go beyond it are left out, dearest last; so with the next"""
     max_usd: float | None = None
@@ -116,12 +117,17 @@ class AxesConfig:
         if not 0 < self.max_warmup_ratio <= 1:
             found.append(f"sweep.max_warmup_ratio={self.max_warmup_ratio} must lie in (0, 1]")
         for name in ("jobs", "steps_at_least"):
-            if getattr(self, name) < 1:
-                found.append(f"sweep.{name}={getattr(self, name)} must be at least 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                found.append(f"sweep.{name}={value} must be at least 1")
         for name in ("max_device_hours", "max_usd", "least_tokens_per_param", "most_tokens_per_param"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 found.append(f"sweep.{name}={getattr(self, name)} must be above 0, or null")
         return found
+
+    @property
+    def places(self) -> int:
+        """On this computer."""
+        return self.jobs or 1
 
     def _budget_problems(self) -> list[str]:
         kinds = ("tokens", "tokens_per_param", "flops")
@@ -153,7 +159,7 @@ class SweepConfig(SubmitConfig):
             found.append(f"job.target={self.job.target}: a sweep runs here (start=true) or under Slurm (submit=true)")
         if self.start and self.job.nodes > 1:
             found.append(f"job.nodes={self.job.nodes} with start=true: this is one computer; submit=true goes to Slurm")
-        if self.start and self.sweep.jobs > 1 and self.cluster.device == Device.cuda and not self.job.gpus_per_node:
+        if self.start and self.sweep.places > 1 and self.cluster.device == Device.cuda and not self.job.gpus_per_node:
             found.append(
                 f"sweep.jobs={self.sweep.jobs} cells would share one GPU: say how many each has by job.gpus_per_node"
             )

@@ -50,6 +50,8 @@ class Runner:
         self._children: list[_Child] = []
         self._tried: set[str] = set()
         self._failed: dict[str, str] = {}
+        self._broken = False
+        """a cell has failed in this start"""
         self._told_to_leave: int | None = None
         self._told_at = time.monotonic()
 
@@ -82,8 +84,8 @@ class Runner:
             return None
         waiting = [cell for cell in self._cells if cell.name not in self._tried and not self._is_done(cell)]
         for cell in waiting:
-            if cell.held_out and self._children:
-                return None
+            if cell.held_out and (self._children or self._broken):
+                return None  # a row that failed may be there after the next start, and the law would lack it
             if may_begin(cell) and self._has_room(cell):
                 return cell
         return None
@@ -153,6 +155,7 @@ class Runner:
         elif self._told_to_leave is not None and state.become in (Become.new, Become.partial):
             self._say(f"left   {cell.name}, saved at step {state.step} of {cell.steps}")
         else:
+            self._broken = True
             self._failed[cell.name] = f"exit code {code}; see {cell.folder / 'console.log'}: {_last_line(cell.folder)}"
             self._say(f"FAILED {cell.name}: {self._failed[cell.name]}")
         self._reckon()
@@ -219,6 +222,8 @@ def _why_not(cell: Cell, states: Mapping[str, State]) -> str:
             f"it shares its first {cell.shared_steps} steps with {cell.parent}, which is {before.become} at step "
             f"{before.step} and has no checkpoint of that step"
         )
+    if cell.held_out:
+        return "it waits for cells before it, of which one failed: start again, or take that one out of the axes"
     return "it was not come to"
 
 
