@@ -7,12 +7,13 @@ in `sweep.folder`/`sweep.name`: plan.json, runs/, the ledger, the sealed forecas
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conf.check import to_tree
+from conf.check import flatten, to_tree
 from conf.errors import ConfigError
 from data_prep.files import DataError, exclusive, publish_json
 from launch.sweep.cells import Cell, cells
@@ -116,6 +117,7 @@ def write_plan(
 ) -> None:
     folder = folder_of(config)
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = _earlier_choices(folder / "plan.json", to_tree(config.fit))
     publish_json(
         folder / "plan.json",
         {
@@ -123,12 +125,29 @@ def write_plan(
             "name": config.sweep.name,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "fit": to_tree(config.fit),
+            "fit_before": earlier,
             "sweep": to_tree(config.sweep),
             "caps": {"device_hours": config.sweep.max_device_hours, "usd": config.sweep.max_usd},
             "cells": [_tree(cell, priced[cell.name], left_out.get(cell.name)) for cell in found],
             "not_in_the_plan": [{"run": name, "why": why} for name, why in short],
         },
     )
+
+
+def _earlier_choices(plan: Path, now: dict[str, Any]) -> list[dict[str, Any]]:
+    """How rows were to become a law before, if that was changed; told, for who sees losses first and chooses rows then
+    foretells nothing."""
+    try:
+        held = json.loads(plan.read_text())
+        earlier, choice, written = list(held.get("fit_before", [])), dict(held["fit"]), str(held["written"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    if choice == now:
+        return earlier
+    before, after = flatten(choice), flatten(now)
+    changed = [f"fit.{key} {before.get(key)} → {after.get(key)}" for key in after if before.get(key) != after.get(key)]
+    print(f"note: changed since the plan of {written}: {', '.join(changed)}. plan.json keeps both", flush=True)
+    return [*earlier, {"written": written, "fit": choice}]
 
 
 def _tree(cell: Cell, cost: Cost, left_out: str | None) -> dict[str, Any]:

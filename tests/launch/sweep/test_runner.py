@@ -69,6 +69,17 @@ def test_cells_of_another_configuration_are_refused_and_left_alone(swept: tuple[
     assert "choose another sweep.name" in printed
 
 
+def test_another_choice_of_rows_is_told_and_the_one_before_is_kept(swept: tuple[Path, str]):
+    code, printed = finish(sweep(swept[0], "fit.rows.min_tokens=3000", "start=true"))
+    assert code == 0, printed
+    assert "fit.rows.min_tokens 0.0 → 3000.0. plan.json keeps both" in printed
+    code, printed = finish(sweep(swept[0], "fit.rows.min_tokens=3000", "start=true"))
+    assert "plan.json keeps both" not in printed
+    plan = json.loads((swept[0] / "sweeps" / "tiny" / "plan.json").read_text())
+    assert [choice["fit"]["rows"]["min_tokens"] for choice in plan["fit_before"]] == [0.0]
+    assert plan["fit"]["rows"]["min_tokens"] == 3000.0
+
+
 def test_nothing_is_written_without_start(here: Path):
     code, printed = finish(sweep(here))
     assert code == 0, printed
