@@ -75,7 +75,7 @@ def _law(found: Findings) -> Verdict:
     unsure = f"; not identified: {', '.join(loose)}" if loose else ""
     form = f"L = {law.E:.4g} + {law.A:.4g}/N^{law.alpha:.3f} + {law.B:.4g}/D^{law.beta:.3f}"
     return Verdict(
-        "bad" if loose else "good",
+        "neutral" if loose else "good",
         f"{form} from {len(family.points.n)} runs, mean error {family.fit.error:.2%}; 95 %: {', '.join(said)}{unsure}",
     )
 
