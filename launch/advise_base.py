@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.sweep_plan import plan_beside
+
 _KEPT = re.compile(r"(data|model|optimizer|schedule)(\.[\w.]+)?=|batch\.global_batch_size=")
 
 
@@ -19,8 +21,8 @@ def sweep_words(typed: Sequence[str]) -> tuple[list[str], str]:
     """(words to go before those that are typed, where they are from); none where the rows are of no sweep with a
     plan. Nothing of a section for which another choice is typed."""
     keys = {word.lstrip("+").partition("=")[0] for word in typed}
-    file = _plan_of(typed)
-    plan = _read(file) if file else {}
+    asked = [Path(word.partition("=")[2]) for word in typed if word.startswith(("ledger=", "runs="))]
+    file, plan = plan_beside(asked[0]) if asked else (None, {})
     cells = [cell for cell in _cells(plan) if cell.get("held_out") is not True]
     if not cells or "experiment" in keys:
         return [], ""
@@ -32,22 +34,6 @@ def sweep_words(typed: Sequence[str]) -> tuple[list[str], str]:
 def _is_typed(word: str, keys: set[str]) -> bool:
     key = word.partition("=")[0]
     return key in keys or key.partition(".")[0] in keys
-
-
-def _plan_of(typed: Sequence[str]) -> Path | None:
-    """Beside the ledger, in the folder of runs, or beside that."""
-    asked = [word.partition("=")[2] for word in typed if word.startswith(("ledger=", "runs="))]
-    folders = [folder for value in asked for folder in (Path(value), Path(value).parent)]
-    return next((folder / "plan.json" for folder in folders if (folder / "plan.json").is_file()), None)
-
-
-def _read(plan: Path) -> dict[str, Any]:
-    """{} where it cannot be."""
-    try:
-        tree = json.loads(plan.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def _choice(tree: Any, key: str) -> list[str]:

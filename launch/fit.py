@@ -17,6 +17,7 @@ from launch.scaling.read_rows import rows_of_ledger, rows_of_runs
 from launch.scaling.report import analysis_text, decay_text, families_text, prediction_text, rows_text
 from launch.scaling.reproduce import reproduce
 from launch.scaling.rows import Row, RowRule, refuse_mixtures, split
+from launch.sweep_plan import other_choice
 
 MISSED = 1
 """exit code: a published number was not met"""
@@ -29,6 +30,8 @@ def fit(config: FitConfig) -> int:
         met = reproduce(Path(config.tables if config.reproduce == "all" else config.reproduce))
         return 0 if met else MISSED
     rows, odd = _rows(config)
+    if others := other_choice(Path(config.ledger or str(config.runs)), config):
+        print(f"note: the sweep itself goes by {', '.join(others)}; its forecasts are of that law\n", file=sys.stderr)
     used, dropped = split(rows, config.rows)
     _show_rows(used, [*odd, *((row.run, reason) for row, reason in dropped)])
     refuse_mixtures(used)

@@ -1,5 +1,6 @@
 """`launch fit` as a person uses it: a ledger in, tables and refusals out."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,15 @@ def test_published_tables_are_refitted_from_the_command_line():
 def test_tables_that_are_not_there_say_what_to_give(tmp_path: Path):
     with pytest.raises(ConfigError, match="is not there"):
         fit(compose(APP, ["reproduce=all", f"tables={tmp_path / 'none'}"]))
+
+
+def test_another_choice_of_rows_than_that_of_the_sweep_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = ledger(tmp_path / "ledger.jsonl", sweep())
+    choice = {"delta": 0.01, "rows": {"min_tokens": 5.0, "max_flops": None}, "later": 1}
+    (tmp_path / "plan.json").write_text(json.dumps({"fit": choice}))
+    asked = FitConfig(ledger=str(file), resamples=40)
+    fit(asked)
+    assert "goes by delta=0.01 (here 0.001), rows.min_tokens=5.0 (here 0.0); its" in capsys.readouterr().err
+    (tmp_path / "plan.json").write_text("{")
+    fit(asked)
+    assert "plan.json cannot be read, and nothing is taken from it" in capsys.readouterr().err
