@@ -55,7 +55,7 @@ ALSO = {
     "launch/verdicts.py": RUN_FILES,
     "launch/sweep/cells.py": {"train.branch", "train.run_folder"},
     "launch/sweep/command.py": {"train.parallel", "train.setup"},
-    "launch/sweep/runner.py": {"train.errors", "train.metrics_file"},
+    "launch/sweep/runner.py": {"train.metrics_file"},
     "launch/sweep/states.py": {"train.branch", "train.checkpoint.folders", "train.metrics_file", "train.run_folder"},
     "launch/ledger_run.py": RUN_FILES | {"train.run_folder"},
     "launch/forecast_score.py": {"train.history"},

@@ -134,6 +134,19 @@ def _not_met(place: str, words: str) -> str:
     )
 
 
+def _load_muon() -> None:
+    """DeepSpeed's own Muon, which it asks for whatever the optimizer, and which nobody here calls. Loading it has torch
+    load its compiler, for three functions: seconds at every start. So they stay uncompiled."""
+    import torch
+
+    compiled = torch.compile
+    torch.compile = lambda function, *_, **__: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        torch.compile = compiled
+
+
 def _import_deepspeed(device: str) -> Any:
     with quiet():
         import deepspeed
@@ -142,6 +155,8 @@ def _import_deepspeed(device: str) -> Any:
         raise EngineError(
             f"deepspeed {deepspeed.__version__} is installed; this project is made for {DEEPSPEED_VERSION}"
         )
+    with quiet():
+        _load_muon()
     if device == "cpu":
         # Asked which compiled ops could work here, DeepSpeed runs compilers, and then builds one for inference that
         # nobody calls: minutes, and a killed build leaves a lock on which every later start hangs. With a table in
